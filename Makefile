@@ -1,0 +1,67 @@
+# Works with GNU make 3.81, the one of macOS.
+#
+#   make test PG=/usr/lib/postgresql/15/bin     with another Postgres than the embedded one
+#   make test TESTS=tests/unit CHECKS=          some tests only, without the linters
+#   make demo PYTHON=python3.12                 with this Python
+
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
+PYTHON = $(shell for p in $(PYTHONS); do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PG =
+TESTS = tests
+CHECKS = lint types
+PYTEST_OPTIONS =
+
+BIN := .venv/bin
+DEV := .venv/.installed-dev
+DEMO := .venv/.installed-demo
+
+.PHONY: help demo test fmt lint types fault bench schema clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(DEMO) ## See a cluster at work, on a Postgres of its own
+	$(BIN)/cluster demo
+
+test: $(DEV) $(CHECKS) ## Run the linters, the type checker and all tests
+	$(BIN)/pytest -n auto $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS) $(TESTS)
+
+fmt: $(DEV) ## Format the code
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+lint: $(DEV) ## Check style, formatting and who imports whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: $(DEV) ## Check the types
+	$(BIN)/mypy
+
+fault: $(DEV) ## Kill, stop and cut off nodes, workers and servers
+	$(BIN)/pytest -n auto -m fault $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS)
+
+bench: $(DEV) ## Measure
+	$(BIN)/python -m bench
+
+schema: $(DEV) ## Write the SQL schema that the migrations add up to
+	$(BIN)/python -m cluster.sql.dump
+
+clean: ## Remove what make has made; the databases in .cluster stay
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEV): pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(DEV) $(DEMO)
+
+$(DEMO): pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is missing: apt install python3 (macOS: brew install python)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -1,0 +1,87 @@
+"""How long a failed job waits before its next attempt. Pure functions of the attempt number; no I/O."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+Backoff = Callable[[int], timedelta]
+"""From the number of the attempt that failed (the first is 1) to the wait before the next one."""
+
+LONGEST = timedelta(days=1)
+"""Cap of the growing strategies unless told otherwise: a broken dependency is noticed within a day of its repair."""
+
+
+def _checked(jitter: float, *durations: timedelta | None) -> None:
+    if not 0 <= jitter <= 1:
+        raise ValueError(f"jitter is a fraction from 0 to 1, not {jitter!r}")
+    if any(duration is not None and duration < timedelta(0) for duration in durations):
+        raise ValueError("a backoff can't be negative")
+
+
+@dataclass(frozen=True)
+class ConstantBackoff:
+    """The same `delay` after every failure.
+
+    jitter: fraction of the delay that is random, 0 to 1; 0.2 waits 80 to 100 % of it.
+    """
+
+    delay: timedelta = timedelta(seconds=30)
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        _checked(self.jitter, self.delay)
+
+    def __call__(self, attempt: int) -> timedelta:
+        return _jittered(self.delay.total_seconds(), self.jitter)
+
+
+@dataclass(frozen=True)
+class ExponentialBackoff:
+    """`delay * factor ** (attempt - 1)`: 5 s and factor 2 give 5, 10, 20, 40 … up to `cap`."""
+
+    delay: timedelta
+    factor: float = 2.0
+    cap: timedelta = LONGEST
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        _checked(self.jitter, self.delay, self.cap)
+        if self.factor < 1:
+            raise ValueError("factor is at least 1; for a constant delay use ConstantBackoff")
+
+    def __call__(self, attempt: int) -> timedelta:
+        grown = _power(self.factor, attempt - 1) * self.delay.total_seconds()
+        return _jittered(min(grown, self.cap.total_seconds()), self.jitter)
+
+
+@dataclass(frozen=True)
+class PolynomialBackoff:
+    """`attempt ** power` seconds: power 4 gives 1, 16, 81, 256, 625 … up to `cap`."""
+
+    power: float = 4.0
+    cap: timedelta = LONGEST
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        _checked(self.jitter, self.cap)
+
+    def __call__(self, attempt: int) -> timedelta:
+        return _jittered(min(_power(attempt, self.power), self.cap.total_seconds()), self.jitter)
+
+
+LinearBackoff = ConstantBackoff
+"""The name that IHP gives to a constant delay."""
+
+
+def _jittered(seconds: float, jitter: float) -> timedelta:
+    return timedelta(seconds=seconds * random.uniform(1 - jitter, 1) if jitter else seconds)
+
+
+def _power(base: float, exponent: float) -> float:
+    try:
+        return float(base**exponent)
+    except OverflowError:
+        return float("inf")

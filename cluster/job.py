@@ -1,0 +1,375 @@
+"""The base class of jobs: a subclass is a job type, its fields are columns, an instance is one row.
+
+Defines and checks classes; enqueueing is in `client`, performing in `worker`. No I/O.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import typing
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, dataclass_transform
+
+import pydantic
+import pydantic.dataclasses
+import structlog
+from pydantic.fields import FieldInfo
+from pydantic_core import ArgsKwargs
+
+from cluster.backoff import Backoff, ConstantBackoff
+from cluster.columns import Column, CopyOf, column_of
+from cluster.errors import JobArgumentError, JobDefinitionError
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+
+OPTIONS = (
+    "table", "queue", "priority", "max_attempts", "max_crashes", "timeout", "backoff", "max_concurrency",
+    "concurrency_key", "isolation", "retention", "retention_failed",
+)  # fmt: skip
+HOOKS = ("before_perform", "after_perform", "after_success", "after_failure")
+PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many")
+ATTRIBUTES = ("id", "attempt", "row", "now", "log")
+STANDARD_COLUMNS = (
+    "id", "queue", "priority", "run_at", "status", "attempts_count", "crashes_count", "last_error", "locked_at", "locked_by",
+    "started_at", "finished_at", "cancel_requested_at", "created_at", "updated_at",
+)  # fmt: skip
+_RESERVED = frozenset(OPTIONS + HOOKS + PERFORM + ATTRIBUTES + STANDARD_COLUMNS + ("traceparent", "parked"))
+_CONFIG = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False)
+
+
+class Row(NamedTuple):
+    """The standard columns of the row that is being performed."""
+
+    queue: str
+    priority: int
+    run_at: datetime
+    attempts_count: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What the rest of the system needs to know of a job class; made once, when the class is defined."""
+
+    name: str
+    table: str
+    columns: tuple[Column, ...]
+    is_async: bool
+    hooks: frozenset[str]
+    """Names of the hooks that the class really has: the others are not called."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(pydantic.Field,))
+class Job:
+    """One job. Subclass it: annotated names are columns, plain ones options, and `perform` does the work."""
+
+    table: ClassVar[str] = ""
+    """Table of this job type, optionally with its schema. Empty: from the class name (EmailCustomersJob: email_customers_jobs)."""
+    queue: ClassVar[str] = "default"
+    priority: ClassVar[int] = 50
+    """1 to 100; lower runs first."""
+    max_attempts: ClassVar[int] = 10
+    """Executions in all; 0 and 1 both mean one."""
+    max_crashes: ClassVar[int] = 3
+    """Worker processes that a job may take down before it is `failed` for good."""
+    timeout: ClassVar[timedelta | None] = None
+    """Of one attempt, from the start of `perform`. None: no limit."""
+    backoff: ClassVar[Backoff] = ConstantBackoff(timedelta(seconds=30))
+    max_concurrency: ClassVar[int | None] = 16
+    """Jobs of this type that run at once in the whole cluster. None: no limit."""
+    concurrency_key: ClassVar[str | None] = None
+    """Column for whose every value the limit holds separately. None: one limit for the type."""
+    isolation: ClassVar[Literal["process", "thread"]] = "process"
+    """Where a plain `def perform` runs: a worker process of its own, or a thread beside other jobs."""
+    retention: ClassVar[timedelta | None] = None
+    """How long succeeded rows are kept. None: for ever; zero: deleted on success."""
+    retention_failed: ClassVar[timedelta | None] = None
+    """The same for failed, timed out and cancelled rows. None: for ever."""
+
+    __definition__: ClassVar[Definition | None] = None
+
+    # Set by the worker and by perform_later; None before.
+    id: int | None = None
+    attempt: int | None = None
+    row: Row | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_names(cls)
+        _check_options(cls)
+        _copy_mutable_defaults(cls)
+        try:
+            pydantic.dataclasses.dataclass(cls, kw_only=True, config=_CONFIG)
+        except (pydantic.errors.PydanticUserError, TypeError) as error:
+            raise JobDefinitionError(f"{cls.__qualname__}: {_first_line(error)}") from error
+        # pydantic put its own __init__ into the class; ours explains unknown arguments.
+        cls.__init__ = Job.__init__  # type: ignore[method-assign]
+        cls.__definition__ = _define(cls) if hasattr(cls, "perform") else None
+
+    def __init__(self, **arguments: Any) -> None:
+        definition(type(self))
+        fields: Mapping[str, FieldInfo] = type(self).__pydantic_fields__  # type: ignore[attr-defined]
+        unknown = [name for name in arguments if name not in fields]
+        if unknown:
+            raise JobArgumentError(
+                f"{type(self).__name__} has no field {unknown[0]!r}{_did_you_mean(unknown[0], fields)}"
+                f"; its fields are: {', '.join(fields) or 'none'}"
+            )
+        try:
+            validate_fields(self, arguments)
+        except pydantic.ValidationError as error:
+            raise JobArgumentError(f"{type(self).__name__}: {explain(error)}") from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).__pydantic_fields__:  # type: ignore[attr-defined]
+            raise AttributeError(
+                f"{type(self).__name__}.{name} is read-only: a job's row is not written back. Keep results in a table of yours."
+            )
+        object.__setattr__(self, name, value)
+
+    # --- hooks ---
+
+    def before_perform(self) -> Awaitable[None] | None:
+        """Called before each attempt; an error here fails the attempt."""
+
+    def after_perform(self) -> Awaitable[None] | None:
+        """Called last after each attempt, however it went; an error here is logged and changes nothing."""
+
+    def after_success(self) -> Awaitable[None] | None:
+        """Called when `perform` returned; an error here is logged and changes nothing."""
+
+    def after_failure(self, error: BaseException, final: bool) -> Awaitable[None] | None:
+        """Called when the attempt failed. final: there is no further attempt. An error here is logged and changes nothing."""
+
+    # --- running and enqueueing ---
+
+    @property
+    def log(self) -> structlog.stdlib.BoundLogger:
+        """A logger that carries the job's type, id and attempt."""
+        logger = structlog.get_logger("job").bind(job_type=type(self).__name__, id=self.id, attempt=self.attempt)
+        return typing.cast("structlog.stdlib.BoundLogger", logger)
+
+    def perform_now(self) -> Any:
+        """Runs `perform` and its hooks here, without a row; returns what it returns, raises what it raises."""
+        from cluster.inline import perform_now  # noqa: PLC0415 - it imports this module
+
+        return perform_now(self)
+
+    async def aperform_now(self) -> Any:
+        """As `perform_now`, for async callers."""
+        from cluster.inline import aperform_now  # noqa: PLC0415 - it imports this module
+
+        return await aperform_now(self)
+
+    @typing.overload
+    def perform_later(
+        self, connection: Connection[Any], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
+        queue: str | None = ..., priority: int | None = ...,
+    ) -> Self: ...  # fmt: skip
+    @typing.overload
+    def perform_later(
+        self, connection: AsyncConnection[Any], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
+        queue: str | None = ..., priority: int | None = ...,
+    ) -> Awaitable[Self]: ...  # fmt: skip
+    def perform_later(
+        self,
+        connection: Connection[Any] | AsyncConnection[Any],
+        *,
+        delay: timedelta | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> Self | Awaitable[Self]:
+        """Inserts this job in the connection's current transaction; awaited on an AsyncConnection.
+
+        Returns a copy of the job that knows its `id` and `row`. delay, run_at (with a time zone): not before then;
+        give one at most. queue, priority: None takes the column's default.
+        """
+        from cluster.client import enqueue  # noqa: PLC0415 - it imports this module
+
+        return enqueue(self, connection, delay=delay, run_at=run_at, queue=queue, priority=priority)
+
+    @typing.overload
+    @classmethod
+    def perform_many(
+        cls, connection: Connection[Any], jobs: Iterable[Self], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
+        queue: str | None = ..., priority: int | None = ...,
+    ) -> int: ...  # fmt: skip
+    @typing.overload
+    @classmethod
+    def perform_many(
+        cls, connection: AsyncConnection[Any], jobs: Iterable[Self], *, delay: timedelta | None = ...,
+        run_at: datetime | None = ..., queue: str | None = ..., priority: int | None = ...,
+    ) -> Awaitable[int]: ...  # fmt: skip
+    @classmethod
+    def perform_many(
+        cls,
+        connection: Connection[Any] | AsyncConnection[Any],
+        jobs: Iterable[Self],
+        *,
+        delay: timedelta | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> int | Awaitable[int]:
+        """Inserts many jobs of this class with one COPY, in the connection's current transaction. Returns how many."""
+        from cluster.client import enqueue_many  # noqa: PLC0415 - it imports this module
+
+        return enqueue_many(cls, connection, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority)
+
+
+def definition(job_class: type[Job]) -> Definition:
+    """The definition of a job class. JobDefinitionError: the class has no `perform`, so it is only a base of others."""
+    found = job_class.__definition__
+    if found is None:
+        raise JobDefinitionError(f"{job_class.__qualname__} has no perform method, so it is not a job type")
+    return found
+
+
+def validate_fields(job: Job, values: dict[str, Any]) -> None:
+    """Fills the job's fields. pydantic.ValidationError: a value does not fit."""
+    validator = type(job).__pydantic_validator__  # type: ignore[attr-defined]
+    validator.validate_python(ArgsKwargs((), values), self_instance=job)
+
+
+def explain(error: pydantic.ValidationError) -> str:
+    """A validation error in one line: `customer_id: Input should be a valid integer (got 'x')`."""
+    return "; ".join(
+        f"{'.'.join(map(str, detail['loc'])) or 'job'}: {detail['msg']}"
+        + (f" (got {detail['input']!r:.80})" if detail["type"] != "missing" else "")
+        for detail in error.errors(include_url=False)
+    )
+
+
+def table_name(class_name: str) -> str:
+    """EmailCustomersJob: email_customers_jobs; HTTPPing: http_ping_jobs."""
+    stem = class_name.removesuffix("Job") or class_name
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", stem).lower()
+    return f"{snake}_jobs"
+
+
+# --- checks of a class, before pydantic sees it ---
+
+
+def _define(cls: type[Job]) -> Definition:
+    perform = cls.perform  # type: ignore[attr-defined]
+    hooks = frozenset(name for name in HOOKS if getattr(cls, name) is not getattr(Job, name))
+    is_async = inspect.iscoroutinefunction(perform)
+    for name in hooks:
+        if not is_async and inspect.iscoroutinefunction(getattr(cls, name)):
+            raise JobDefinitionError(f"{cls.__qualname__}.{name} is async, but perform is not: make both async, or neither")
+    fields: Mapping[str, FieldInfo] = cls.__pydantic_fields__  # type: ignore[attr-defined]
+    try:
+        columns = tuple(column_of(name, field) for name, field in fields.items())
+    except JobDefinitionError as error:
+        raise JobDefinitionError(f"{cls.__qualname__}: {error}") from error
+    if cls.concurrency_key is not None and cls.concurrency_key not in fields:
+        raise JobDefinitionError(
+            f"{cls.__qualname__}.concurrency_key names no field of the class: {cls.concurrency_key!r}"
+            f"{_did_you_mean(cls.concurrency_key, fields)}"
+        )
+    return Definition(cls.__name__, cls.table or table_name(cls.__name__), columns, is_async, hooks)
+
+
+def _check_names(cls: type[Job]) -> None:
+    annotations = inspect.get_annotations(cls)
+    for name, annotation in annotations.items():
+        if _is_class_variable(annotation):
+            _refuse_near_miss(cls, name)
+        elif name in OPTIONS:
+            raise JobDefinitionError(
+                f"{cls.__qualname__}.{name} is an option, but its annotation makes it a column: write `{name} = …` without one"
+            )
+        elif name in _RESERVED:
+            raise JobDefinitionError(
+                f"{cls.__qualname__}.{name}: every job has an attribute or a standard column of that name; rename the field"
+            )
+        elif name.startswith("_") or len(name.encode()) > 63:
+            raise JobDefinitionError(f"{cls.__qualname__}.{name}: a column's name has 1 to 63 bytes and no underscore in front")
+        elif name in vars(cls):
+            # `max_attempt: int = 3` is a valid column, but hardly ever what was meant.
+            _refuse_near_miss(cls, name, [option for option in OPTIONS if "_" in option])
+    for name, value in vars(cls).items():
+        if name in annotations or name.startswith("_") or name in _RESERVED:
+            continue
+        _refuse_near_miss(cls, name)
+        if not name.isupper() and not callable(value) and not hasattr(value, "__get__") and not _is_pydantic_decorator(value):
+            raise JobDefinitionError(
+                f"{cls.__qualname__}.{name} is neither an option nor a column: annotate a column, write a constant in capitals"
+                f" or as ClassVar; the options are: {', '.join(OPTIONS)}"
+            )
+
+
+def _refuse_near_miss(cls: type[Job], name: str, known: Iterable[str] = OPTIONS + HOOKS + ("perform",)) -> None:
+    hint = "" if name in _RESERVED or name.isupper() else _did_you_mean(name, known)
+    if hint:
+        raise JobDefinitionError(f"{cls.__qualname__} has no option or hook {name!r}{hint}")
+
+
+def _is_class_variable(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return re.match(r"(typing\.|t\.)?ClassVar\b", annotation) is not None
+    return annotation is ClassVar or typing.get_origin(annotation) is ClassVar
+
+
+def _is_pydantic_decorator(value: Any) -> bool:
+    return type(value).__module__.startswith("pydantic.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+_OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "table": (lambda value: isinstance(value, str), "a table's name"),
+    "queue": (lambda value: isinstance(value, str) and value != "", "a name that is not empty"),
+    "priority": (lambda value: _is_int(value, 1, 100), "a whole number from 1 (first) to 100"),
+    "max_attempts": (lambda value: _is_int(value, 0), "a whole number of executions"),
+    "max_crashes": (lambda value: _is_int(value, 1), "a whole number from 1"),
+    "timeout": (lambda value: value is None or _is_duration(value, above_zero=True), "a timedelta above zero, or None"),
+    "backoff": (lambda value: callable(value) and not isinstance(value, type), "a callable from the attempt's number to a timedelta, such as ConstantBackoff(timedelta(seconds=30))"),
+    "max_concurrency": (lambda value: value is None or _is_int(value, 1), "a whole number from 1, or None for no limit"),
+    "concurrency_key": (lambda value: value is None or isinstance(value, str), "a field's name, or None"),
+    "isolation": (lambda value: value in {"process", "thread"}, '"process" or "thread"'),
+    "retention": (lambda value: value is None or _is_duration(value), "a timedelta, or None to keep rows for ever"),
+    "retention_failed": (lambda value: value is None or _is_duration(value), "a timedelta, or None to keep rows for ever"),
+}
+
+
+def _check_options(cls: type[Job]) -> None:
+    for name in OPTIONS:
+        if name in vars(cls):
+            fits, wanted = _OPTION_CHECKS[name]
+            value = inspect.getattr_static(cls, name)
+            if not fits(getattr(cls, name)) or isinstance(value, property):
+                raise JobDefinitionError(f"{cls.__qualname__}.{name} must be {wanted}, not {value!r}")
+
+
+def _is_int(value: Any, low: int, high: int | None = None) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+
+
+def _is_duration(value: Any, *, above_zero: bool = False) -> bool:
+    return isinstance(value, timedelta) and (value > timedelta(0) if above_zero else value >= timedelta(0))
+
+
+def _copy_mutable_defaults(cls: type[Job]) -> None:
+    """`tags: list[str] = []` means a new list for each job; dataclasses would refuse it."""
+    for name, annotation in inspect.get_annotations(cls).items():
+        value = vars(cls).get(name)
+        if value is not None and type(value).__hash__ is None and not _is_class_variable(annotation):
+            setattr(cls, name, pydantic.Field(default_factory=CopyOf(value)))

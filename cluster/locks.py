@@ -1,0 +1,9 @@
+"""Classes of the two-integer advisory locks; migration 0001 uses the same numbers."""
+
+from __future__ import annotations
+
+DOORBELL = 1751
+CLAIM = 1752
+NODE = 1753
+DUTY = 1754
+MIGRATION = 1755

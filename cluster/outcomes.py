@@ -1,0 +1,31 @@
+"""What `perform` may return to say how its job goes on. Anything else that it returns counts as success."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True)
+class Snooze:
+    """Run again after `delay`; this attempt is not counted."""
+
+    delay: timedelta
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.delay, timedelta) or self.delay < timedelta(0):
+            raise ValueError(f"Snooze takes a timedelta of zero or more, not {self.delay!r}")
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """End the job as `cancelled`, without another attempt; `reason` becomes its last_error."""
+
+    reason: str = "cancelled by the job itself"
+
+
+@dataclass(frozen=True)
+class Fail:
+    """End the job as `failed`, without another attempt; `reason` becomes its last_error."""
+
+    reason: str = "failed by the job itself"
