@@ -96,6 +96,8 @@ class Job:
     """The same for failed, timed out and cancelled rows. None: for ever."""
 
     __definition__: ClassVar[Definition | None] = None
+    __logger__: ClassVar[Any] = structlog.get_logger("job")
+    """What `log` binds to; set by `cluster.configure`. Any: structlog's loggers share no class."""
 
     # Set by the worker and by perform_later; None before.
     id: int | None = None
@@ -155,7 +157,7 @@ class Job:
     @property
     def log(self) -> structlog.stdlib.BoundLogger:
         """A logger that carries the job's type, id and attempt."""
-        logger = structlog.get_logger("job").bind(job_type=type(self).__name__, id=self.id, attempt=self.attempt)
+        logger = self.__logger__.bind(job_type=type(self).__name__, id=self.id, attempt=self.attempt)
         return typing.cast("structlog.stdlib.BoundLogger", logger)
 
     def perform_now(self) -> Any:
@@ -221,7 +223,7 @@ class Job:
         queue: str | None = None,
         priority: int | None = None,
     ) -> int | Awaitable[int]:
-        """Inserts many jobs of this class with one COPY, in the connection's current transaction. Returns how many."""
+        """Inserts many jobs of this class by COPY, in the connection's current transaction. Returns how many."""
         from cluster.client import enqueue_many  # noqa: PLC0415 - it imports this module
 
         return enqueue_many(cls, connection, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority)
@@ -248,6 +250,21 @@ def explain(error: pydantic.ValidationError) -> str:
         + (f" (got {detail['input']!r:.80})" if detail["type"] != "missing" else "")
         for detail in error.errors(include_url=False)
     )
+
+
+def set_defaults(defaults: Mapping[str, Any]) -> None:
+    """Sets options of every job class that does not set them itself. JobDefinitionError: nothing was set."""
+    allowed = [name for name in OPTIONS if name not in {"table", "concurrency_key"}]
+    for name, value in defaults.items():
+        if name not in allowed:
+            raise JobDefinitionError(
+                f"there is no default {name!r}{_did_you_mean(name, allowed)}; the defaults are: {', '.join(allowed)}"
+            )
+        fits, wanted = _OPTION_CHECKS[name]
+        if not fits(value):
+            raise JobDefinitionError(f"the default {name} must be {wanted}, not {value!r}")
+    for name, value in defaults.items():
+        _set_option(Job, name, value)
 
 
 def table_name(class_name: str) -> str:
@@ -277,7 +294,10 @@ def _define(cls: type[Job]) -> Definition:
             f"{cls.__qualname__}.concurrency_key names no field of the class: {cls.concurrency_key!r}"
             f"{_did_you_mean(cls.concurrency_key, fields)}"
         )
-    return Definition(cls.__name__, cls.table or table_name(cls.__name__), columns, is_async, hooks)
+    table = cls.table or table_name(cls.__name__)
+    if not _is_table_name(table):
+        raise JobDefinitionError(f"{cls.__qualname__}: a table's name has at most 63 bytes: set `table`")
+    return Definition(cls.__name__, table, columns, is_async, hooks)
 
 
 def _check_names(cls: type[Job]) -> None:
@@ -335,16 +355,16 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 _OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "table": (lambda value: isinstance(value, str), "a table's name"),
+    "table": (lambda value: value == "" or _is_table_name(value), "table or schema.table, each of 1 to 63 bytes"),
     "queue": (lambda value: isinstance(value, str) and value != "", "a name that is not empty"),
     "priority": (lambda value: _is_int(value, 1, 100), "a whole number from 1 (first) to 100"),
     "max_attempts": (lambda value: _is_int(value, 0), "a whole number of executions"),
     "max_crashes": (lambda value: _is_int(value, 1), "a whole number from 1"),
     "timeout": (lambda value: value is None or _is_duration(value, above_zero=True), "a timedelta above zero, or None"),
-    "backoff": (lambda value: callable(value) and not isinstance(value, type), "a callable from the attempt's number to a timedelta, such as ConstantBackoff(timedelta(seconds=30))"),
+    "backoff": (lambda value: _is_backoff(value), "a callable from the attempt's number to a timedelta, such as ConstantBackoff(timedelta(seconds=30))"),
     "max_concurrency": (lambda value: value is None or _is_int(value, 1), "a whole number from 1, or None for no limit"),
     "concurrency_key": (lambda value: value is None or isinstance(value, str), "a field's name, or None"),
-    "isolation": (lambda value: value in {"process", "thread"}, '"process" or "thread"'),
+    "isolation": (lambda value: value in ("process", "thread"), '"process" or "thread"'),
     "retention": (lambda value: value is None or _is_duration(value), "a timedelta, or None to keep rows for ever"),
     "retention_failed": (lambda value: value is None or _is_duration(value), "a timedelta, or None to keep rows for ever"),
 }
@@ -357,6 +377,27 @@ def _check_options(cls: type[Job]) -> None:
             value = inspect.getattr_static(cls, name)
             if not fits(getattr(cls, name)) or isinstance(value, property):
                 raise JobDefinitionError(f"{cls.__qualname__}.{name} must be {wanted}, not {value!r}")
+            _set_option(cls, name, getattr(cls, name))
+
+
+def _set_option(cls: type[Job], name: str, value: Any) -> None:
+    """A plain function, such as a backoff, would become a method of the job."""
+    setattr(cls, name, staticmethod(value) if inspect.isfunction(value) else value)
+
+
+def _is_table_name(value: Any) -> bool:
+    parts = value.split(".") if isinstance(value, str) else []
+    return len(parts) in (1, 2) and all(0 < len(part.encode()) <= 63 and "\0" not in part for part in parts)
+
+
+def _is_backoff(value: Any) -> bool:
+    if not callable(value) or isinstance(value, type):
+        return False
+    try:
+        inspect.signature(value).bind(1)
+    except (TypeError, ValueError):  # it takes something else, or it is built in and has no signature
+        return not inspect.isfunction(value)
+    return True
 
 
 def _is_int(value: Any, low: int, high: int | None = None) -> bool:

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from cluster.embedded.programs import Account, write_private
+
 SUPERUSER = "postgres"
+# Linux counts to 2**22, macOS to 99998.
+NO_PROCESS = 2**22 + 1
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,16 @@ def is_postmaster(pid: int, data_dir: Path) -> bool:
     return f"-D {data_dir}" in _command_line(pid)
 
 
-def forget_reused_pid(data_dir: Path) -> None:
-    """Remove a pid file whose process is alive and something else than Postgres.
+def disown_pid_file(data_dir: Path, account: Account | None) -> None:
+    """Let Postgres see that a pid file is stale although its number is taken, by a stranger or by a zombie.
 
-    Postgres itself removes one whose process is gone, and would take this one for a running server. Whatever looks
-    like a Postgres is left for it to judge.
+    Only the number is replaced: the rest lets Postgres find sessions of the dead server that still write. Whatever
+    looks like a Postgres is left for Postgres to judge.
     """
     lines = _pid_file(data_dir)
-    command_line = _command_line(int(lines[0])) if lines else ""
-    if command_line and "postgres" not in command_line.split(" ", 1)[0]:
-        (data_dir / "postmaster.pid").unlink(missing_ok=True)
+    if lines and "postgres" not in _command_line(int(lines[0])).split(" ", 1)[0]:
+        text = "\n".join([str(NO_PROCESS), *lines[1:]]) + "\n"
+        write_private(data_dir / "postmaster.pid", text, account)
 
 
 def url_of(server: Postmaster, password: str, dbname: str) -> str:

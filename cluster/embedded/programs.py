@@ -47,8 +47,7 @@ def account_for(data_dir: Path) -> Account | None:
     if os.geteuid() != 0:
         return None
     if belongs_to_a_user(data_dir):
-        found = data_dir.stat()
-        return Account(found.st_uid, found.st_gid)
+        return owner_of(data_dir)
     for name in ("postgres", "nobody"):
         try:
             entry = pwd.getpwnam(name)
@@ -58,6 +57,12 @@ def account_for(data_dir: Path) -> Account | None:
     raise ClusterError(
         "Postgres does not run as root, and there is no user postgres or nobody: run as another user"
     )
+
+
+def owner_of(folder: Path) -> Account | None:
+    """Who has to own what root writes there; None for anybody but root."""
+    found = folder.stat()
+    return Account(found.st_uid, found.st_gid) if os.geteuid() == 0 else None
 
 
 def belongs_to_a_user(path: Path) -> bool:
@@ -74,15 +79,22 @@ def programs_for(account: Account | None, bin_dir: Path) -> Path:
     place = root_place() / name
     with locked(place.with_suffix(".lock")):
         if not place.exists():
-            _copy_programs(bin_dir.parent, place)
-    return place / bin_dir.name
+            copy_programs(bin_dir, place)
+    return place / bin_dir.relative_to(bin_dir.parents[2])
 
 
-def _copy_programs(source: Path, place: Path) -> None:
+def copy_programs(bin_dir: Path, place: Path) -> None:
+    """Copy PACKAGE/pginstall and its libraries, in the same arrangement, readable for everybody.
+
+    The programs look for their libraries in a folder beside the package: `../../../PACKAGE.libs`.
+    """
+    install, package, packages = bin_dir.parents[:3]
     unfinished = place.with_suffix(".new")
     shutil.rmtree(unfinished, ignore_errors=True)
     not_run = shutil.ignore_patterns("include", "pgxs", "pkgconfig", "*.a")
-    shutil.copytree(source, unfinished, symlinks=True, ignore=not_run)
+    libraries = [package / ".dylibs", packages / f"{package.name}.libs"]
+    for folder in [install, *filter(Path.exists, libraries)]:
+        shutil.copytree(folder, unfinished / folder.relative_to(packages), symlinks=True, ignore=not_run)
     for path in [unfinished, *unfinished.rglob("*")]:
         if not path.is_symlink():
             executable = path.is_dir() or path.stat().st_mode & 0o100
@@ -123,12 +135,12 @@ def make_private_dir(path: Path, account: Account | None) -> None:
             raise ClusterError(f"{path} is not a private folder of the server's user: remove it") from None
 
 
-def write_private(path: Path, text: str, account: Account | None = None) -> None:
+def write_private(path: Path, text: str, account: Account | None) -> None:
     """Replace a file, mode 0600. Never follows a link: the folder may belong to a user and we may be root."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w") as file:
         if account is not None:
             os.fchown(descriptor, account.uid, account.gid)
         file.write(text)

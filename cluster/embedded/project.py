@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.embedded.postmaster import read_postmaster, url_of
-from cluster.embedded.programs import belongs_to_a_user, locked, root_place, short_hash, write_private
+from cluster.embedded.programs import (
+    belongs_to_a_user,
+    locked,
+    owner_of,
+    root_place,
+    short_hash,
+    write_private,
+)
 from cluster.embedded.server import EmbeddedPostgres, free_port
 from cluster.errors import ClusterError
 
@@ -71,7 +78,7 @@ class State:
     def write(self, folder: Path) -> None:
         """Replaced as a whole: readers take no lock."""
         values = {"data_dir": str(self.data_dir), "port": self.port, "password": self.password}
-        write_private(folder / "postgres.json", json.dumps(values, indent=2) + "\n")
+        write_private(folder / "postgres.json", json.dumps(values, indent=2) + "\n", owner_of(folder))
 
 
 def _project_state(folder: Path) -> State | None:

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from cluster.embedded.postmaster import (
     SUPERUSER,
     Postmaster,
-    forget_reused_pid,
+    disown_pid_file,
     is_postmaster,
     read_postmaster,
     url_of,
@@ -42,6 +42,7 @@ from cluster.errors import ClusterError
 StopMode = Literal["smart", "fast", "immediate"]
 
 SECONDS_TO_START_OR_STOP = 60
+SECONDS_FOR_ORPHANS = 20
 # 103 bytes hold a socket's path on macOS, 107 on Linux; "/jobcluster-<12>/.s.PGSQL.65535" takes 40 of them.
 LONGEST_TEMP_FOLDER = 60
 
@@ -97,8 +98,7 @@ class EmbeddedPostgres:
             self._end(mode)
             # The pid file goes a moment before the process does.
             _wait_for_exit(pid, self.data_dir)
-            with suppress(OSError):
-                self._socket_dir().rmdir()
+            self._remove_socket_dir()
 
     def restart(self, mode: StopMode = "fast") -> None:
         """Stop and start; connections break, as in a real restart."""
@@ -164,11 +164,24 @@ class EmbeddedPostgres:
 
     def _launch(self) -> None:
         make_private_dir(self._socket_dir(), self._account)
-        forget_reused_pid(self.data_dir)
+        self._remove_sockets()
+        disown_pid_file(self.data_dir, self._account)
         write_private(self.data_dir / "jobcluster.conf", self._configuration(), self._account)
-        self._pg_ctl("start", "-l", str(self.log_file))
+        self._launch_after_the_last()
         if self.port is not None:
             self._set_password()
+
+    def _launch_after_the_last(self) -> None:
+        """The sessions of a server that was killed notice that within moments; until then Postgres refuses to start."""
+        deadline = time.monotonic() + SECONDS_FOR_ORPHANS
+        while True:
+            try:
+                return self._pg_ctl("start", "-l", str(self.log_file))
+            except ClusterError as error:
+                if "is still in use" not in str(error) or time.monotonic() > deadline:
+                    self._remove_socket_dir()
+                    raise
+                time.sleep(0.1)
 
     def _end(self, mode: StopMode) -> None:
         try:
@@ -212,8 +225,18 @@ class EmbeddedPostgres:
         """Short whatever the depth of the project; the name differs by user, since the folder belongs to one."""
         temp_folder = tempfile.gettempdir()
         if len(os.fsencode(temp_folder)) > LONGEST_TEMP_FOLDER:
-            temp_folder = "/tmp"
+            temp_folder = "/tmp"  # noqa: S108 - the folder made in it is private, and checked
         return Path(temp_folder, f"jobcluster-{short_hash(f'{os.geteuid()} {self.data_dir}')}")
+
+    def _remove_sockets(self) -> None:
+        """What a killed server has left: its number, kept beside the socket, may be another process's by now."""
+        for left in self._socket_dir().glob(".s.PGSQL.*"):
+            left.unlink(missing_ok=True)
+
+    def _remove_socket_dir(self) -> None:
+        self._remove_sockets()
+        with suppress(OSError):
+            self._socket_dir().rmdir()
 
     def _pg_ctl(self, command: str, *options: str) -> None:
         wait = ["-w", "-t", str(SECONDS_TO_START_OR_STOP)]

@@ -65,7 +65,7 @@ class RunServer:
         if not self._template_ready:
             self.start()
             with self._one_at_a_time(), self._admin() as conn:
-                if not conn.execute("SELECT FROM pg_database WHERE datname = %s", [TEMPLATE]).fetchone():
+                if conn.execute("SELECT FROM pg_database WHERE datname = %s", [TEMPLATE]).fetchone() is None:
                     self._make_template(conn)
             self._template_ready = True
         return TEMPLATE

@@ -1,0 +1,471 @@
+"""Enqueueing: one job by INSERT, many by COPY, on a connection of the caller or on the pool of a Client.
+
+The functions write rows of job tables in the connection's current transaction and never commit; clients do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from copy import copy
+from datetime import datetime, timedelta
+from functools import cache
+from itertools import chain, islice
+from types import TracebackType
+from typing import Any, LiteralString, NamedTuple, Self, TypeVar, cast
+
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, errors, sql
+from psycopg.rows import tuple_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from cluster.configuration import default_database_url
+from cluster.errors import EnqueueError
+from cluster.job import Job, definition
+from cluster.tables import identifier
+
+AnyConnection = Connection[Any] | AsyncConnection[Any]
+JobT = TypeVar("JobT", bound=Job)
+
+
+def enqueue(
+    job: JobT,
+    connection: AnyConnection,
+    *,
+    delay: timedelta | None = None,
+    run_at: datetime | None = None,
+    queue: str | None = None,
+    priority: int | None = None,
+) -> JobT | Awaitable[JobT]:
+    """Inserts the job; returns a copy that knows its id, or an awaitable of it on an AsyncConnection.
+
+    What is None is left to the column's default. What the database refuses comes as psycopg's error.
+    """
+    _check_job(job, "perform_later")
+    given = _Given.checked(delay, run_at, queue, priority)
+    columns = definition(type(job)).columns
+    values = [column.value(getattr(job, column.name)) for column in columns]
+    values += [value for value in given if value is not None]
+    names = (*definition(type(job)).column_names, *given.columns)
+    statement = _insert_statement(definition(type(job)).table, names, delayed=delay is not None)
+    if isinstance(_usable(connection), AsyncConnection):
+        return _insert_async(cast("AsyncConnection[Any]", connection), job, statement, values)
+    return _insert(cast("Connection[Any]", connection), job, statement, values)
+
+
+def enqueue_many(
+    job_class: type[JobT],
+    connection: AnyConnection,
+    jobs: Iterable[JobT],
+    *,
+    delay: timedelta | None = None,
+    run_at: datetime | None = None,
+    queue: str | None = None,
+    priority: int | None = None,
+) -> int | Awaitable[int]:
+    """Inserts the jobs, all of this class, by COPY: all of them or none. Returns how many.
+
+    jobs is consumed some thousands at a time, so it may be a generator, also one that reads from this connection.
+    """
+    definition(job_class)
+    if not isinstance(jobs, Iterable):
+        raise EnqueueError(f"perform_many takes an iterable of {job_class.__name__}, not {_described(jobs)}")
+    given = _Given.checked(delay, run_at, queue, priority)
+    if not definition(job_class).columns and not any(given.columns):
+        # COPY needs at least one column.
+        given = given._replace(delay=timedelta(0))
+    if isinstance(_usable(connection), AsyncConnection):
+        return _copy_async(cast("AsyncConnection[Any]", connection), job_class, jobs, given)
+    return _copy(cast("Connection[Any]", connection), job_class, jobs, given)
+
+
+class Client:
+    """A pool of connections that commits what it enqueues; safe to share between threads.
+
+    Opened by `with`, or by its first use. Works behind PgBouncer in transaction mode.
+    """
+
+    def __init__(self, database_url: str | None = None, *, min_size: int = 1, max_size: int = 4) -> None:
+        """database_url: None takes that of `cluster.configure`, then that of the environment."""
+        self._pool = ConnectionPool(
+            _url(database_url),
+            min_size=min_size,
+            max_size=max_size,
+            open=False,
+            check=ConnectionPool.check_connection,
+            kwargs=_CONNECTION_OPTIONS,
+        )
+
+    def __enter__(self) -> Self:
+        self._pool.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connections. A closed client can't be used again."""
+        self._pool.close()
+
+    def enqueue(
+        self,
+        job: JobT,
+        *,
+        delay: timedelta | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> JobT:
+        """Inserts the job and commits; returns a copy that knows its id."""
+        _check_job(job, "enqueue")
+        with self._take() as connection:
+            return job.perform_later(connection, delay=delay, run_at=run_at, queue=queue, priority=priority)
+
+    def enqueue_many(
+        self,
+        jobs: Iterable[Job],
+        *,
+        delay: timedelta | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> int:
+        """Inserts the jobs, all of the class of the first one, and commits: all of them or none. Returns how many."""
+        job_class, jobs = _class_of_first(jobs)
+        if job_class is None:
+            return 0
+        with self._take() as connection:
+            return job_class.perform_many(
+                connection, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority
+            )
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection in a transaction that ends with the block: committed, or rolled back by an error."""
+        with self._take() as connection, connection.transaction():
+            yield connection
+
+    @contextmanager
+    def _take(self) -> Iterator[Connection]:
+        self._pool.open()
+        with self._pool.connection() as connection:
+            yield connection
+
+
+class AsyncClient:
+    """As Client, for async callers. Opened by `async with`, or by its first use."""
+
+    def __init__(self, database_url: str | None = None, *, min_size: int = 1, max_size: int = 4) -> None:
+        """database_url: None takes that of `cluster.configure`, then that of the environment."""
+        self._pool = AsyncConnectionPool(
+            _url(database_url),
+            min_size=min_size,
+            max_size=max_size,
+            open=False,
+            check=AsyncConnectionPool.check_connection,
+            kwargs=_CONNECTION_OPTIONS,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._pool.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connections. A closed client can't be used again."""
+        await self._pool.close()
+
+    async def enqueue(
+        self,
+        job: JobT,
+        *,
+        delay: timedelta | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> JobT:
+        """Inserts the job and commits; returns a copy that knows its id."""
+        _check_job(job, "enqueue")
+        async with self._take() as connection:
+            return await job.perform_later(
+                connection, delay=delay, run_at=run_at, queue=queue, priority=priority
+            )
+
+    async def enqueue_many(
+        self,
+        jobs: Iterable[Job],
+        *,
+        delay: timedelta | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> int:
+        """Inserts the jobs, all of the class of the first one, and commits: all of them or none. Returns how many."""
+        job_class, jobs = _class_of_first(jobs)
+        if job_class is None:
+            return 0
+        async with self._take() as connection:
+            return await job_class.perform_many(
+                connection, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority
+            )
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """A connection in a transaction that ends with the block: committed, or rolled back by an error."""
+        async with self._take() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def _take(self) -> AsyncIterator[AsyncConnection]:
+        await self._pool.open()
+        async with self._pool.connection() as connection:
+            yield connection
+
+
+# A job is one statement, so autocommit saves the round trips of BEGIN and COMMIT; behind PgBouncer a statement
+# prepared on one server connection would be missing on the next.
+_CONNECTION_OPTIONS = {"autocommit": True, "prepare_threshold": None}
+
+
+def _url(database_url: str | None) -> str:
+    return default_database_url() if database_url is None else database_url
+
+
+def _class_of_first(jobs: Iterable[Job]) -> tuple[type[Job] | None, Iterable[Job]]:
+    """The class of the first job, and all the jobs again. None: there are none."""
+    if not isinstance(jobs, Iterable):
+        raise EnqueueError(f"enqueue_many takes an iterable of jobs, not {_described(jobs)}")
+    rest = iter(jobs)
+    for first in rest:
+        _check_job(first, "enqueue_many")
+        return type(first), chain([first], rest)
+    return None, ()
+
+
+# --- one job ---
+
+
+class _Given(NamedTuple):
+    """What the caller decided for standard columns; None is left to their defaults."""
+
+    queue: str | None
+    priority: int | None
+    run_at: datetime | None
+    delay: timedelta | None
+
+    @classmethod
+    def checked(
+        # Any: callers without a type checker give anything.
+        cls,
+        delay: Any,
+        run_at: Any,
+        queue: str | None,
+        priority: int | None,
+    ) -> Self:
+        if delay is not None and run_at is not None:
+            raise EnqueueError("give delay or run_at, not both")
+        if delay is not None and (not isinstance(delay, timedelta) or delay < timedelta(0)):
+            raise EnqueueError(f"delay is a timedelta of zero or more, not {delay!r}")
+        if run_at is not None and not isinstance(run_at, datetime):
+            raise EnqueueError(f"run_at is a datetime with a time zone, not {run_at!r}")
+        if run_at is not None and run_at.utcoffset() is None:
+            raise EnqueueError(
+                f"run_at {run_at!s} has no time zone: add one, such as datetime(…, tzinfo=timezone.utc)"
+            )
+        return cls(queue, priority, run_at, delay)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        names = ("queue", "priority", "run_at", "run_at")
+        return tuple(name for name, value in zip(names, self, strict=True) if value is not None)
+
+
+@cache
+def _insert_statement(table: str, columns: tuple[str, ...], *, delayed: bool) -> LiteralString:
+    """delayed: the last parameter is an interval from now, by the database's clock."""
+    places = ["%s"] * len(columns)
+    if delayed:
+        places[-1] = "now() + %s"
+    values = f"VALUES ({', '.join(places)})" if columns else "DEFAULT VALUES"
+    into = identifier(table).as_string().replace("%", "%%") + _listed(columns)
+    return f"INSERT INTO {into} {values} RETURNING id"
+
+
+def _listed(columns: tuple[str, ...]) -> str:
+    return f" ({', '.join(sql.Identifier(column).as_string() for column in columns)})" if columns else ""
+
+
+def _insert(connection: Connection[Any], job: JobT, statement: LiteralString, values: list[Any]) -> JobT:
+    # A cursor of ours: the connection's own may take other placeholders or return other rows.
+    with _Explained(type(job), values), Cursor(connection, row_factory=tuple_row) as cursor:
+        return _inserted(job, cursor.execute(statement, values).fetchone())
+
+
+async def _insert_async(
+    connection: AsyncConnection[Any], job: JobT, statement: LiteralString, values: list[Any]
+) -> JobT:
+    with _Explained(type(job), values):
+        async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
+            await cursor.execute(statement, values)
+            return _inserted(job, await cursor.fetchone())
+
+
+def _inserted(job: JobT, row: tuple[Any, ...] | None) -> JobT:
+    if row is None:
+        raise EnqueueError(f"a trigger of table {definition(type(job)).table} discarded the row")
+    known = copy(job)
+    known.id = row[0]
+    return known
+
+
+# --- many jobs ---
+
+# Text, not binary: the server reads each value as the type that its column really has, be it int2, citext or an enum.
+
+
+def _copy(connection: Connection[Any], job_class: type[JobT], jobs: Iterable[JobT], given: _Given) -> int:
+    count = 0
+    together = connection.transaction() if connection.autocommit else nullcontext()
+    with _Explained(job_class) as explained, together, Cursor(connection, row_factory=tuple_row) as cursor:
+        if given.delay is not None:
+            given = _at(given, cursor.execute(_LATER, [given.delay]).fetchone())
+        statement = _copy_statement(job_class, given.columns)
+        for rows in _batches(job_class, jobs, given):
+            with cursor.copy(statement) as copying:
+                for explained.row in rows:
+                    copying.write_row(explained.row)
+            count += cursor.rowcount
+    return count
+
+
+async def _copy_async(
+    connection: AsyncConnection[Any], job_class: type[JobT], jobs: Iterable[JobT], given: _Given
+) -> int:
+    count = 0
+    together = connection.transaction() if connection.autocommit else nullcontext()
+    with _Explained(job_class) as explained:
+        async with together, AsyncCursor(connection, row_factory=tuple_row) as cursor:
+            if given.delay is not None:
+                await cursor.execute(_LATER, [given.delay])
+                given = _at(given, await cursor.fetchone())
+            statement = _copy_statement(job_class, given.columns)
+            for rows in _batches(job_class, jobs, given):
+                async with cursor.copy(statement) as copying:
+                    for explained.row in rows:
+                        await copying.write_row(explained.row)
+                count += cursor.rowcount
+    return count
+
+
+_BATCH = 10_000
+_LATER = "SELECT now() + %s"
+
+
+def _at(given: _Given, later: tuple[Any, ...] | None) -> _Given:
+    assert later is not None  # noqa: S101 - a SELECT without FROM has one row
+    return given._replace(delay=None, run_at=later[0])
+
+
+def _copy_statement(job_class: type[Job], given: tuple[str, ...]) -> sql.Composed:
+    names = (*definition(job_class).column_names, *given)
+    columns = sql.SQL(", ").join(map(sql.Identifier, names))
+    return sql.SQL("COPY {} ({}) FROM STDIN").format(identifier(definition(job_class).table), columns)
+
+
+def _batches(job_class: type[JobT], jobs: Iterable[JobT], given: _Given) -> Iterator[list[list[Any]]]:
+    """Rows to copy, some at a time: a generator of jobs may read from this connection, but not during a COPY."""
+    extra = [value for value in given if value is not None]
+    columns = definition(job_class).columns
+    names = definition(job_class).column_names
+    converted = [(place, column) for place, column in enumerate(columns) if column.to_database is not None]
+    jobs = iter(jobs)
+    while batch := list(islice(jobs, _BATCH)):
+        for job in batch:
+            if type(job) is not job_class:
+                raise EnqueueError(f"perform_many of {job_class.__name__} got {_described(job)}")
+        rows = [[vars(job)[name] for name in names] + extra for job in batch]
+        for place, column in converted:
+            for row in rows:
+                row[place] = column.value(row[place])
+        yield rows
+
+
+# --- refusals ---
+
+
+class _Explained:
+    """Turns errors that say that the class, its table or a value do not fit into EnqueueError; lets others pass."""
+
+    def __init__(self, job_class: type[Job], row: list[Any] | None = None) -> None:
+        self._job_class = job_class
+        self.row: list[Any] = row or []
+        """The values that are being sent, the class's columns first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, psycopg.Error) and error.diag.context is not None:
+            return  # raised inside a trigger
+        table = definition(self._job_class).table
+        match error:
+            case errors.UndefinedTable() | errors.InvalidSchemaName():
+                raise EnqueueError(f"table {table} does not exist: run `cluster migrate`") from error
+            case errors.UndefinedColumn():
+                raise EnqueueError(f"{error.diag.message_primary}: run `cluster migrate`") from error
+            case psycopg.DataError(sqlstate=None) | UnicodeEncodeError():
+                raise EnqueueError(
+                    f"{self._job_class.__name__}{self._unstorable_field()}: {error}"
+                ) from error
+
+    def _unstorable_field(self) -> str:
+        for name, value in zip(definition(self._job_class).column_names, self.row, strict=False):
+            if isinstance(value, str) and ("\0" in value or not _encodable(value)):
+                return f".{name} can't be stored"
+        return ""
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_job(job: object, function: str) -> None:
+    if not isinstance(job, Job):
+        raise EnqueueError(f"{function} takes a job, not {_described(job)}")
+
+
+def _described(thing: object) -> str:
+    if isinstance(thing, type):
+        hint = f": make a job of it, {thing.__name__}(…)" if issubclass(thing, Job) else ""
+        return f"the class {thing.__name__}{hint}"
+    return f"a {type(thing).__name__}" if isinstance(thing, Job) else repr(thing)[:80]
+
+
+_INSTEAD = {
+    "psycopg_pool": "take a connection from the pool: `with pool.connection() as connection`",
+    "sqlalchemy": "pass `session.connection().connection.driver_connection`, of an engine on postgresql+psycopg://",
+    "django": "pass `django.db.connection.connection`",
+    "psycopg2": "connect with psycopg 3: `import psycopg`",
+    "cluster": "call its own method: `client.enqueue(job)`",
+}
+
+
+def _usable(connection: Any) -> AnyConnection:  # Any: callers without a type checker give anything
+    if not isinstance(connection, Connection | AsyncConnection):
+        kind = type(connection)
+        library = kind.__module__.partition(".")[0]
+        advice = _INSTEAD.get(library, "pass what psycopg.connect() returns")
+        raise EnqueueError(
+            f"a psycopg Connection or AsyncConnection is needed, not {kind.__module__}.{kind.__qualname__}: {advice}"
+        )
+    if connection.closed:
+        raise EnqueueError("the connection is closed: pass an open one")
+    return connection

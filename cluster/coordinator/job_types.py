@@ -1,0 +1,105 @@
+"""The job types of a node: each class with its table in this database. Resolved at start, and again when a table comes or goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import AsyncConnection, sql
+
+from cluster import events, statements, tables
+from cluster.backoff import ConstantBackoff
+from cluster.job import Definition, Job, definition
+
+
+@dataclass
+class JobType:
+    """A class as a coordinator uses it. index: its number in frames."""
+
+    index: int
+    job_class: type[Job]
+    definition: Definition
+    oid: int = 0
+    """Of the table. 0: there is none at the moment, and the type is left out."""
+    table: sql.Identifier = field(default_factory=lambda: sql.Identifier(""))
+    row_bytes: float = 0.0
+    """Of the largest rows seen lately; 0: none seen yet."""
+    set_aside: dict[int, float] = field(default_factory=dict)
+    """Rows that can't be claimed, with the time of the loop at which to try again."""
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    @property
+    def exclusive(self) -> bool:
+        """Every job of this type needs a worker process to itself."""
+        return not self.definition.is_async and self.job_class.isolation == "process"
+
+    @property
+    def max_attempts(self) -> int:
+        return max(1, self.job_class.max_attempts)
+
+    @property
+    def timeout(self) -> float | None:
+        return self.job_class.timeout.total_seconds() if self.job_class.timeout is not None else None
+
+    def statement(self, name: str) -> sql.Composed:
+        columns = self.definition.column_names if name.startswith("claim_") else ()
+        return statements.for_table(name, self.table, tuple(columns))
+
+    def delay(self, attempt: int) -> float:
+        """Seconds of backoff after this attempt, for attempts that ended with their worker. The default steps in for one that raises."""
+        try:
+            return max(0.0, self.job_class.backoff(attempt).total_seconds())
+        except Exception:  # noqa: BLE001 - user code; the job must not be lost over it
+            return ConstantBackoff().delay.total_seconds()
+
+
+def job_types(job_classes: list[type[Job]]) -> list[JobType]:
+    return [JobType(index, cls, definition(cls)) for index, cls in enumerate(job_classes)]
+
+
+_FIND = """
+SELECT c.oid, n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.oid = to_regclass(%s)
+"""
+
+
+async def resolve(connection: AsyncConnection[Any], types: list[JobType]) -> None:
+    """Finds each type's table, under the connection's search path; registers types that cluster.job_types lacks."""
+    for job_type in types:
+        name = tables.identifier(job_type.definition.table).as_string(connection)
+        row = await (await connection.execute(_FIND, [name])).fetchone()
+        if row is None:
+            forget(job_type)
+            continue
+        if job_type.oid != row[0]:
+            known = job_type.table.as_string(None) != '""'
+            job_type.oid, job_type.table = row[0], sql.Identifier(row[1], row[2])
+            await _register(connection, job_type)
+            if known:
+                events.table_found(job_type.name, job_type.definition.table)
+
+
+def forget(job_type: JobType) -> None:
+    """Its table is gone: everything else goes on."""
+    if job_type.oid:
+        job_type.oid = 0
+        events.table_missing(job_type.name, job_type.definition.table)
+
+
+async def _register(connection: AsyncConnection[Any], job_type: JobType) -> None:
+    job_class = job_type.job_class
+    await connection.execute(
+        statements.statement("register_job_type"),
+        {
+            "name": job_type.name,
+            "table": job_type.oid,
+            "max_concurrency": job_class.max_concurrency,
+            "max_attempts": job_class.max_attempts,
+            "max_crashes": job_class.max_crashes,
+            "retention": job_class.retention,
+            "retention_failed": job_class.retention_failed,
+        },
+    )

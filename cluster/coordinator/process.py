@@ -1,0 +1,148 @@
+"""One worker process as its coordinator sees it: its channel, what it holds, and how it ended.
+
+Starts and ends the operating system's process; which job goes where is decided in `pool`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster.frames import FrameProtocol
+from cluster.notes import Notes, notes_size
+from cluster.worker.main import WorkerOptions
+from cluster.worker.main import main as worker_main
+
+Key = tuple[int, int]
+"""A claimed job within this node: index of its type, id."""
+
+RawRow = Sequence[bytes | None]
+
+
+class Claim(NamedTuple):
+    """A row this node has claimed. claimed_at: CLOCK_MONOTONIC seconds, when the claim's answer came."""
+
+    row: RawRow
+    claimed_at: float
+
+
+class Kill(NamedTuple):
+    """Why the node kills a worker, and the attempt on whose account; its neighbours are released.
+
+    reason: timed_out, cancelled, released or blocked (its job held the loop for too long).
+    """
+
+    reason: str
+    key: Key | None
+
+
+class WorkerProcess:
+    """One worker. Owned by the pool, which alone changes `claims`, `alone` and `reserved`."""
+
+    def __init__(self, options: WorkerOptions, context: Any, received: Callable[[WorkerProcess, tuple[Any, ...]], None]) -> None:
+        self.claims: dict[Key, Claim] = {}
+        """Everything sent to it that has not ended."""
+        self.alone = False
+        """It performs one job that must have no neighbour."""
+        self.reserved = False
+        """It takes nothing until it is empty: a job that must be alone is waiting."""
+        self.ready = False
+        self.facts: dict[str, Any] = {}
+        self.kill_reason: Kill | None = None
+        self.stops: dict[Key, tuple[float, str]] = {}
+        """Attempts told to stop: until when, and why. Past that time the process is killed."""
+        self.peak_memory = 0
+        """Largest resident size seen, in bytes."""
+        self.started_at = time.monotonic()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._slots = options.slots
+        self._array = context.RawArray("q", notes_size(options.slots))
+        self.notes = Notes(self._array, options.slots)
+        self._ours, self._theirs = socket.socketpair()
+        self._channel = FrameProtocol(lambda frame: received(self, frame), lambda: None)
+        self._process = context.Process(
+            target=worker_main, args=(replace(options, parent=os.getpid()), self._theirs, self._array), daemon=True
+        )
+        self._oom_kills = oom_kills()
+
+    async def start(self) -> None:
+        """Starts the process; it says ("ready", …) when it can perform."""
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._process.start)
+        self._theirs.close()
+        self._ours.setblocking(False)
+        await loop.create_unix_connection(lambda: self._channel, sock=self._ours)
+        loop.add_reader(self._process.sentinel, self._on_end)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
+    @property
+    def free_slots(self) -> int:
+        """Jobs it could begin at once. Negative: it holds prefetched ones."""
+        if not self.ready or self.alone or self.reserved or self.kill_reason is not None:
+            return 0
+        return self._slots - len(self.claims)
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and not self.claims and self.kill_reason is None
+
+    def send(self, frame: tuple[Any, ...]) -> None:
+        self._channel.send(frame)
+
+    def kill(self, reason: Kill) -> None:
+        """SIGKILL: no Python or C code can hold it off. The first reason stands."""
+        if self.kill_reason is None:
+            self.kill_reason = reason
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    def sample_memory(self) -> None:
+        """Reads the peak of the resident size, which is gone once the process is."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            status = Path(f"/proc/{self.pid}/status").read_text()
+            kilobytes = int(status.split("VmHWM:", 1)[1].split(None, 1)[0])
+            self.peak_memory = max(self.peak_memory, kilobytes * 1024)
+
+    def cause_of_death(self) -> str:
+        """The ended process in words: signal or exit code, likely cause, peak memory."""
+        code = self._process.exitcode
+        peak = f"; peak memory at least {self.peak_memory / 2**20:,.0f} MB" if self.peak_memory else ""
+        if code is None or code >= 0:
+            return f"exit code {code} (the job, or a library, ended the process){peak}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        likely = {
+            "SIGKILL": "out of memory" if oom_kills() > self._oom_kills else "killed from outside, or out of memory",
+            "SIGSEGV": "a fault in native code",
+            "SIGBUS": "a fault in native code, or a full disk under mapped memory",
+            "SIGABRT": "native code gave up",
+            "SIGILL": "native code built for another processor",
+            "SIGFPE": "a fault in native code",
+        }.get(name, "sent by somebody")
+        return f"{name} ({likely}){peak}"
+
+    def _on_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        self._process.join()
+        self._channel.close()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for memory in this container. 0 where that can't be known."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        with contextlib.suppress(OSError, ValueError):
+            counts = dict(line.split(None, 1) for line in Path(path).read_text().splitlines())
+            return int(counts.get("oom_kill", 0))
+    return 0

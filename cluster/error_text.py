@@ -1,0 +1,38 @@
+"""Errors as text for `last_error`: the whole traceback, cut in the middle when long, and storable in any database."""
+
+from __future__ import annotations
+
+import traceback
+from types import TracebackType
+
+LONGEST = 20_000
+"""Characters of last_error. The beginning says where it started, the end what it was; the middle repeats."""
+
+
+def describe(error: BaseException, skip: int = 0) -> str:
+    """The traceback of an error, without its outermost `skip` frames. Never raises, whatever the error's own code does."""
+    try:
+        lines = traceback.format_exception(type(error), error, _inner(error.__traceback__, skip))
+        return shorten("".join(lines).rstrip())
+    except BaseException as second:  # noqa: BLE001 - an error whose __str__ raises, or no memory: still say what is known
+        return f"{type(error).__name__} (its text can't be had: {type(second).__name__})"
+
+
+def _inner(trace: TracebackType | None, skip: int) -> TracebackType | None:
+    while skip and trace is not None and trace.tb_next is not None:
+        trace, skip = trace.tb_next, skip - 1
+    return trace
+
+
+def shorten(text: str, longest: int = LONGEST) -> str:
+    """Cuts the middle out of a long text and says how much."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
+
+
+def storable(text: str, encoding: str) -> str:
+    """The text with what this database encoding can't hold (NUL, surrogates, foreign letters) written as escapes."""
+    clean = text.replace("\x00", "\\x00")
+    return clean.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,0 +1,109 @@
+"""Everything that happens in a node, a function each: its log line and its metric. One line per event, none per no-op.
+
+What happens to every job is counted, never logged; what an operator would want to know is logged.
+"""
+
+from __future__ import annotations
+
+from cluster import metrics
+from cluster.logs import get_logger
+
+log = get_logger("cluster")
+
+
+def node_started(node: str, version: str, jobs: list[str], queues: list[str], processes: int) -> None:
+    metrics.build.info({"version": version})
+    log.info("node_started", node=node, version=version, jobs=jobs, queues=queues, processes=processes)
+
+
+def node_draining(node: str, running: int, timeout: float) -> None:
+    log.info("node_draining", node=node, running=running, timeout=timeout)
+
+
+def node_stopped(node: str, finished: int, released: int) -> None:
+    log.info("node_stopped", node=node, finished=finished, released=released)
+
+
+def unroutable_tables(tables: list[str]) -> None:
+    log.warning("unroutable_tables", tables=tables, hint="no class for these job tables on this node: it leaves them alone")
+
+
+def table_missing(job_type: str, table: str) -> None:
+    log.error("table_missing", job_type=job_type, table=table, hint="the node goes on with its other job types")
+
+
+def table_found(job_type: str, table: str) -> None:
+    log.info("table_found", job_type=job_type, table=table)
+
+
+def database_away(loop: str, error: Exception) -> None:
+    log.warning("database_away", loop=loop, error=str(error))
+
+
+def database_back(loop: str) -> None:
+    log.info("database_back", loop=loop)
+
+
+def listener_reconnected() -> None:
+    metrics.listener_reconnects.inc()
+
+
+def without_direct_connection(reason: str) -> None:
+    log.warning("polling_only", reason=reason, hint="set CLUSTER_DIRECT_DATABASE_URL to a connection without a pooler")
+
+
+def rang() -> None:
+    metrics.rings.inc()
+
+
+def claimed(job_type: str, queue: str, count: int, seconds: float) -> None:
+    metrics.claim_seconds.observe(seconds)
+    if count:
+        metrics.claimed.labels(job_type, queue).inc(count)
+        metrics.claim_batch.observe(count)
+
+
+def claims_lost(job_type: str, ids: list[int]) -> None:
+    metrics.claims_lost.labels(job_type).inc(len(ids))
+    log.warning("claims_lost", job_type=job_type, ids=ids[:20], count=len(ids), hint="their rows were changed by somebody else")
+
+
+def job_set_aside(job_type: str, job_id: int, error: Exception) -> None:
+    metrics.set_aside.labels(job_type).inc()
+    log.error("job_set_aside", job_type=job_type, id=job_id, error=str(error).partition("\n")[0],
+              hint="a trigger or constraint refuses the cluster's update of this row")  # fmt: skip
+
+
+def worker_started(pid: int, seconds: float) -> None:
+    log.debug("worker_started", pid=pid, seconds=round(seconds, 3))
+
+
+def worker_ended(pid: int, reason: str, cause: str, jobs: int) -> None:
+    metrics.worker_exits.labels(reason).inc()
+    level = log.debug if reason == "stopped" else log.warning
+    level("worker_ended", pid=pid, reason=reason, cause=cause, jobs=jobs)
+
+
+def worker_boot_failed(count: int) -> None:
+    log.error("worker_boot_failed", count=count)
+
+
+def spawning_instead(threads: int) -> None:
+    log.warning("spawning_workers", threads=threads,
+                hint="job modules start threads when imported, so workers are spawned one by one instead of forked")  # fmt: skip
+
+
+def pruned(job_type: str, count: int) -> None:
+    log.info("pruned", job_type=job_type, count=count)
+
+
+def prune_skipped(job_type: str, ids: list[int], error: Exception) -> None:
+    log.warning("prune_skipped", job_type=job_type, ids=ids[:20], count=len(ids), error=str(error).partition("\n")[0])
+
+
+def cancel_requested(job_type: str, job_id: int) -> None:
+    log.info("cancel_requested", job_type=job_type, id=job_id)
+
+
+def lease_lost(node: str) -> None:
+    log.error("lease_lost", node=node)

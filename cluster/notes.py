@@ -1,0 +1,71 @@
+"""What a worker process is doing, in shared memory that outlives it.
+
+Written by the worker, for every attempt; read by its coordinator, above all when the worker has died or hangs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+_BEAT, _ON_STACK, _FIRST_SLOT = 0, 1, 2
+_TYPE, _ID, _BEGUN, _SLOT_SIZE = 0, 1, 2, 3
+
+
+class Note(NamedTuple):
+    """An attempt in progress. begun: CLOCK_MONOTONIC seconds."""
+
+    type: int
+    id: int
+    begun: float
+
+
+def notes_size(slots: int) -> int:
+    """Length of the array of 64-bit integers that Notes needs."""
+    return _FIRST_SLOT + _SLOT_SIZE * slots
+
+
+class Notes:
+    """Attempts in progress by slot, which of them is on the stack, and when the worker's loop last turned."""
+
+    def __init__(self, array: Any, slots: int) -> None:
+        self._array = array
+        self._slots = slots
+
+    def begin(self, slot: int, job_type: int, job_id: int, begun: float) -> None:
+        """The type is written last and cleared first: a reader that sees it sees the rest."""
+        place = _FIRST_SLOT + _SLOT_SIZE * slot
+        self._array[place + _ID] = job_id
+        self._array[place + _BEGUN] = int(begun * 1e9)
+        self._array[place + _TYPE] = job_type + 1
+
+    def end(self, slot: int) -> None:
+        self._array[_FIRST_SLOT + _SLOT_SIZE * slot + _TYPE] = 0
+
+    def enter(self, slot: int) -> None:
+        """The attempt in this slot has the loop's thread from now on."""
+        self._array[_ON_STACK] = slot + 1
+
+    def leave(self) -> None:
+        self._array[_ON_STACK] = 0
+
+    def beat(self) -> None:
+        self._array[_BEAT] = time.monotonic_ns()
+
+    @property
+    def last_beat(self) -> float:
+        """CLOCK_MONOTONIC seconds; 0: the loop has not turned yet."""
+        return float(self._array[_BEAT]) / 1e9
+
+    def in_progress(self) -> list[Note]:
+        return [note for slot in range(self._slots) if (note := self._note(slot)) is not None]
+
+    def on_stack(self) -> Note | None:
+        """The attempt that has the loop's thread; None: the loop itself has it, or attempts run in threads."""
+        slot = self._array[_ON_STACK]
+        return self._note(slot - 1) if slot else None
+
+    def _note(self, slot: int) -> Note | None:
+        place = _FIRST_SLOT + _SLOT_SIZE * slot
+        job_type, job_id, begun = self._array[place : place + _SLOT_SIZE]
+        return Note(job_type - 1, job_id, begun / 1e9) if job_type else None

@@ -1,0 +1,29 @@
+-- running -> succeeded, failed, timed_out, cancelled (final), retry, scheduled (snoozed) or not_started (released).
+-- One row per outcome: arrays of equal length. Guarded by node and time of the claim, which is new at every claim: a late
+-- writer hits no row. Rows that somebody else has locked are skipped, not waited for; the caller looks again.
+-- delay: seconds from now to the next attempt, NULL: run_at stays. attempts: 0, or -1 to give the attempt back.
+-- begun: seconds from the claim to the start of perform. Lock order: by id. Index: primary key.
+-- Runs twice: the second hits nothing. Dies before COMMIT: the outcome is lost with the node, the job is rescued.
+WITH outcome AS (
+    SELECT * FROM unnest(
+        %(id)s::bigint[], %(locked_at)s::timestamptz[], %(status)s::text[], %(delay)s::float8[], %(error)s::text[],
+        %(attempts)s::integer[], %(crashes)s::integer[], %(begun)s::float8[]
+    ) AS o (id, locked_at, status, delay, error, attempts, crashes, begun)
+), held AS MATERIALIZED (
+    SELECT id FROM {table} WHERE id = ANY (%(id)s::bigint[]) AND status = 'running' AND locked_by = %(node)s
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE {table} AS job SET
+    status = o.status::cluster.job_status,
+    run_at = CASE WHEN o.delay IS NULL THEN job.run_at ELSE now() + make_interval(secs => o.delay) END,
+    attempts_count = job.attempts_count + o.attempts,
+    crashes_count = job.crashes_count + o.crashes,
+    last_error = coalesce(o.error, job.last_error),
+    started_at = job.locked_at + make_interval(secs => o.begun),
+    finished_at = CASE WHEN o.status IN ('succeeded', 'failed', 'timed_out', 'cancelled') THEN now() END,
+    locked_at = NULL,
+    cancel_requested_at = CASE WHEN o.status IN ('succeeded', 'failed', 'timed_out', 'cancelled') THEN job.cancel_requested_at END,
+    updated_at = now()
+FROM outcome AS o
+WHERE job.id = ANY (ARRAY(SELECT id FROM held)) AND o.id = job.id AND job.locked_at = o.locked_at
+RETURNING job.id

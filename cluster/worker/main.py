@@ -1,0 +1,83 @@
+"""Entry of a worker process: cuts what ties it to others, then runs the loop that performs jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from cluster.discovery import import_jobs
+from cluster.job import definition
+from cluster.logs import configure_logs
+from cluster.notes import Notes
+from cluster.worker import preload
+from cluster.worker.perform import Performer, remember_process
+from cluster.worker.runner import Runner
+
+_SET_PARENT_DEATH_SIGNAL = 1
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a worker process is told at its start. Plain data: it is pickled.
+
+    jobs: class names in the order in which frames number them.
+    """
+
+    modules: tuple[str, ...]
+    app_dir: Path
+    jobs: tuple[str, ...]
+    slots: int
+    log_format: Any
+    log_level: str
+    parent: int
+
+
+def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
+    """Target of the process. Returns when the coordinator is gone."""
+    _end_with_parent(options.parent)
+    # The coordinator decides when a worker ends. A handler instead of SIG_IGN: programs that jobs start must not inherit it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    remember_process()
+    configure_logs(options.log_format, options.log_level)
+    classes = {definition(cls).name: cls for cls in import_jobs(options.modules, options.app_dir)}
+    performers = [Performer.of(classes[name]) for name in options.jobs]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(performers, connection, Notes(array, options.slots), options.slots))
+    os._exit(0)  # threads of jobs, and what they left behind, must not hold the process
+
+
+async def _serve(performers: list[Performer], connection: socket.socket, notes: Notes, slots: int) -> None:
+    runner = Runner(performers, notes, slots)
+    connection.setblocking(False)
+    await asyncio.get_running_loop().create_unix_connection(lambda: runner.channel, sock=connection)
+    runner.channel.send(("ready", {"forkserver_threads": preload.threads}))
+    await runner.run()
+
+
+def _end_with_parent(coordinator: int) -> None:
+    """A worker must not outlive its coordinator, whatever it is doing.
+
+    It inherits the write end of the pipe by whose closing the forkserver notices that the coordinator is gone; while any
+    worker holds that, the forkserver lives on. Once it ends, so do its children, by their parent-death signal.
+    """
+    if "multiprocess.forkserver" in sys.modules:
+        forkserver = sys.modules["multiprocess.forkserver"]._forkserver
+        if forkserver._forkserver_alive_fd is not None:
+            os.close(forkserver._forkserver_alive_fd)
+            forkserver._forkserver_alive_fd = None
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    try:
+        os.kill(coordinator, 0)
+    except ProcessLookupError:
+        os._exit(0)

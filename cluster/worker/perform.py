@@ -1,0 +1,244 @@
+"""One attempt of one job: hooks, `perform`, and the verdict on how it went. No SQL; a failed job is data here.
+
+    before_perform -> perform -> after_success | after_failure -> after_perform
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import threading
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple, cast
+
+import pydantic
+import structlog
+
+from cluster.backoff import ConstantBackoff
+from cluster.error_text import describe
+from cluster.job import Definition, Job, definition, explain, validate_fields
+from cluster.outcomes import Cancel, Fail, Snooze
+
+log = structlog.get_logger("cluster.worker")
+
+
+class StopRequested(BaseException):  # noqa: N818 - not an error: raised in a job's thread to end it
+    """Raised inside a job that runs in a thread when its time is up, or it was cancelled or released."""
+
+
+class Verdict(NamedTuple):
+    """How an attempt ended. status: for the row. outcome: for the metrics. delay: seconds until the next attempt, None: none
+    or at once. error: for last_error, None: stays. attempts: change of attempts_count."""
+
+    status: str
+    outcome: str
+    delay: float | None = None
+    error: str | None = None
+    attempts: int = 0
+
+
+SUCCEEDED = Verdict("succeeded", "succeeded")
+RELEASED = Verdict("not_started", "released", attempts=-1)
+
+
+@dataclass(frozen=True)
+class Performer:
+    """A job class as a worker uses it."""
+
+    job_class: type[Job]
+    definition: Definition
+    timeout: float | None
+    max_attempts: int
+
+    @classmethod
+    def of(cls, job_class: type[Job]) -> Performer:
+        timeout = job_class.timeout.total_seconds() if job_class.timeout is not None else None
+        return cls(job_class, definition(job_class), timeout, max(1, job_class.max_attempts))
+
+    def build(self, values: dict[str, Any]) -> Job:
+        """The job of a row. Its constructor is not called, its validators are: pydantic.ValidationError if they refuse."""
+        job = self.job_class.__new__(self.job_class)
+        validate_fields(job, values)
+        return job
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after this attempt failed. A backoff that raises must not lose the job: the default steps in."""
+        try:
+            # From the class: through an instance a plain function would become a bound method.
+            return max(0.0, cast("timedelta", self.job_class.backoff(attempt)).total_seconds())
+        except Exception:
+            log.exception("backoff_failed", job_type=self.definition.name, attempt=attempt)
+            return ConstantBackoff().delay.total_seconds()
+
+
+class Attempt:
+    """One attempt in progress. Owned by the runner's loop; `stop` may be called at any time from there."""
+
+    def __init__(self, performer: Performer, job: Job, number: int) -> None:
+        self.performer = performer
+        self.job = job
+        self.number = number
+        self.stopped: str | None = None
+        """Why it was told to stop: timed_out, cancelled, released. None: it was not."""
+        self._task: asyncio.Task[Any] | None = None
+        self._thread: int | None = None
+        # Guards _thread: outside of it no StopRequested may be sent, or it would hit the runner's own code.
+        self._lock = threading.Lock()
+
+    def stop(self, reason: str) -> None:
+        """Asks the job to stop: asyncio's cancellation, or an exception in its thread. The first reason stands."""
+        if self.stopped is not None:
+            return
+        self.stopped = reason
+        if self._task is not None:
+            self._task.cancel()
+        with self._lock:
+            if self._thread is not None:
+                _raise_in_thread(self._thread, StopRequested)
+
+    # --- async jobs ---
+
+    async def perform(self) -> Verdict:
+        """Performs an async job in the current task."""
+        self._task = asyncio.current_task()
+        try:
+            if "before_perform" in self.performer.definition.hooks:
+                await _finished(self.job.before_perform())
+            result = await cast("Any", self.job).perform()
+        except BaseException as error:  # noqa: BLE001 - the job boundary: SystemExit and KeyboardInterrupt are failures too
+            _leave_forked_child()
+            verdict, cause = self._failed(error), error
+        else:
+            _leave_forked_child()
+            verdict, cause = self._returned(result), None
+        self._task = None
+        if verdict is not RELEASED:
+            for name, arguments in self._hooks_after(verdict, cause):
+                try:
+                    await _finished(getattr(self.job, name)(*arguments))
+                except BaseException:  # noqa: BLE001 - the outcome stands
+                    self._hook_failed(name)
+        return verdict
+
+    # --- sync jobs, in a thread of their own ---
+
+    def perform_in_thread(self) -> Verdict:
+        """Performs a sync job in the current thread, which ends with it."""
+        try:
+            with self._lock:
+                self._thread = threading.get_ident()
+            if self.stopped is not None:
+                raise StopRequested
+            if "before_perform" in self.performer.definition.hooks:
+                self.job.before_perform()
+            result = cast("Any", self.job).perform()
+            self._close_thread()
+        except BaseException as error:  # noqa: BLE001 - the job boundary: SystemExit and KeyboardInterrupt are failures too
+            _leave_forked_child()
+            self._close_thread()
+            verdict, cause = self._failed(error), error
+        else:
+            _leave_forked_child()
+            verdict, cause = self._returned(result), None
+        if verdict is not RELEASED:
+            for name, arguments in self._hooks_after(verdict, cause):
+                try:
+                    getattr(self.job, name)(*arguments)
+                except BaseException:  # noqa: BLE001 - the outcome stands
+                    self._hook_failed(name)
+        return verdict
+
+    def _close_thread(self) -> None:
+        """From here on no StopRequested reaches this thread; one that is on its way is taken back."""
+        while True:
+            try:
+                with self._lock:
+                    if self._thread is not None:
+                        _raise_in_thread(self._thread, None)
+                        self._thread = None
+                    return
+            except StopRequested:
+                continue
+
+    # --- verdicts ---
+
+    def _returned(self, result: Any) -> Verdict:
+        match result:
+            case Snooze(delay):
+                return Verdict("scheduled", "snoozed", delay.total_seconds(), attempts=-1)
+            case Cancel(reason):
+                return Verdict("cancelled", "cancelled", error=reason)
+            case Fail(reason):
+                return Verdict("failed", "failed", error=reason)
+            case _:
+                return SUCCEEDED
+
+    def _failed(self, error: BaseException) -> Verdict:
+        """The verdict on an attempt that raised. Once it was told to stop, whatever it raises is the answer to that."""
+        match self.stopped:
+            case "released":
+                return RELEASED
+            case "cancelled":
+                return Verdict("cancelled", "cancelled", error="cancelled on request")
+            case "timed_out":
+                text = f"timed out after {self.performer.timeout:g} s; it was stopped here:\n{describe(error, skip=1)}"
+                return self._next("timed_out", text)
+            case _:
+                return self._next("failed", describe(error, skip=1))
+
+    def _next(self, final: str, text: str) -> Verdict:
+        if self.number >= self.performer.max_attempts:
+            return Verdict(final, final, error=text)
+        outcome = "retry" if final == "failed" else final
+        return Verdict("retry", outcome, self.performer.delay(self.number), text)
+
+    def _hooks_after(self, verdict: Verdict, error: BaseException | None) -> list[tuple[str, tuple[Any, ...]]]:
+        """The hooks to call now, in order, with their arguments."""
+        calls: list[tuple[str, tuple[Any, ...]]] = [("after_perform", ())]
+        if error is not None:
+            cause = TimeoutError(verdict.error) if self.stopped == "timed_out" else error
+            calls.insert(0, ("after_failure", (cause, verdict.status != "retry")))
+        elif verdict is SUCCEEDED:
+            calls.insert(0, ("after_success", ()))
+        return [call for call in calls if call[0] in self.performer.definition.hooks]
+
+    def _hook_failed(self, name: str) -> None:
+        _leave_forked_child()
+        log.exception("hook_failed", job_type=self.performer.definition.name, id=self.job.id, hook=name)
+
+
+def refuse_row(error: Exception) -> Verdict:
+    """The verdict on a row that its class does not accept: no attempt can change that."""
+    reason = explain(error) if isinstance(error, pydantic.ValidationError) else f"{type(error).__name__}: {error}"
+    return Verdict("failed", "failed", error=f"the row does not fit its class: {reason}")
+
+
+async def _finished(result: Awaitable[None] | None) -> None:
+    """Hooks of an async job may be plain functions."""
+    if result is not None:
+        await result
+
+
+_PROCESS = os.getpid()
+
+
+def remember_process() -> None:
+    """The process that performs jobs; called once a worker has started (it is itself a fork of the forkserver)."""
+    global _PROCESS  # noqa: PLW0603 - a process has one pid
+    _PROCESS = os.getpid()
+
+
+def _leave_forked_child() -> None:
+    """A job that forked and let the child return: the child must not report an outcome, nor run the parent's loop."""
+    if os.getpid() != _PROCESS:
+        os._exit(0)
+
+
+def _raise_in_thread(thread: int, error: type[BaseException] | None) -> None:
+    """Sets, or with None takes back, an exception that the thread raises at its next bytecode."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error is not None else None)
+
+

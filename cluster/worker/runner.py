@@ -1,0 +1,187 @@
+"""The loop of a worker process: takes claimed rows from the coordinator, performs them, reports how they ended.
+
+Owns the slots and the rows that wait for one. Talks to the coordinator only, never to Postgres.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import threading
+import time
+from collections.abc import Coroutine, Generator, Sequence
+from typing import Any
+
+from psycopg import pq
+from psycopg.adapt import Transformer
+
+from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, PRIORITY, QUEUE, RUN_AT, FrameProtocol, Report
+from cluster.job import Job, Row
+from cluster.notes import Notes
+from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
+
+BEAT_INTERVAL = 1.0
+
+
+class Runner:
+    """Performs what the coordinator sends, up to `slots` at a time. All of it runs on the worker's loop."""
+
+    def __init__(self, performers: Sequence[Performer], notes: Notes, slots: int) -> None:
+        self._performers = performers
+        self._notes = notes
+        self._loop = asyncio.get_running_loop()
+        self._channel = FrameProtocol(self._receive, self._lost_coordinator)
+        self._waiting: collections.deque[tuple[int, float, Transformer, Sequence[bytes | None]]] = collections.deque()
+        self._free = list(range(slots))
+        self._attempts: dict[tuple[int, int], Attempt | None] = {}
+        """In progress; None while the row is being made into a job."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reports: list[Report] = []
+        self._gone = asyncio.Event()
+
+    @property
+    def channel(self) -> FrameProtocol:
+        return self._channel
+
+    async def run(self) -> None:
+        """Lives until the coordinator is gone."""
+        while not self._gone.is_set():
+            self._notes.beat()
+            try:
+                await asyncio.wait_for(self._gone.wait(), BEAT_INTERVAL)
+            except TimeoutError:
+                continue
+
+    def _lost_coordinator(self) -> None:
+        self._gone.set()
+
+    # --- frames ---
+
+    def _receive(self, frame: tuple[Any, ...]) -> None:
+        match frame:
+            case ("perform", job_type, claimed_at, oids, rows):
+                decoder = Transformer()
+                decoder.set_loader_types(oids, pq.Format.BINARY)
+                self._waiting.extend((job_type, claimed_at, decoder, row) for row in rows)
+                self._fill()
+            case ("stop", keys, reason):
+                self._stop(keys, reason)
+            case ("return",):
+                self._return()
+            case _:
+                raise AssertionError(f"unknown frame {frame[0]!r}")
+
+    def _stop(self, keys: list[tuple[int, int]], reason: str) -> None:
+        for key in map(tuple, keys):
+            attempt = self._attempts.get(key)  # type: ignore[arg-type]  # marshal keeps tuples
+            if attempt is not None:
+                attempt.stop(reason)
+
+    def _return(self) -> None:
+        keys = [(job_type, _integer(row[ID])) for job_type, _, _, row in self._waiting]
+        self._waiting.clear()
+        self._channel.send(("returned", keys))
+
+    def _report(self, report: Report) -> None:
+        """Reports of one turn of the loop go in one frame."""
+        if not self._reports:
+            self._loop.call_soon(self._flush)
+        self._reports.append(report)
+
+    def _flush(self) -> None:
+        reports, self._reports = self._reports, []
+        self._channel.send(("done", reports))
+
+    # --- attempts ---
+
+    def _fill(self) -> None:
+        while self._free and self._waiting:
+            job_type, _, decoder, row = self._waiting.popleft()
+            slot = self._free.pop()
+            steps = Steps(self._perform(slot, job_type, decoder, row), self._notes, slot)
+            task = self._loop.create_task(steps)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _perform(self, slot: int, job_type: int, decoder: Transformer, row: Sequence[bytes | None]) -> None:
+        job_id = _integer(row[ID])
+        begun = time.monotonic()
+        self._attempts[job_type, job_id] = None
+        self._notes.begin(slot, job_type, job_id, begun)
+        try:
+            verdict = await self._attempt(job_type, job_id, decoder, row)
+        finally:
+            self._notes.end(slot)
+            del self._attempts[job_type, job_id]
+            self._free.append(slot)
+        status, outcome, delay, error, attempts = verdict
+        self._report((job_type, job_id, status, outcome, delay, error, attempts, 0, begun, time.monotonic()))
+        self._fill()
+
+    async def _attempt(self, job_type: int, job_id: int, decoder: Transformer, row: Sequence[bytes | None]) -> Verdict:
+        performer = self._performers[job_type]
+        try:
+            job = _job(performer, decoder.load_sequence(row))
+        except Exception as error:  # noqa: BLE001 - a value or a user's validator: this job's failure, nobody else's
+            return refuse_row(error)
+        attempt = Attempt(performer, job, _integer(row[ATTEMPTS]))
+        self._attempts[job_type, job_id] = attempt
+        timer = self._loop.call_later(performer.timeout, attempt.stop, "timed_out") if performer.timeout is not None else None
+        try:
+            return await (attempt.perform() if performer.definition.is_async else self._in_thread(attempt))
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    async def _in_thread(self, attempt: Attempt) -> Verdict:
+        """A thread per attempt: an exception sent to it can never reach another job."""
+        done: asyncio.Future[Verdict] = self._loop.create_future()
+
+        def run() -> None:
+            verdict = attempt.perform_in_thread()
+            self._loop.call_soon_threadsafe(done.set_result, verdict)
+
+        threading.Thread(target=run, name=f"{attempt.performer.definition.name}-{attempt.job.id}", daemon=True).start()
+        return await done
+
+
+class Steps(Coroutine[Any, Any, None]):
+    """A coroutine that notes, at every step, that its attempt has the loop's thread: who blocks the loop is then known."""
+
+    __slots__ = ("_coroutine", "_notes", "_slot")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], notes: Notes, slot: int) -> None:
+        self._coroutine = coroutine
+        self._notes = notes
+        self._slot = slot
+
+    def send(self, value: Any) -> Any:
+        self._notes.enter(self._slot)
+        try:
+            return self._coroutine.send(value)
+        finally:
+            self._notes.leave()
+
+    def throw(self, *error: Any) -> Any:
+        self._notes.enter(self._slot)
+        try:
+            return self._coroutine.throw(*error)
+        finally:
+            self._notes.leave()
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._coroutine.__await__()
+
+
+def _job(performer: Performer, values: Sequence[Any]) -> Job:
+    job = performer.build(dict(zip(performer.definition.column_names, values[COLUMNS:], strict=True)))
+    job.id, job.attempt = values[ID], values[ATTEMPTS]
+    job.row = Row(values[QUEUE], values[PRIORITY], values[RUN_AT], values[ATTEMPTS], values[CREATED_AT])
+    return job
+
+
+def _integer(value: bytes | None) -> int:
+    return int.from_bytes(value or b"", "big", signed=True)
