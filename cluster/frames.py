@@ -21,7 +21,7 @@ import asyncio
 import marshal
 import struct
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 Report: TypeAlias = tuple[int, int, str, str, float | None, str | None, int, int, float, float]
 """One attempt's end: type, id, status for the row, outcome for the metrics, delay in seconds until the next attempt (None: run_at
@@ -54,8 +54,7 @@ class FrameProtocol(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from it
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

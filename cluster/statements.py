@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import cast
@@ -25,10 +25,11 @@ def statement(name: str) -> sql.SQL:
 
 
 @cache
-def for_table(name: str, table: sql.Identifier, columns: Sequence[str] = ()) -> sql.Composed:
-    """A statement on one job table: `{table}` becomes its name, `{columns}` a comma and the named columns, or nothing."""
+def for_table(name: str, table: tuple[str, ...], columns: tuple[str, ...] = ()) -> bytes:
+    """A statement on one job table (its schema and name): `{table}` becomes its name, `{columns}` a comma and the named
+    columns, or nothing. As bytes, whose placeholders the driver parses only once."""
     listed = sql.SQL("").join(sql.SQL(", ") + sql.Identifier(column) for column in columns)
-    return statement(name).format(table=table, columns=listed)
+    return statement(name).format(table=sql.Identifier(*table), columns=listed).as_bytes(None)
 
 
 def migrations() -> Mapping[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 
 from cluster import events, statements, tables
 from cluster.backoff import ConstantBackoff
@@ -21,7 +21,8 @@ class JobType:
     definition: Definition
     oid: int = 0
     """Of the table. 0: there is none at the moment, and the type is left out."""
-    table: sql.Identifier = field(default_factory=lambda: sql.Identifier(""))
+    table: tuple[str, ...] = ()
+    """Schema and name. Empty: never found yet."""
     row_bytes: float = 0.0
     """Of the largest rows seen lately; 0: none seen yet."""
     set_aside: dict[int, float] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class JobType:
     def timeout(self) -> float | None:
         return self.job_class.timeout.total_seconds() if self.job_class.timeout is not None else None
 
-    def statement(self, name: str) -> sql.Composed:
+    def statement(self, name: str) -> bytes:
         columns = self.definition.column_names if name.startswith("claim_") else ()
         return statements.for_table(name, self.table, tuple(columns))
 
@@ -75,8 +76,8 @@ async def resolve(connection: AsyncConnection[Any], types: list[JobType]) -> Non
             forget(job_type)
             continue
         if job_type.oid != row[0]:
-            known = job_type.table.as_string(None) != '""'
-            job_type.oid, job_type.table = row[0], sql.Identifier(row[1], row[2])
+            known = job_type.table != ()
+            job_type.oid, job_type.table = row[0], (row[1], row[2])
             await _register(connection, job_type)
             if known:
                 events.table_found(job_type.name, job_type.definition.table)

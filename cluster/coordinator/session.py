@@ -28,7 +28,7 @@ class TransientDatabaseError(Exception):
 
 
 class Session:
-    """One connection in autocommit. Not for concurrent use."""
+    """One connection in autocommit. Uses queue up: one at a time has it."""
 
     def __init__(self, url: str, name: str, *, prepare: bool, setup: Setup | None = None) -> None:
         self._url = url
@@ -36,10 +36,17 @@ class Session:
         self._prepare = prepare
         self._setup = setup
         self._connection: AsyncConnection[Any] | None = None
+        self._turn = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def use(self, deadline: float = 10.0) -> AsyncIterator[AsyncConnection[Any]]:
         """The connection, for at most `deadline` seconds. TransientDatabaseError: see there; other errors of Postgres pass."""
+        async with self._turn:
+            async with self._guarded(deadline) as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def _guarded(self, deadline: float) -> AsyncIterator[AsyncConnection[Any]]:
         try:
             async with asyncio.timeout(deadline):
                 yield await self._connected()

@@ -1,0 +1,217 @@
+"""Writes outcomes: group commit without a timer. While outcomes wait, all of them go in one statement per table, again and again.
+
+Owns the finish connection and every ended attempt until the database has it, or has said that the claim was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection, errors
+
+from cluster import events, metrics
+from cluster.coordinator import arrays
+from cluster.coordinator.job_types import JobType, forget
+from cluster.coordinator.loop import Wakeup
+from cluster.coordinator.pool import Finished
+from cluster.coordinator.session import Session
+from cluster.error_text import storable
+from cluster.frames import LOCKED_AT, QUEUE, WAIT
+
+LARGEST_BATCH = 2000
+LOCKED_PAUSE = 0.05
+"""Seconds until rows that somebody else has locked are tried again."""
+REFUSED_PAUSE = 60.0
+"""Seconds until rows whose update a trigger or constraint refuses are tried again."""
+
+_FLOAT8 = struct.Struct(">d")
+
+
+class Finisher:
+    """Takes ended attempts from the pool and writes them. limit_freed: called when a limited type has room again."""
+
+    def __init__(self, session: Session, types: list[JobType], limit_freed: Callable[[], None]) -> None:
+        self.wakeup = Wakeup()
+        self.node: UUID | None = None
+        self.written = 0
+        self.released = 0
+        self._session = session
+        self._types = types
+        self._limit_freed = limit_freed
+        self._pending: dict[int, list[Finished]] = {}
+        self._later: list[tuple[float, int, list[Finished]]] = []
+        """Batches to try again, with the time from which to do so."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def add(self, finished: list[Finished]) -> None:
+        """Ended attempts, from the pool."""
+        for item in finished:
+            self._pending.setdefault(item[1][0], []).append(item)
+        if finished:
+            self._idle.clear()
+            self.wakeup.set()
+
+    @property
+    def waiting(self) -> int:
+        """Outcomes that the database does not have yet."""
+        return sum(map(len, self._pending.values())) + sum(len(batch) for _, _, batch in self._later)
+
+    async def drained(self) -> None:
+        """Returns once everything is written, but for rows that can't be."""
+        await self._idle.wait()
+
+    async def tick(self) -> float | None:
+        """Writes all that waits. Returns the seconds until the next batch is to be tried again; None: none is."""
+        self._take_back()
+        while self._pending:
+            index = next(iter(self._pending))
+            batch, rest = self._pending[index][:LARGEST_BATCH], self._pending[index][LARGEST_BATCH:]
+            if rest:
+                self._pending[index] = rest
+            else:
+                del self._pending[index]
+            try:
+                await self._write_type(self._types[index], batch)
+            except BaseException:
+                self._pending.setdefault(index, []).extend(batch)
+                raise
+        if not self._later:
+            self._idle.set()
+            return None
+        soonest = min(when for when, _, _ in self._later) - time.monotonic()
+        if soonest > 1:
+            self._idle.set()  # only rows that are refused for good
+        return max(0.0, soonest)
+
+    def _take_back(self) -> None:
+        now = time.monotonic()
+        ready = [entry for entry in self._later if entry[0] <= now]
+        self._later = [entry for entry in self._later if entry[0] > now]
+        for _, index, batch in ready:
+            self._pending.setdefault(index, []).extend(batch)
+
+    # --- one table ---
+
+    async def _write_type(self, job_type: JobType, batch: list[Finished]) -> None:
+        if not job_type.oid:
+            return  # the table is gone, and its rows with it
+        gone, kept = [], batch
+        if job_type.job_class.retention == timedelta(0):
+            gone = [item for item in batch if item[1][2] == "succeeded"]
+            kept = [item for item in batch if item[1][2] != "succeeded"]
+        if gone:
+            await self._write(job_type, gone, "delete_finished_jobs")
+        if kept:
+            await self._write(job_type, kept, "finish_jobs")
+        if job_type.job_class.max_concurrency is not None:
+            self._limit_freed()
+
+    async def _write(self, job_type: JobType, batch: list[Finished], name: str) -> None:
+        """Writes one batch; a batch that is refused for good is halved down to the row."""
+        before = time.monotonic()
+        try:
+            async with self._session.use() as connection:
+                cursor = await connection.execute(
+                    job_type.statement(name), self._parameters(connection, batch), binary=True
+                )
+                hit = {job_id for (job_id,) in await cursor.fetchall()}
+                missed = [item for item in batch if item[1][1] not in hit]
+                held = await self._held(connection, job_type, missed) if missed else set()
+        except (errors.UndefinedTable, errors.UndefinedColumn):
+            forget(job_type)
+            return
+        except psycopg.Error as error:
+            await self._refused(job_type, batch, name, error)
+            return
+        metrics.finish_seconds.observe(time.monotonic() - before)
+        written = [item for item in batch if item[1][1] in hit] if missed else batch
+        self._count(job_type, written)
+        locked = [item for item in missed if item[1][1] in held]
+        if locked:
+            self._later.append((time.monotonic() + LOCKED_PAUSE, job_type.index, locked))
+        lost = [item[1][1] for item in missed if item[1][1] not in held]
+        if lost:
+            events.claims_lost(job_type.name, lost)
+
+    async def _refused(self, job_type: JobType, batch: list[Finished], name: str, error: psycopg.Error) -> None:
+        if name == "delete_finished_jobs":
+            await self._write(job_type, batch, "finish_jobs")  # another table still references a row: keep them
+        elif len(batch) > 1:
+            half = len(batch) // 2
+            await self._write(job_type, batch[:half], name)
+            await self._write(job_type, batch[half:], name)
+        else:
+            await self._set_aside(job_type, batch[0], error)
+
+    async def _set_aside(self, job_type: JobType, item: Finished, error: psycopg.Error) -> None:
+        """A trigger or constraint refuses the outcome of one row. Fail the job if that is allowed, else try again later."""
+        claim, report = item
+        events.job_set_aside(job_type.name, report[1], error)
+        text = f"the database refuses the outcome {report[2]!r} of this job: {error}"
+        failed = (*report[:2], "failed", "failed", None, text, 0, 0, *report[8:])
+        try:
+            async with self._session.use() as connection:
+                await connection.execute(job_type.statement("finish_jobs"), self._parameters(connection, [(claim, failed)]))
+            self._count(job_type, [(claim, failed)])
+        except psycopg.Error:
+            self._later.append((time.monotonic() + REFUSED_PAUSE, job_type.index, [item]))
+
+    async def _held(self, connection: AsyncConnection[Any], job_type: JobType, missed: list[Finished]) -> set[int]:
+        parameters = {
+            "id": arrays.BigIntegers([report[1] for _, report in missed]),
+            "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in missed]),
+            "node": self.node,
+        }
+        cursor = await connection.execute(job_type.statement("list_held_claims"), parameters, binary=True)
+        return {job_id for (job_id,) in await cursor.fetchall()}
+
+    def _parameters(self, connection: AsyncConnection[Any], batch: list[Finished]) -> dict[str, Any]:
+        encoding = connection.info.parameter_status("server_encoding") or "UTF8"
+        python_encoding = _PYTHON_ENCODINGS.get(encoding, "utf-8" if encoding == "UTF8" else "ascii")
+        reports = [report for _, report in batch]
+        return {
+            "node": self.node,
+            "id": arrays.BigIntegers([report[1] for report in reports]),
+            "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in batch]),
+            "status": [report[2] for report in reports],
+            "delay": arrays.Floats([report[4] for report in reports]),
+            "error": [None if report[5] is None else storable(report[5], python_encoding) for report in reports],
+            "attempts": arrays.Integers([report[6] for report in reports]),
+            "crashes": arrays.Integers([report[7] for report in reports]),
+            "begun": arrays.Floats([max(0.0, report[8] - claim.claimed_at) for claim, report in batch]),
+        }
+
+    # --- metrics ---
+
+    def _count(self, job_type: JobType, written: list[Finished]) -> None:
+        self.written += len(written)
+        outcomes: Counter[tuple[bytes, str]] = Counter()
+        for claim, report in written:
+            queue, outcome = claim.row[QUEUE] or b"", report[3]
+            outcomes[queue, outcome] += 1
+            if outcome != "released":
+                labels = job_type.name, queue.decode()
+                metrics.run_seconds.labels(*labels, outcome).observe(report[9] - report[8])
+                due_before_claim = _FLOAT8.unpack(claim.row[WAIT] or b"\0" * 8)[0]
+                metrics.wait_seconds.labels(*labels).observe(max(0.0, due_before_claim + report[8] - claim.claimed_at))
+        for (queue, outcome), count in outcomes.items():
+            if outcome == "released":
+                self.released += count
+                metrics.released.labels(job_type.name).inc(count)
+            else:
+                metrics.finished.labels(job_type.name, queue.decode(), outcome).inc(count)
+
+
+_PYTHON_ENCODINGS = {
+    "UTF8": "utf-8", "LATIN1": "latin-1", "LATIN9": "iso8859-15", "WIN1252": "cp1252", "WIN1251": "cp1251",
+    "KOI8R": "koi8-r", "EUC_JP": "euc-jp", "SQL_ASCII": "ascii",
+}  # fmt: skip

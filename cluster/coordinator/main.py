@@ -1,0 +1,217 @@
+"""One node from start to stop: builds the coordinator's parts, wires them, and ends them in the right order.
+
+The order of a stop: stop claiming, drain to the deadline, write outcomes, release the rest, end the heartbeat, deregister.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from importlib.metadata import version
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import uvloop
+from psycopg import AsyncConnection
+
+from cluster import events, metrics, migrate, statements
+from cluster.coordinator import arrays
+from cluster.coordinator.claim import Claimer
+from cluster.coordinator.doorbell import Doorbell
+from cluster.coordinator.finish import Finisher
+from cluster.coordinator.heartbeat import Heartbeat, Load
+from cluster.coordinator.http import Health, serve
+from cluster.coordinator.job_types import JobType, job_types
+from cluster.coordinator.loop import Wakeup, repeat
+from cluster.coordinator.pool import STOP_GRACE, Pool
+from cluster.coordinator.prune import Pruner
+from cluster.coordinator.session import Session
+from cluster.errors import ClusterError, DatabaseUnreachableError
+from cluster.job import Job
+from cluster.settings import Settings
+from cluster.worker.main import WorkerOptions
+
+_VERSION = version("jobcluster")
+
+
+def run_node(settings: Settings, job_classes: list[type[Job]], app_dir: Path) -> None:
+    """Runs one node until it is told to stop. ClusterError: it can't start, or can't go on."""
+    check_database(settings, job_classes)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(Node(settings, job_classes, app_dir).run())
+    except ExceptionGroup as group:
+        known = group.subgroup(ClusterError)
+        if known is None:
+            raise
+        raise _first(known) from group
+
+
+def _first(group: ExceptionGroup[ClusterError]) -> ClusterError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
+
+
+def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
+    """Refuses to start on a database that does not fit, and says which job tables nobody here performs."""
+    try:
+        connection = psycopg.connect(settings.database_url, autocommit=True, connect_timeout=10)
+    except psycopg.OperationalError as error:
+        raise DatabaseUnreachableError(
+            f"can't connect to Postgres: {str(error).strip().splitlines()[0]}; check CLUSTER_DATABASE_URL"
+        ) from error
+    with connection:
+        migrate.check_schema(connection, job_classes)
+        known = {cls.__name__ for cls in job_classes}
+        rows = connection.execute(statements.statement("list_job_types")).fetchall()
+        others = [table for name, _, table in rows if name not in known]
+        if others:
+            events.unroutable_tables(others)
+
+
+class Node:
+    """The coordinator's parts and how they hang together. Everything runs on one loop."""
+
+    def __init__(self, settings: Settings, job_classes: list[type[Job]], app_dir: Path) -> None:
+        self._settings = settings
+        self._types: list[JobType] = job_types(job_classes)
+        self._by_name = [job_type.name for job_type in self._types]
+        self._health = Health()
+        self._stops = 0
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        prepare = settings.direct_database_url == settings.database_url  # a pooler may not keep prepared statements
+        self._claims = Session(settings.database_url, "claim", prepare=prepare, setup=_prepare_planner)
+        self._finishes = Session(settings.database_url, "finish", prepare=prepare, setup=_prepare_finish)
+        self._beats = Session(settings.direct_database_url, "heartbeat", prepare=prepare)
+        self._doorbell = Doorbell(settings.direct_database_url, self._wake_claimer, self._cancel)
+        self._finisher = Finisher(self._finishes, self._types, self._wake_claimer)
+        self._pool = Pool(self._types, self._worker_options(app_dir), settings.processes, self._finisher.add, self._wake_claimer)
+        self._claimer = Claimer(
+            self._claims, self._doorbell, self._pool, self._types, settings.queues, settings.poll_interval.total_seconds()
+        )
+        self._heartbeat = Heartbeat(
+            self._beats, settings, _VERSION, self._by_name, self._load, self._registered
+        )
+        self._pruner = Pruner(self._finishes, self._types, settings.poll_interval.total_seconds())
+        metrics.slots.labels("busy").set_function(lambda: self._pool.running)
+        metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._pool.running))
+
+    def _worker_options(self, app_dir: Path) -> WorkerOptions:
+        return WorkerOptions(
+            modules=self._settings.jobs, app_dir=app_dir, jobs=tuple(self._by_name), slots=self._settings.concurrency,
+            log_format=self._settings.log_format, log_level=self._settings.log_level, parent=0,
+        )  # fmt: skip
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Until a signal ends it."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop_signal)
+        server = serve(self._settings.http_host, self._settings.http_port, self._health)
+        try:
+            async with asyncio.TaskGroup() as services:
+                beating = services.create_task(repeat("heartbeat", self._heartbeat.tick, self._heartbeat.wakeup))
+                others = [
+                    services.create_task(self._pool.run()),
+                    services.create_task(self._turn()),
+                    services.create_task(repeat("finish", self._finisher.tick, self._finisher.wakeup)),
+                    services.create_task(repeat("prune", self._pruner.tick, self._pruner.wakeup)),
+                    services.create_task(repeat("claim", self._claimer.tick, self._claimer.wakeup)),
+                    services.create_task(repeat("doorbell", self._keep_listening, Wakeup())),
+                ]
+                await self._stop.wait()
+                await self._drain()
+                for task in (*others, beating):
+                    task.cancel()
+            await self._deregister()
+        finally:
+            self._pool.kill_all()
+            for session in (self._claims, self._finishes, self._beats, self._doorbell):
+                await session.close()
+            if server is not None:
+                server.shutdown()
+
+    async def _turn(self) -> None:
+        """Shows the probes that the loop turns."""
+        while True:
+            self._health.turned_at = time.monotonic()
+            self._health.ready = self._claimer.node is not None and self._pool.ready
+            await asyncio.sleep(0.5)
+
+    async def _drain(self) -> None:
+        """Stops claiming, lets jobs end until the deadline or a second signal, then stops and releases the rest."""
+        timeout = self._settings.shutdown_timeout.total_seconds()
+        self._claimer.node = None
+        self._health.ready = False
+        self._heartbeat.draining = True
+        self._heartbeat.wakeup.set()
+        self._claimer.wakeup.set()
+        events.node_draining(str(self._heartbeat.node), self._pool.running, timeout)
+        deadline = time.monotonic() + timeout
+        self._pool.return_waiting()
+        await self._until_empty(timeout - STOP_GRACE - 1, self._stop_now)
+        if self._pool.running:
+            self._pool.stop_all()
+            await self._until_empty(STOP_GRACE, None)
+        self._pool.kill_all()
+        await self._until_empty(5, None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
+                await self._finisher.drained()
+
+    async def _until_empty(self, timeout: float, cut_short: asyncio.Event | None) -> None:
+        deadline = time.monotonic() + timeout
+        while self._pool.running and time.monotonic() < deadline and not (cut_short and cut_short.is_set()):
+            await asyncio.sleep(0.02)
+
+    async def _deregister(self) -> None:
+        if self._finisher.waiting == 0:
+            with contextlib.suppress(Exception):  # a row that says live is rescued; nothing depends on this
+                await self._heartbeat.deregister()
+        events.node_stopped(str(self._heartbeat.node), self._finisher.written, self._finisher.released)
+
+    # --- what the parts tell each other ---
+
+    def _stop_signal(self) -> None:
+        self._stops += 1
+        (self._stop if self._stops == 1 else self._stop_now).set()
+
+    def _wake_claimer(self) -> None:
+        self._claimer.wakeup.set()
+
+    def _registered(self, node: UUID) -> None:
+        events.node_started(str(node), _VERSION, self._by_name, list(self._settings.queues), self._settings.processes)
+        self._finisher.node = node
+        self._claimer.node = node
+        self._claimer.wakeup.set()
+
+    def _cancel(self, table: int, job_id: int) -> None:
+        for job_type in self._types:
+            if job_type.oid == table and self._pool.cancel(job_type.index, job_id):
+                events.cancel_requested(job_type.name, job_id)
+
+    def _load(self) -> Load:
+        return Load(self._pool.running, self._pool.slots, self._doorbell.pid)
+
+    async def _keep_listening(self) -> float:
+        await self._doorbell.connect()
+        return 1.0
+
+
+async def _prepare_planner(connection: AsyncConnection[object]) -> None:
+    """One plan for every hot statement, always on its index: they are written for that."""
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    await connection.execute("SET enable_seqscan = off")
+    await connection.execute("SET lock_timeout = '2s'")
+    await connection.execute("SET synchronous_commit = on")
+
+
+async def _prepare_finish(connection: AsyncConnection[object]) -> None:
+    arrays.register(connection)
+    await _prepare_planner(connection)
