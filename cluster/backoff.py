@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,3 +86,12 @@ def _power(base: float, exponent: float) -> float:
         return float(base**exponent)
     except OverflowError:
         return float("inf")
+
+
+def seconds_after(backoff: Backoff, attempt: int) -> float:
+    """The wait after this attempt, in seconds. A backoff that raises must not lose the job: the default steps in."""
+    try:
+        return max(0.0, backoff(attempt).total_seconds())
+    except Exception:
+        logging.getLogger("cluster").exception("backoff %r failed for attempt %s", backoff, attempt)
+        return ConstantBackoff().delay.total_seconds()

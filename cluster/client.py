@@ -5,12 +5,13 @@ The functions write rows of job tables in the connection's current transaction a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from copy import copy
 from datetime import datetime, timedelta
 from functools import cache
-from itertools import chain, islice
+from itertools import chain, islice, repeat
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, LiteralString, NamedTuple, Self, TypeVar, cast
 
@@ -19,6 +20,7 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, errors, sq
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from cluster.columns import Column
 from cluster.configuration import default_database_url
 from cluster.errors import EnqueueError
 from cluster.job import Job, definition
@@ -135,9 +137,7 @@ class Client:
         if job_class is None:
             return 0
         with self._take() as connection:
-            return job_class.perform_many(
-                connection, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority
-            )
+            return job_class.perform_many(connection, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -189,9 +189,7 @@ class AsyncClient:
         """Inserts the job and commits; returns a copy that knows its id."""
         _check_job(job, "enqueue")
         async with self._take() as connection:
-            return await job.perform_later(
-                connection, delay=delay, run_at=run_at, queue=queue, priority=priority
-            )
+            return await job.perform_later(connection, delay=delay, run_at=run_at, queue=queue, priority=priority)
 
     async def enqueue_many(
         self,
@@ -271,9 +269,7 @@ class _Given(NamedTuple):
         if run_at is not None and not isinstance(run_at, datetime):
             raise EnqueueError(f"run_at is a datetime with a time zone, not {run_at!r}")
         if run_at is not None and run_at.utcoffset() is None:
-            raise EnqueueError(
-                f"run_at {run_at!s} has no time zone: add one, such as datetime(…, tzinfo=timezone.utc)"
-            )
+            raise EnqueueError(f"run_at {run_at!s} has no time zone: add one, such as datetime(…, tzinfo=timezone.utc)")
         return cls(queue, priority, run_at, delay)
 
     @property
@@ -364,7 +360,7 @@ _LATER = "SELECT now() + %s"
 
 
 def _at(given: _Given, later: tuple[Any, ...] | None) -> _Given:
-    assert later is not None  # noqa: S101 - a SELECT without FROM has one row
+    assert later is not None
     return given._replace(delay=None, run_at=later[0])
 
 
@@ -374,22 +370,21 @@ def _copy_statement(job_class: type[Job], given: tuple[str, ...]) -> sql.Compose
     return sql.SQL("COPY {} ({}) FROM STDIN").format(identifier(definition(job_class).table), columns)
 
 
-def _batches(job_class: type[JobT], jobs: Iterable[JobT], given: _Given) -> Iterator[list[list[Any]]]:
+def _batches(job_class: type[JobT], jobs: Iterable[JobT], given: _Given) -> Iterator[list[tuple[Any, ...]]]:
     """Rows to copy, some at a time: a generator of jobs may read from this connection, but not during a COPY."""
     extra = [value for value in given if value is not None]
-    columns = definition(job_class).columns
-    names = definition(job_class).column_names
-    converted = [(place, column) for place, column in enumerate(columns) if column.to_database is not None]
     jobs = iter(jobs)
     while batch := list(islice(jobs, _BATCH)):
-        for job in batch:
-            if type(job) is not job_class:
-                raise EnqueueError(f"perform_many of {job_class.__name__} got {_described(job)}")
-        rows = [[vars(job)[name] for name in names] + extra for job in batch]
-        for place, column in converted:
-            for row in rows:
-                row[place] = column.value(row[place])
-        yield rows
+        if set(map(type, batch)) != {job_class}:
+            wrong = next(job for job in batch if type(job) is not job_class)
+            raise EnqueueError(f"perform_many of {job_class.__name__} got {_described(wrong)}")
+        fields = [_values(column, batch) for column in definition(job_class).columns]
+        yield list(zip(*fields, *(repeat(value, len(batch)) for value in extra), strict=True))
+
+
+def _values(column: Column, jobs: list[JobT]) -> Iterable[Any]:
+    values = map(attrgetter(column.name), jobs)
+    return values if column.to_database is None else map(column.value, values)
 
 
 # --- refusals ---
@@ -398,9 +393,9 @@ def _batches(job_class: type[JobT], jobs: Iterable[JobT], given: _Given) -> Iter
 class _Explained:
     """Turns errors that say that the class, its table or a value do not fit into EnqueueError; lets others pass."""
 
-    def __init__(self, job_class: type[Job], row: list[Any] | None = None) -> None:
+    def __init__(self, job_class: type[Job], row: Sequence[Any] = ()) -> None:
         self._job_class = job_class
-        self.row: list[Any] = row or []
+        self.row = row
         """The values that are being sent, the class's columns first."""
 
     def __enter__(self) -> Self:
@@ -418,9 +413,7 @@ class _Explained:
             case errors.UndefinedColumn():
                 raise EnqueueError(f"{error.diag.message_primary}: run `cluster migrate`") from error
             case psycopg.DataError(sqlstate=None) | UnicodeEncodeError():
-                raise EnqueueError(
-                    f"{self._job_class.__name__}{self._unstorable_field()}: {error}"
-                ) from error
+                raise EnqueueError(f"{self._job_class.__name__}{self._unstorable_field()}: {error}") from error
 
     def _unstorable_field(self) -> str:
         for name, value in zip(definition(self._job_class).column_names, self.row, strict=False):

@@ -47,7 +47,9 @@ class References:
     def clause(self) -> sql.Composed:
         *table, column = self.target.split(".")
         return sql.SQL("REFERENCES {} ({}) ON DELETE {}").format(
-            sql.Identifier(*table), sql.Identifier(column), sql.SQL(typing.cast("Any", self.on_delete.upper()))
+            sql.Identifier(*table),
+            sql.Identifier(column),
+            sql.SQL(typing.cast("Any", self.on_delete.upper())),
         )
 
 
@@ -191,7 +193,9 @@ def _by_json_schema(name: str, annotation: Any) -> tuple[ColumnType, Callable[[A
         adapter: TypeAdapter[Any] = TypeAdapter(annotation)
         schema = adapter.json_schema(mode="serialization")
     except (PydanticInvalidForJsonSchema, TypeError) as error:
-        raise JobDefinitionError(f"field {name}: no column type for {annotation!r}: use a type that has a JSON form") from error
+        raise JobDefinitionError(
+            f"field {name}: no column type for {annotation!r}: use a type that has a JSON form"
+        ) from error
     if schema.get("type") == "string":
         return _TEXT, lambda value: adapter.dump_python(value, mode="json")
     return _JSONB, lambda value: Jsonb(adapter.dump_python(value, mode="json"))
@@ -210,7 +214,9 @@ def _default(field: FieldInfo, to_database: Callable[[Any], Any] | None) -> sql.
     return sql.Literal(to_database(value) if to_database else value)
 
 
-def _checks(column: sql.Identifier, annotation: Any, metadata: list[Any], column_type: ColumnType) -> list[sql.Composed]:
+def _checks(
+    column: sql.Identifier, annotation: Any, metadata: list[Any], column_type: ColumnType
+) -> list[sql.Composed]:
     checks = []
     values = _allowed_values(annotation)
     if values:
@@ -218,7 +224,9 @@ def _checks(column: sql.Identifier, annotation: Any, metadata: list[Any], column
     length = {"text": "char_length", "bytea": "octet_length", "jsonb": "jsonb_array_length"}.get(column_type.name)
     for item in metadata:
         checks += _bounds(column, item)
-        if length is not None and not (column_type is _JSONB and get_origin(annotation) not in {list, set, tuple, frozenset}):
+        if length is not None and not (
+            column_type is _JSONB and get_origin(annotation) not in {list, set, tuple, frozenset}
+        ):
             checks += _lengths(sql.SQL(typing.cast("Any", length)), column, item)
         if getattr(item, "pattern", None) is not None:
             pattern = getattr(item.pattern, "pattern", item.pattern)
@@ -247,7 +255,9 @@ def _bounds(column: sql.Identifier, item: Any) -> list[sql.Composed]:
 def _lengths(length: sql.SQL, column: sql.Identifier, item: Any) -> list[sql.Composed]:
     limits = (("min_length", ">="), ("max_length", "<="))
     return [
-        sql.SQL("{}({}) {} {}").format(length, column, sql.SQL(typing.cast("Any", operator)), sql.Literal(getattr(item, name)))
+        sql.SQL("{}({}) {} {}").format(
+            length, column, sql.SQL(typing.cast("Any", operator)), sql.Literal(getattr(item, name))
+        )
         for name, operator in limits
         if getattr(item, name, None) is not None
     ]

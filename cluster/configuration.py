@@ -6,7 +6,6 @@ Call it where nodes see it too, such as in the package that holds the jobs.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -42,7 +41,7 @@ def default_database_url() -> str:
         return _database_url
     from cluster.settings import load_settings  # slow to import, and a URL is mostly given
 
-    return load_settings(os.environ).database_url
+    return load_settings().database_url
 
 
 def _bindable(logger: Any) -> Any:  # Any: structlog's loggers share no class

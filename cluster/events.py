@@ -25,7 +25,11 @@ def node_stopped(node: str, finished: int, released: int) -> None:
 
 
 def unroutable_tables(tables: list[str]) -> None:
-    log.warning("unroutable_tables", tables=tables, hint="no class for these job tables on this node: it leaves them alone")
+    log.warning(
+        "unroutable_tables",
+        tables=tables,
+        hint="no class for these job tables on this node: it leaves them alone",
+    )
 
 
 def table_missing(job_type: str, table: str) -> None:
@@ -65,7 +69,13 @@ def claimed(job_type: str, queue: str, count: int, seconds: float) -> None:
 
 def claims_lost(job_type: str, ids: list[int]) -> None:
     metrics.claims_lost.labels(job_type).inc(len(ids))
-    log.warning("claims_lost", job_type=job_type, ids=ids[:20], count=len(ids), hint="their rows were changed by somebody else")
+    log.warning(
+        "claims_lost",
+        job_type=job_type,
+        ids=ids[:20],
+        count=len(ids),
+        hint="their rows were changed by somebody else",
+    )
 
 
 def job_set_aside(job_type: str, job_id: int, error: Exception) -> None:

@@ -4,15 +4,14 @@ A frame is a 4-byte big-endian length and one marshalled tuple whose first item 
 interpreter, so marshal is safe here, and it is several times faster than pickle on tuples of bytes.
 
     coordinator -> worker
-        ("perform", type, claimed_at, oids, rows)   type: index in the list of job types both sides were given;
-                                                    claimed_at: CLOCK_MONOTONIC seconds; oids: of the columns;
-                                                    rows: raw binary values in the order of claim_jobs.sql
-        ("stop", [(type, id)], reason)              stop these attempts; reason: "cancelled" or "released"
-        ("return",)                                 give back what has not begun
+        ("perform", type, oids, rows)     type: index in the list of job types both sides were given; oids: of the
+                                          columns; rows: raw binary values in the order of claim_jobs.sql
+        ("stop", [(type, id)], reason)    stop these attempts; reason: "cancelled" or "released"
+        ("return",)                       give back what has not begun
     worker -> coordinator
-        ("ready", {...})                            the process can perform jobs; facts about it
-        ("done", [report])                          see Report
-        ("returned", [(type, id)])                  never begun, no longer held
+        ("ready", {...})                  the process can perform jobs; facts about it
+        ("done", [report])                see Report
+        ("returned", [(type, id)])        never begun, no longer held
 """
 
 from __future__ import annotations
@@ -31,6 +30,11 @@ stays), error (None: last_error stays), change of attempts_count, change of cras
 ID, ATTEMPTS, CRASHES, LOCKED_AT, WAIT, QUEUE, PRIORITY, RUN_AT, CREATED_AT, COLUMNS = range(10)
 
 _LENGTH = struct.Struct(">I")
+
+
+def integer(value: bytes | None) -> int:
+    """A smallint, integer or bigint from its binary form."""
+    return int.from_bytes(value or b"", "big", signed=True)
 
 
 class FrameProtocol(asyncio.Protocol):
@@ -64,7 +68,7 @@ class FrameProtocol(asyncio.Protocol):
             if end - start - _LENGTH.size < length:
                 break
             start += _LENGTH.size
-            frame = marshal.loads(memoryview(self._buffer)[start : start + length])
+            frame = marshal.loads(memoryview(self._buffer)[start : start + length])  # noqa: S302 - our own process sent it
             start += length
             self._received(frame)
         del self._buffer[:start]

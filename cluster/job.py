@@ -162,13 +162,13 @@ class Job:
 
     def perform_now(self) -> Any:
         """Runs `perform` and its hooks here, without a row; returns what it returns, raises what it raises."""
-        from cluster.inline import perform_now  # noqa: PLC0415 - it imports this module
+        from cluster.inline import perform_now
 
         return perform_now(self)
 
     async def aperform_now(self) -> Any:
         """As `perform_now`, for async callers."""
-        from cluster.inline import aperform_now  # noqa: PLC0415 - it imports this module
+        from cluster.inline import aperform_now
 
         return await aperform_now(self)
 
@@ -196,7 +196,7 @@ class Job:
         Returns a copy of the job that knows its `id` and `row`. delay, run_at (with a time zone): not before then;
         give one at most. queue, priority: None takes the column's default.
         """
-        from cluster.client import enqueue  # noqa: PLC0415 - it imports this module
+        from cluster.client import enqueue
 
         return enqueue(self, connection, delay=delay, run_at=run_at, queue=queue, priority=priority)
 
@@ -224,7 +224,7 @@ class Job:
         priority: int | None = None,
     ) -> int | Awaitable[int]:
         """Inserts many jobs of this class by COPY, in the connection's current transaction. Returns how many."""
-        from cluster.client import enqueue_many  # noqa: PLC0415 - it imports this module
+        from cluster.client import enqueue_many
 
         return enqueue_many(cls, connection, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority)
 
@@ -283,7 +283,9 @@ def _define(cls: type[Job]) -> Definition:
     is_async = inspect.iscoroutinefunction(perform)
     for name in hooks:
         if not is_async and inspect.iscoroutinefunction(getattr(cls, name)):
-            raise JobDefinitionError(f"{cls.__qualname__}.{name} is async, but perform is not: make both async, or neither")
+            raise JobDefinitionError(
+                f"{cls.__qualname__}.{name} is async, but perform is not: make both async, or neither"
+            )
     fields: Mapping[str, FieldInfo] = cls.__pydantic_fields__  # type: ignore[attr-defined]
     try:
         columns = tuple(column_of(name, field) for name, field in fields.items())
@@ -314,7 +316,9 @@ def _check_names(cls: type[Job]) -> None:
                 f"{cls.__qualname__}.{name}: every job has an attribute or a standard column of that name; rename the field"
             )
         elif name.startswith("_") or len(name.encode()) > 63:
-            raise JobDefinitionError(f"{cls.__qualname__}.{name}: a column's name has 1 to 63 bytes and no underscore in front")
+            raise JobDefinitionError(
+                f"{cls.__qualname__}.{name}: a column's name has 1 to 63 bytes and no underscore in front"
+            )
         elif name in vars(cls):
             # `max_attempt: int = 3` is a valid column, but hardly ever what was meant.
             _refuse_near_miss(cls, name, [option for option in OPTIONS if "_" in option])
@@ -322,7 +326,12 @@ def _check_names(cls: type[Job]) -> None:
         if name in annotations or name.startswith("_") or name in _RESERVED:
             continue
         _refuse_near_miss(cls, name)
-        if not name.isupper() and not callable(value) and not hasattr(value, "__get__") and not _is_pydantic_decorator(value):
+        if (
+            not name.isupper()
+            and not callable(value)
+            and not hasattr(value, "__get__")
+            and not _is_pydantic_decorator(value)
+        ):
             raise JobDefinitionError(
                 f"{cls.__qualname__}.{name} is neither an option nor a column: annotate a column, write a constant in capitals"
                 f" or as ClassVar; the options are: {', '.join(OPTIONS)}"
@@ -355,18 +364,36 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 _OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "table": (lambda value: value == "" or _is_table_name(value), "table or schema.table, each of 1 to 63 bytes"),
+    "table": (
+        lambda value: value == "" or _is_table_name(value),
+        "table or schema.table, each of 1 to 63 bytes",
+    ),
     "queue": (lambda value: isinstance(value, str) and value != "", "a name that is not empty"),
     "priority": (lambda value: _is_int(value, 1, 100), "a whole number from 1 (first) to 100"),
     "max_attempts": (lambda value: _is_int(value, 0), "a whole number of executions"),
     "max_crashes": (lambda value: _is_int(value, 1), "a whole number from 1"),
-    "timeout": (lambda value: value is None or _is_duration(value, above_zero=True), "a timedelta above zero, or None"),
-    "backoff": (lambda value: _is_backoff(value), "a callable from the attempt's number to a timedelta, such as ConstantBackoff(timedelta(seconds=30))"),
-    "max_concurrency": (lambda value: value is None or _is_int(value, 1), "a whole number from 1, or None for no limit"),
+    "timeout": (
+        lambda value: value is None or _is_duration(value, above_zero=True),
+        "a timedelta above zero, or None",
+    ),
+    "backoff": (
+        lambda value: _is_backoff(value),  # noqa: PLW0108 - defined below
+        "a callable from the attempt's number to a timedelta, such as ConstantBackoff(timedelta(seconds=30))",
+    ),
+    "max_concurrency": (
+        lambda value: value is None or _is_int(value, 1),
+        "a whole number from 1, or None for no limit",
+    ),
     "concurrency_key": (lambda value: value is None or isinstance(value, str), "a field's name, or None"),
     "isolation": (lambda value: value in ("process", "thread"), '"process" or "thread"'),
-    "retention": (lambda value: value is None or _is_duration(value), "a timedelta, or None to keep rows for ever"),
-    "retention_failed": (lambda value: value is None or _is_duration(value), "a timedelta, or None to keep rows for ever"),
+    "retention": (
+        lambda value: value is None or _is_duration(value),
+        "a timedelta, or None to keep rows for ever",
+    ),
+    "retention_failed": (
+        lambda value: value is None or _is_duration(value),
+        "a timedelta, or None to keep rows for ever",
+    ),
 }
 
 

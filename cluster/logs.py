@@ -16,7 +16,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 _FIRST_KEYS = ("time", "level", "event", "logger")
 
 
-def configure_logs(format: Literal["console", "json"], level: str, stream: TextIO | None = None) -> None:
+def configure_logs(format: Literal["console", "json"], level: str, stream: TextIO | None = None) -> None:  # noqa: A002 - as users would
     """Replace whatever logging was set up before; `stream` is stderr if None.
 
     A child process calls it again. A lower level is not seen by the loggers that were used before.

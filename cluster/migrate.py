@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import psycopg
 from psycopg import Connection, errors, sql
 
 from cluster import locks, statements, tables
@@ -89,7 +90,12 @@ def migrate_jobs(connection: Connection[Any], job_classes: Iterable[type[Job]]) 
                 for change in tables.changes(connection, job_class):
                     connection.execute(change)
                     done.append(change.as_string(connection))
-        except (errors.NotNullViolation, errors.CheckViolation, errors.DatatypeMismatch, errors.UndefinedTable) as error:
+        except (
+            psycopg.ProgrammingError,
+            psycopg.IntegrityError,
+            psycopg.DataError,
+            psycopg.NotSupportedError,
+        ) as error:
             raise SchemaMisfitError(
                 f"table {definition(job_class).table} of {job_class.__name__}: {error.diag.message_primary}{_advice(error)}"
             ) from error
@@ -99,10 +105,11 @@ def migrate_jobs(connection: Connection[Any], job_classes: Iterable[type[Job]]) 
     return done
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: psycopg.Error) -> str:
     if isinstance(error, errors.NotNullViolation):
         return ": the table has rows; give the new field a default, or make it Optional"
-    return ""
+    hint = error.diag.message_hint
+    return f": {hint}" if hint else ""
 
 
 def planned_changes(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> list[str]:
@@ -149,7 +156,9 @@ def _refuse_changed_history(applied: dict[int, tuple[str, str, str]]) -> None:
             if kind == "contract":
                 raise SchemaMisfitError(f"schema cluster is newer than this version ({name}): upgrade jobcluster here")
         elif known[version].checksum != checksum:
-            raise SchemaMisfitError(f"migration {version:04}_{name} was applied with another text than this version has")
+            raise SchemaMisfitError(
+                f"migration {version:04}_{name} was applied with another text than this version has"
+            )
 
 
 def _applied(connection: Connection[Any]) -> dict[int, tuple[str, str, str]]:

@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     """How long running jobs may finish after SIGTERM before they are stopped and released; keep it below what
     the platform grants before SIGKILL (Kubernetes: 30s). Default: 25s."""
 
-    http_host: str = "0.0.0.0"
+    http_host: str = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from outside the pod
     """Address of the node's metrics and probes. Default: 0.0.0.0, all of them."""
 
     http_port: Port = 9464
@@ -302,9 +302,7 @@ def _given_secret(name: str, environ: Mapping[str, str]) -> _Given | None:
     if value:
         return _Given(value, "environment", variable)
     if named_file:
-        return _Given(
-            _secret(Path(named_file), f"{variable}_FILE"), "file", f"{variable}_FILE={named_file!r}"
-        )
+        return _Given(_secret(Path(named_file), f"{variable}_FILE"), "file", f"{variable}_FILE={named_file!r}")
     if path := _credential(variable, environ):
         return _Given(_secret(path, variable), "file", f"{variable} (from {str(path)!r})")
     if name == "database_url" and (value := _value(environ, "DATABASE_URL")):

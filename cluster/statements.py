@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import cast
+from typing import Any, cast
 
 from psycopg import sql
 
@@ -29,7 +29,8 @@ def for_table(name: str, table: tuple[str, ...], columns: tuple[str, ...] = ()) 
     """A statement on one job table (its schema and name): `{table}` becomes its name, `{columns}` a comma and the named
     columns, or nothing. As bytes, whose placeholders the driver parses only once."""
     listed = sql.SQL("").join(sql.SQL(", ") + sql.Identifier(column) for column in columns)
-    return statement(name).format(table=sql.Identifier(*table), columns=listed).as_bytes(None)
+    escaped = sql.Identifier(*table).as_string(None).replace("%", "%%")  # or the driver would see a placeholder
+    return statement(name).format(table=sql.SQL(cast("Any", escaped)), columns=listed).as_bytes(None)
 
 
 def migrations() -> Mapping[str, str]:

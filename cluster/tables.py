@@ -50,7 +50,7 @@ WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
 
 
-def changes(connection: Connection[Any], job_class: type[Job]) -> Iterator[sql.Composable]:
+def changes(connection: Connection[Any], job_class: type[Job]) -> Iterator[sql.Composed]:
     """The statements that make the class's table fit: it is created, or given the columns and defaults that it lacks."""
     table = definition(job_class).table
     existing = existing_columns(connection, table) or {}
@@ -58,7 +58,9 @@ def changes(connection: Connection[Any], job_class: type[Job]) -> Iterator[sql.C
         "SELECT EXISTS (SELECT FROM cluster.job_table_changes(%s))", [identifier(table).as_string(connection)]
     ).fetchone()
     if missing == (True,):
-        yield sql.SQL("SELECT cluster.create_job_table({})").format(sql.Literal(identifier(table).as_string(connection)))
+        yield sql.SQL("SELECT cluster.create_job_table({})").format(
+            sql.Literal(identifier(table).as_string(connection))
+        )
     for column in definition(job_class).columns:
         if column.name not in existing:
             yield sql.SQL("ALTER TABLE {} ADD COLUMN {}").format(identifier(table), column.definition())
@@ -68,9 +70,12 @@ def changes(connection: Connection[Any], job_class: type[Job]) -> Iterator[sql.C
 
 def _default_changes(
     connection: Connection[Any], job_class: type[Job], existing: dict[str, ExistingColumn]
-) -> Iterator[sql.Composable]:
+) -> Iterator[sql.Composed]:
     """Defaults that differ from the class, so that a plain INSERT and perform_later always agree."""
-    wanted: dict[str, sql.Composable] = {"queue": sql.Literal(job_class.queue), "priority": sql.Literal(job_class.priority)}
+    wanted: dict[str, sql.Composable] = {
+        "queue": sql.Literal(job_class.queue),
+        "priority": sql.Literal(job_class.priority),
+    }
     wanted |= {column.name: column.default for column in definition(job_class).columns if column.default is not None}
     standard = {"queue": "'default'", "priority": "50"}
     for name, default in wanted.items():
@@ -78,7 +83,7 @@ def _default_changes(
         current = column.default if column is not None else standard.get(name)
         if current is None and column is None:
             continue  # the column is new and comes with its default
-        if current is None or not _same_value(connection, sql.SQL(current), default):  # type: ignore[arg-type]
+        if current is None or not _same_value(connection, sql.SQL(current), default):
             yield sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET DEFAULT {}").format(
                 identifier(definition(job_class).table), sql.Identifier(name), default
             )
@@ -89,7 +94,7 @@ def _same_value(connection: Connection[Any], left: sql.Composable, right: sql.Co
     return same == (True,)
 
 
-def _job_type_change(connection: Connection[Any], job_class: type[Job]) -> Iterator[sql.Composable]:
+def _job_type_change(connection: Connection[Any], job_class: type[Job]) -> Iterator[sql.Composed]:
     """The class's row in cluster.job_types. Operators' columns are left alone."""
     table = identifier(definition(job_class).table).as_string(connection)
     values: dict[str, Any] = {
@@ -102,15 +107,20 @@ def _job_type_change(connection: Connection[Any], job_class: type[Job]) -> Itera
     }
     columns = sql.SQL(", ").join(map(sql.Identifier, values))
     current = connection.execute(
-        sql.SQL("SELECT {} FROM cluster.job_types WHERE job_table = to_regclass({})").format(columns, sql.Literal(table))
+        sql.SQL("SELECT {} FROM cluster.job_types WHERE job_table = to_regclass({})").format(
+            columns, sql.Literal(table)
+        )
     ).fetchone()
     if current == tuple(values.values()):
         return
     other = connection.execute(
-        "SELECT FROM cluster.job_types WHERE name = %s AND job_table IS DISTINCT FROM to_regclass(%s)", [job_class.__name__, table]
+        "SELECT FROM cluster.job_types WHERE name = %s AND job_table IS DISTINCT FROM to_regclass(%s)",
+        [job_class.__name__, table],
     ).fetchone()
     if other is not None:  # the class has moved to another table: the old one goes on under its own name
-        yield sql.SQL("UPDATE cluster.job_types SET name = job_table::text WHERE name = {}").format(sql.Literal(job_class.__name__))
+        yield sql.SQL("UPDATE cluster.job_types SET name = job_table::text WHERE name = {}").format(
+            sql.Literal(job_class.__name__)
+        )
     yield sql.SQL(
         "INSERT INTO cluster.job_types (job_table, {columns}) VALUES ({table}::regclass, {values})"
         " ON CONFLICT (job_table) DO UPDATE SET ({columns}) = ROW ({excluded})"

@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 Where = Annotated[str, typer.Argument(metavar="NAME", help="The job's class or table.", show_default=False)]
-Ids = Annotated[list[int], typer.Argument(metavar="ID…", help="Ids of rows.", show_default=False)]
+Ids = Annotated[list[int], typer.Argument(metavar="ID", help="Ids of rows.", show_default=False)]
 
 
 def cancel(name: Where, ids: Ids) -> None:
-    """End jobs: queued ones at once, running ones as soon as their node has stopped them."""
+    """End jobs that wait or run.
+
+    A job that waits ends at once, one that runs as soon as its node has stopped it.
+    """
     _change("cancel", name, ids)
 
 

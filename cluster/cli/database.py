@@ -24,7 +24,7 @@ SECONDS_TO_CONNECT = 10
 
 def settings_with_database(**flags: object) -> Settings:
     """The settings, with the URL of `./.cluster` where none is set. DatabaseUnreachableError: there is neither."""
-    settings = load_settings(**flags)
+    settings = load_settings(None, **flags)
     if settings.database_configured:
         return settings
     from cluster.embedded import running_project_url
@@ -33,7 +33,7 @@ def settings_with_database(**flags: object) -> Settings:
     if url is None:
         raise DatabaseUnreachableError("there is no database: set CLUSTER_DATABASE_URL, or run `cluster dev`")
     typer.echo("using the database of ./.cluster", err=True)
-    return load_settings(**flags | {"database_url": url})
+    return load_settings(None, **flags | {"database_url": url})
 
 
 @contextmanager
@@ -79,9 +79,7 @@ def _explanation(url: str, message: str) -> str:
 
 def _place(url: str) -> str:
     """Host, port and database, as libpq takes them from the URL, the environment and its own defaults."""
-    defaults = {
-        option.keyword.decode(): option.val.decode() for option in pq.Conninfo.get_defaults() if option.val
-    }
+    defaults = {option.keyword.decode(): option.val.decode() for option in pq.Conninfo.get_defaults() if option.val}
     given: dict[str, Any] = defaults | conninfo_to_dict(url)
     host = given.get("host") or given.get("hostaddr") or "the local socket"
     database = given.get("dbname") or given.get("user") or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -17,6 +18,4 @@ def demo() -> None:
     if folder is None:
         raise ClusterError("the demo is not part of the installed package: run it in a checkout of jobcluster")
     sys.path.insert(0, str(folder))
-    from examples.newsletter.demo import main
-
-    main()
+    importlib.import_module("examples.newsletter.demo").main()

@@ -10,7 +10,7 @@ import typer
 def settings(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Show every setting, its value and its meaning; passwords are masked."""
+    """Show every setting; passwords are masked."""
     from cluster.cli.tables import print_json
     from cluster.settings import load_settings
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
-
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 
-def new_table(title: str, name: str, *columns: str) -> Table:
-    """The first column is a name and is cut where room is short; the others are numbers, on the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
-    add_column(table, name, "left", ratio=1)
-    for column in columns:
-        add_column(table, column)
-    return table
+def new_table(title: str) -> Table:
+    """Without columns."""
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
 
 
-def add_column(
-    table: Table, header: str, justify: Literal["left", "right"] = "right", *, ratio: int | None = None
-) -> None:
-    """A column whose cells stay on one line."""
-    table.add_column(header, justify=justify, no_wrap=True, overflow="ellipsis", ratio=ratio)
+def add_name(table: Table, header: str, width: int) -> None:
+    """A column whose cells are cut where they are wider than this, or than what a wider terminal has room for."""
+    room = max(0, Console().width - 80)
+    table.add_column(header, no_wrap=True, overflow="ellipsis", max_width=width + room)
+
+
+def add_numbers(table: Table, *headers: str) -> None:
+    """Columns whose cells are short, on the right."""
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
 
 
 def print_table(table: Table) -> None:

@@ -52,7 +52,13 @@ class Claimer:
     """Claims for the pool. `tick` is one look with the claims that follow from it."""
 
     def __init__(
-        self, session: Session, doorbell: Doorbell, pool: Pool, types: list[JobType], queues: tuple[str, ...], sweep: float
+        self,
+        session: Session,
+        doorbell: Doorbell,
+        pool: Pool,
+        types: list[JobType],
+        queues: tuple[str, ...],
+        sweep: float,
     ) -> None:
         self.wakeup = Wakeup()
         self.node: UUID | None = None
@@ -105,7 +111,8 @@ class Claimer:
         takable = [head for head in heads if head.room is None or head.room > 0]
         if takable:
             self._misses += 1
-            return min(due_in, LOOK_INTERVAL, RETRY_INTERVAL * 2 ** min(self._misses, 6) * random.uniform(0.5, 1))
+            growing = RETRY_INTERVAL * 2.0 ** min(self._misses, 6)
+            return min(due_in, LOOK_INTERVAL, growing * random.uniform(0.5, 1))
         self._misses = 0
         if now - self._last_work < BUSY_FOR and not self._doorbell.watching:
             return min(due_in, BUSY_INTERVAL * 2)
@@ -143,7 +150,9 @@ class Claimer:
                     (
                         job_type,
                         await connection.execute(
-                            job_type.statement("look_for_jobs"), {"table": job_type.oid, "queues": self._queues}, binary=True
+                            job_type.statement("look_for_jobs"),
+                            {"table": job_type.oid, "queues": self._queues},
+                            binary=True,
                         ),
                     )
                     for job_type in present
@@ -223,7 +232,9 @@ class Claimer:
             self._pool.place(job_type, oids, rows, now)
         return len(rows)
 
-    async def _execute(self, connection: AsyncConnection[Any], head: Head, parameters: dict[str, Any]) -> AsyncCursor[Any]:
+    async def _execute(
+        self, connection: AsyncConnection[Any], head: Head, parameters: dict[str, Any]
+    ) -> AsyncCursor[Any]:
         cursor = self._raw_cursor(connection)
         if head.room is None:
             return await cursor.execute(head.job_type.statement("claim_jobs"), parameters)
@@ -276,7 +287,9 @@ class Claimer:
         if not job_type.set_aside:
             raise error
 
-    async def _refuse(self, connection: AsyncConnection[Any], job_type: JobType, job_id: int, refusal: psycopg.Error) -> None:
+    async def _refuse(
+        self, connection: AsyncConnection[Any], job_type: JobType, job_id: int, refusal: psycopg.Error
+    ) -> None:
         text = f"the database refuses to let this job run: {refusal}"
         try:
             await connection.execute(job_type.statement("refuse_job"), {"id": job_id, "error": text})
@@ -297,5 +310,3 @@ def _note_size(job_type: JobType, rows: list[tuple[bytes | None, ...]]) -> None:
     sample = rows if len(rows) <= 16 else rows[:: len(rows) // 16]
     largest = max(sum(len(value) for value in row if value is not None) for row in sample)
     job_type.row_bytes = max(largest, job_type.row_bytes * 0.9)
-
-

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.process import Claim, Key, Kill
-from cluster.frames import ATTEMPTS, CRASHES, Report
+from cluster.frames import ATTEMPTS, CRASHES, Report, integer
 from cluster.notes import Note
 
 
@@ -39,7 +39,9 @@ def reports_after(death: Death, types: Sequence[JobType]) -> list[Report]:
         elif len(begun) == 1:
             verdict = _crashed(death.cause, claim, types[key[0]])
         else:
-            text = f"its worker process died with {len(begun)} jobs in progress: {death.cause}; handed back, to run alone"
+            text = (
+                f"its worker process died with {len(begun)} jobs in progress: {death.cause}; handed back, to run alone"
+            )
             verdict = ("not_started", "released", None, text, -1, 1)
         reports.append((*key, *verdict, started, time.monotonic()))
     return reports
@@ -54,25 +56,28 @@ def _killed(death: Death, key: Key, claim: Claim, job_type: JobType) -> _Verdict
     if key != death.kill.key or death.kill.reason == "released":
         return _RELEASED
     if death.kill.reason == "cancelled":
-        return ("cancelled", "cancelled", None, "cancelled on request; it did not stop, so its process was killed", 0, 0)
+        return (
+            "cancelled",
+            "cancelled",
+            None,
+            "cancelled on request; it did not stop, so its process was killed",
+            0,
+            0,
+        )
     if death.kill.reason == "blocked":
         return _crashed("it held its process's event loop for too long, so the process was killed", claim, job_type)
     text = f"timed out after {job_type.timeout:g} s; it did not stop, so its process was killed"
-    attempt = _integer(claim.row[ATTEMPTS])
+    attempt = integer(claim.row[ATTEMPTS])
     if attempt >= job_type.max_attempts:
         return ("timed_out", "timed_out", None, text, 0, 0)
     return ("retry", "timed_out", job_type.delay(attempt), text, 0, 0)
 
 
 def _crashed(cause: str, claim: Claim, job_type: JobType) -> _Verdict:
-    crashes, attempt = _integer(claim.row[CRASHES]) + 1, _integer(claim.row[ATTEMPTS])
+    crashes, attempt = integer(claim.row[CRASHES]) + 1, integer(claim.row[ATTEMPTS])
     text = f"the worker process died under this job: {cause}"
     if crashes >= job_type.job_class.max_crashes:
         return ("failed", "crashed", None, f"{text}; {crashes} crashes, so it is not tried again", 0, 1)
     if attempt >= job_type.max_attempts:
         return ("failed", "crashed", None, text, 0, 1)
     return ("retry", "crashed", 0.0 if crashes == 1 else job_type.delay(attempt), text, 0, 1)
-
-
-def _integer(value: bytes | None) -> int:
-    return int.from_bytes(value or b"", "big", signed=True)

@@ -84,7 +84,9 @@ class Doorbell:
         if self._watched:
             tables, self._watched = list(self._watched), set()
             async with self._statement() as connection:
-                await connection.execute(statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": tables})
+                await connection.execute(
+                    statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": tables}
+                )
 
     async def hand_over(self) -> None:
         """Goes off watch and wakes the other coordinators: there is work that this node has no room for."""
@@ -161,7 +163,7 @@ class Doorbell:
         """Anybody may notify on these channels, so a payload may be anything."""
         numbers = [int(part) for part in payload.split() if part.isdecimal()]
         if channel == CANCEL_CHANNEL:
-            if len(numbers) == 2:  # noqa: PLR2004 - table and id
+            if len(numbers) == 2:
                 self._cancel(*numbers)
         elif payload in {"", _CALL} or not self._watched.isdisjoint(numbers):
             now = time.monotonic()

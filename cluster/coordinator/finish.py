@@ -160,7 +160,9 @@ class Finisher:
         failed = (*report[:2], "failed", "failed", None, text, 0, 0, *report[8:])
         try:
             async with self._session.use() as connection:
-                await connection.execute(job_type.statement("finish_jobs"), self._parameters(connection, [(claim, failed)]))
+                await connection.execute(
+                    job_type.statement("finish_jobs"), self._parameters(connection, [(claim, failed)])
+                )
             self._count(job_type, [(claim, failed)])
         except psycopg.Error:
             self._later.append((time.monotonic() + REFUSED_PAUSE, job_type.index, [item]))

@@ -42,7 +42,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, "text/plain; charset=utf-8", b"/livez, /readyz or /metrics\n")
 
-    def _answer(self, good: bool, yes: str, no: str) -> None:  # noqa: FBT001 - one private caller
+    def _answer(self, good: bool, yes: str, no: str) -> None:
         self._send(200 if good else 503, "text/plain; charset=utf-8", f"{yes if good else no}\n".encode())
 
     def _send(self, status: int, content_type: str, body: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from cluster import events, statements, tables
-from cluster.backoff import ConstantBackoff
+from cluster.backoff import seconds_after
 from cluster.job import Definition, Job, definition
 
 
@@ -50,11 +50,8 @@ class JobType:
         return statements.for_table(name, self.table, tuple(columns))
 
     def delay(self, attempt: int) -> float:
-        """Seconds of backoff after this attempt, for attempts that ended with their worker. The default steps in for one that raises."""
-        try:
-            return max(0.0, self.job_class.backoff(attempt).total_seconds())
-        except Exception:  # noqa: BLE001 - user code; the job must not be lost over it
-            return ConstantBackoff().delay.total_seconds()
+        """Seconds of backoff after an attempt that ended with its worker process."""
+        return seconds_after(self.job_class.backoff, attempt)
 
 
 def job_types(job_classes: list[type[Job]]) -> list[JobType]:

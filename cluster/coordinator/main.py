@@ -32,7 +32,7 @@ from cluster.coordinator.session import Session
 from cluster.errors import ClusterError, DatabaseUnreachableError
 from cluster.job import Job
 from cluster.settings import Settings
-from cluster.worker.main import WorkerOptions
+from cluster.spawn import WorkerOptions
 
 _VERSION = version("jobcluster")
 
@@ -89,13 +89,22 @@ class Node:
         self._beats = Session(settings.direct_database_url, "heartbeat", prepare=prepare)
         self._doorbell = Doorbell(settings.direct_database_url, self._wake_claimer, self._cancel)
         self._finisher = Finisher(self._finishes, self._types, self._wake_claimer)
-        self._pool = Pool(self._types, self._worker_options(app_dir), settings.processes, self._finisher.add, self._wake_claimer)
+        self._pool = Pool(
+            self._types,
+            self._worker_options(app_dir),
+            settings.processes,
+            self._finisher.add,
+            self._wake_claimer,
+        )
         self._claimer = Claimer(
-            self._claims, self._doorbell, self._pool, self._types, settings.queues, settings.poll_interval.total_seconds()
+            self._claims,
+            self._doorbell,
+            self._pool,
+            self._types,
+            settings.queues,
+            settings.poll_interval.total_seconds(),
         )
-        self._heartbeat = Heartbeat(
-            self._beats, settings, _VERSION, self._by_name, self._load, self._registered
-        )
+        self._heartbeat = Heartbeat(self._beats, settings, _VERSION, self._by_name, self._load, self._registered)
         self._pruner = Pruner(self._finishes, self._types, settings.poll_interval.total_seconds())
         metrics.slots.labels("busy").set_function(lambda: self._pool.running)
         metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._pool.running))

@@ -20,9 +20,8 @@ from cluster.coordinator.crash import Death, reports_after
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.process import Claim, Key, Kill, RawRow, WorkerProcess
 from cluster.errors import ClusterError
-from cluster.frames import CRASHES, ID, Report
-from cluster.worker import preload
-from cluster.worker.main import WorkerOptions
+from cluster.frames import CRASHES, ID, Report, integer
+from cluster.spawn import PRELOAD_MODULE, PRELOAD_VARIABLE, WorkerOptions
 
 STOP_GRACE = 3.0
 """Seconds from asking a job to stop to killing its process."""
@@ -67,6 +66,7 @@ class Pool:
         self._context: Any = None
         self._replacements: asyncio.TaskGroup | None = None
         self._boot_failures = 0
+        self._draining = False
         self._stopping = False
 
     # --- life ---
@@ -134,7 +134,7 @@ class Pool:
 
     def demand(self, job_type: JobType) -> tuple[int, int]:
         """How many jobs of this type can begin at once, and how many are wanted, prefetch included."""
-        if self._stopping:
+        if self._draining or self._stopping:
             return 0, 0
         if job_type.exclusive:
             idle = max(0, sum(worker.idle for worker in self._workers) - len(self._alone))
@@ -161,25 +161,34 @@ class Pool:
 
     def place(self, job_type: JobType, oids: tuple[int, ...], rows: list[RawRow], claimed_at: float) -> None:
         """Sends claimed rows, best first, to the workers with most room."""
+        if self._draining or self._stopping:
+            self._finished([(Claim(row, claimed_at), _release((job_type.index, integer(row[ID])))) for row in rows])
+            return
         shared: list[RawRow] = []
         for row in rows:
             if job_type.exclusive or row[CRASHES] not in _NO_CRASHES:
-                self._alone.append(((job_type.index, _integer(row[ID])), Claim(row, claimed_at), oids))
+                self._alone.append(((job_type.index, integer(row[ID])), Claim(row, claimed_at), oids))
             else:
                 shared.append(row)
         self._place_alone()
         open_workers = [worker for worker in self._workers if worker.ready and not worker.alone and not worker.reserved]
         if shared and not open_workers:  # it went alone, was reserved or died since the claim
-            self._alone.extend(((job_type.index, _integer(row[ID])), Claim(row, claimed_at), oids) for row in shared)
+            self._alone.extend(((job_type.index, integer(row[ID])), Claim(row, claimed_at), oids) for row in shared)
             self._place_alone()
             return
         open_workers.sort(key=lambda worker: len(worker.claims))
-        for share, worker in zip(_shares(shared, [worker.free_slots for worker in open_workers]), open_workers, strict=True):
+        for share, worker in zip(
+            _shares(shared, [worker.free_slots for worker in open_workers]), open_workers, strict=True
+        ):
             self._send(worker, job_type.index, oids, share, claimed_at)
 
     def _place_alone(self) -> None:
         while self._alone:
-            worker = min((worker for worker in self._workers if worker.idle), key=lambda w: not w.reserved, default=None)
+            worker = min(
+                (worker for worker in self._workers if worker.idle),
+                key=lambda w: not w.reserved,
+                default=None,
+            )
             if worker is None:
                 self.reserve()
                 return
@@ -187,11 +196,13 @@ class Pool:
             worker.alone, worker.reserved = True, False
             self._send(worker, index, oids, [claim.row], claim.claimed_at)
 
-    def _send(self, worker: WorkerProcess, index: int, oids: tuple[int, ...], rows: list[RawRow], claimed_at: float) -> None:
+    def _send(
+        self, worker: WorkerProcess, index: int, oids: tuple[int, ...], rows: list[RawRow], claimed_at: float
+    ) -> None:
         if rows:
             for row in rows:
-                worker.claims[index, _integer(row[ID])] = Claim(row, claimed_at)
-            worker.send(("perform", index, claimed_at, oids, rows))
+                worker.claims[index, integer(row[ID])] = Claim(row, claimed_at)
+            worker.send(("perform", index, oids, rows))
 
     # --- what workers say ---
 
@@ -200,8 +211,7 @@ class Pool:
             case ("done", reports):
                 self._take(worker, reports)
             case ("returned", keys):
-                now = time.monotonic()
-                self._take(worker, [(*key, "not_started", "released", None, None, -1, 0, now, now) for key in keys])
+                self._take(worker, [_release(key) for key in keys])
             case ("ready", facts):
                 self._greet(worker, facts)
             case _:
@@ -223,7 +233,9 @@ class Pool:
     def _take(self, worker: WorkerProcess, reports: Iterable[Report]) -> None:
         claims = worker.claims
         # A report may be of a job that was handed back when its process was killed: then the claim is gone.
-        finished = [(claims.pop((report[0], report[1])), report) for report in reports if (report[0], report[1]) in claims]
+        finished = [
+            (claims.pop((report[0], report[1])), report) for report in reports if (report[0], report[1]) in claims
+        ]
         for _, report in finished:
             self._ended[report[0]] += 1
             if worker.stops:
@@ -246,13 +258,10 @@ class Pool:
             self._stop(set(worker.claims), "released")
 
     def return_waiting(self) -> None:
-        """Hands back everything that has not begun."""
-        now = time.monotonic()
-        waiting, self._alone = list(self._alone), collections.deque()
-        if waiting:
-            self._finished([
-                (claim, (*key, "not_started", "released", None, None, -1, 0, now, now)) for key, claim, _ in waiting
-            ])  # fmt: skip
+        """Hands back everything that has not begun, and from now on what a claim on its way still brings."""
+        self._draining = True
+        waiting, self._alone = self._alone, collections.deque()
+        self._finished([(claim, _release(key)) for key, claim, _ in waiting])
         for worker in self._workers:
             worker.send(("return",))
 
@@ -318,13 +327,15 @@ def _shares(rows: list[RawRow], free: list[int]) -> list[list[RawRow]]:
     return shares
 
 
+def _release(key: Key) -> Report:
+    """The report on a job that never began."""
+    now = time.monotonic()
+    return (*key, "not_started", "released", None, None, -1, 0, now, now)
+
+
 def _forkserver(options: WorkerOptions) -> Any:
     """A context that forks workers from a process which has imported the job modules."""
     context = multiprocess.get_context("forkserver")
-    context.set_forkserver_preload([preload.__name__])
-    os.environ[preload.VARIABLE] = json.dumps({"modules": options.modules, "app_dir": str(options.app_dir)})
+    context.set_forkserver_preload([PRELOAD_MODULE])
+    os.environ[PRELOAD_VARIABLE] = json.dumps({"modules": options.modules, "app_dir": str(options.app_dir)})
     return context
-
-
-def _integer(value: bytes | None) -> int:
-    return int.from_bytes(value or b"", "big", signed=True)

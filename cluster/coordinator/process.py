@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 from cluster.frames import FrameProtocol
 from cluster.notes import Notes, notes_size
-from cluster.worker.main import WorkerOptions
-from cluster.worker.main import main as worker_main
+from cluster.spawn import WorkerOptions, worker
 
 Key = tuple[int, int]
 """A claimed job within this node: index of its type, id."""
@@ -47,7 +46,9 @@ class Kill(NamedTuple):
 class WorkerProcess:
     """One worker. Owned by the pool, which alone changes `claims`, `alone` and `reserved`."""
 
-    def __init__(self, options: WorkerOptions, context: Any, received: Callable[[WorkerProcess, tuple[Any, ...]], None]) -> None:
+    def __init__(
+        self, options: WorkerOptions, context: Any, received: Callable[[WorkerProcess, tuple[Any, ...]], None]
+    ) -> None:
         self.claims: dict[Key, Claim] = {}
         """Everything sent to it that has not ended."""
         self.alone = False
@@ -69,17 +70,23 @@ class WorkerProcess:
         self._ours, self._theirs = socket.socketpair()
         self._channel = FrameProtocol(lambda frame: received(self, frame), lambda: None)
         self._process = context.Process(
-            target=worker_main, args=(replace(options, parent=os.getpid()), self._theirs, self._array), daemon=True
+            target=worker, args=(replace(options, parent=os.getpid()), self._theirs, self._array), daemon=True
         )
         self._oom_kills = oom_kills()
 
     async def start(self) -> None:
         """Starts the process; it says ("ready", …) when it can perform."""
         loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._process.start)
-        self._theirs.close()
-        self._ours.setblocking(False)
-        await loop.create_unix_connection(lambda: self._channel, sock=self._ours)
+        starting = asyncio.ensure_future(asyncio.to_thread(self._process.start))
+        try:
+            await asyncio.shield(starting)
+            self._theirs.close()
+            self._ours.setblocking(False)
+            await loop.create_unix_connection(lambda: self._channel, sock=self._ours)
+        except asyncio.CancelledError:
+            await starting  # the thread goes on; nobody knows this process yet, and the node's exit would wait for it
+            self._process.kill()
+            raise
         loop.add_reader(self._process.sentinel, self._on_end)
 
     @property

@@ -7,6 +7,7 @@ Rows that another table still references are skipped. Any number of nodes may pr
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import psycopg
 from psycopg import errors
@@ -67,6 +68,8 @@ class Pruner:
                 row = await cursor.fetchone()
         except (errors.UndefinedTable, errors.UndefinedColumn):
             return None
+        reached: int | None
+        expired: list[int]
         reached, expired = row if row is not None else (None, [])
         if expired:
             gone = await self._delete(job_type, expired, retention)
@@ -74,7 +77,7 @@ class Pruner:
                 events.pruned(job_type.name, gone)
         return reached
 
-    async def _delete(self, job_type: JobType, ids: list[int], retention: dict[str, object]) -> int:
+    async def _delete(self, job_type: JobType, ids: list[int], retention: dict[str, timedelta | None]) -> int:
         """Deletes what can be deleted; a batch that is refused is halved down to the row."""
         try:
             async with self._session.use() as connection:

@@ -41,9 +41,8 @@ class Session:
     @contextlib.asynccontextmanager
     async def use(self, deadline: float = 10.0) -> AsyncIterator[AsyncConnection[Any]]:
         """The connection, for at most `deadline` seconds. TransientDatabaseError: see there; other errors of Postgres pass."""
-        async with self._turn:
-            async with self._guarded(deadline) as connection:
-                yield connection
+        async with self._turn, self._guarded(deadline) as connection:
+            yield connection
 
     @contextlib.asynccontextmanager
     async def _guarded(self, deadline: float) -> AsyncIterator[AsyncConnection[Any]]:
@@ -78,14 +77,19 @@ class Session:
         connection = self._connection
         return None if connection is None or connection.closed else connection
 
+    def _parameters(self) -> dict[str, Any]:
+        """Of the connection; what the URL says goes before our own."""
+        return {**KEEPALIVE, "application_name": f"jobcluster {self._name}", **conninfo_to_dict(self._url)}
+
     async def _connected(self) -> AsyncConnection[Any]:
         if self.connected is None:
             self._connection = await AsyncConnection.connect(
-                make_conninfo(**{**KEEPALIVE, "application_name": f"jobcluster {self._name}", **conninfo_to_dict(self._url)}),
+                make_conninfo("", **self._parameters()),
                 autocommit=True,
                 prepare_threshold=0 if self._prepare else None,
                 client_encoding="utf-8",
             )
+            self._connection.prepared_max = None  # as many as there are job types: evicting one would cost more
             if self._setup is not None:
                 await self._setup(self._connection)
         assert self._connection is not None

@@ -8,8 +8,6 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -18,27 +16,12 @@ from cluster.discovery import import_jobs
 from cluster.job import definition
 from cluster.logs import configure_logs
 from cluster.notes import Notes
+from cluster.spawn import WorkerOptions
 from cluster.worker import preload
 from cluster.worker.perform import Performer, remember_process
 from cluster.worker.runner import Runner
 
 _SET_PARENT_DEATH_SIGNAL = 1
-
-
-@dataclass(frozen=True)
-class WorkerOptions:
-    """What a worker process is told at its start. Plain data: it is pickled.
-
-    jobs: class names in the order in which frames number them.
-    """
-
-    modules: tuple[str, ...]
-    app_dir: Path
-    jobs: tuple[str, ...]
-    slots: int
-    log_format: Any
-    log_level: str
-    parent: int
 
 
 def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:

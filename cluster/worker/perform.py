@@ -1,6 +1,6 @@
 """One attempt of one job: hooks, `perform`, and the verdict on how it went. No SQL; a failed job is data here.
 
-    before_perform -> perform -> after_success | after_failure -> after_perform
+before_perform -> perform -> after_success | after_failure -> after_perform
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import os
 import threading
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, NamedTuple, cast
 
 import pydantic
 import structlog
 
-from cluster.backoff import ConstantBackoff
+from cluster.backoff import seconds_after
 from cluster.error_text import describe
 from cluster.job import Definition, Job, definition, explain, validate_fields
 from cluster.outcomes import Cancel, Fail, Snooze
@@ -25,7 +24,7 @@ from cluster.outcomes import Cancel, Fail, Snooze
 log = structlog.get_logger("cluster.worker")
 
 
-class StopRequested(BaseException):  # noqa: N818 - not an error: raised in a job's thread to end it
+class StopRequested(BaseException):
     """Raised inside a job that runs in a thread when its time is up, or it was cancelled or released."""
 
 
@@ -64,15 +63,6 @@ class Performer:
         validate_fields(job, values)
         return job
 
-    def delay(self, attempt: int) -> float:
-        """Seconds to wait after this attempt failed. A backoff that raises must not lose the job: the default steps in."""
-        try:
-            # From the class: through an instance a plain function would become a bound method.
-            return max(0.0, cast("timedelta", self.job_class.backoff(attempt)).total_seconds())
-        except Exception:
-            log.exception("backoff_failed", job_type=self.definition.name, attempt=attempt)
-            return ConstantBackoff().delay.total_seconds()
-
 
 class Attempt:
     """One attempt in progress. Owned by the runner's loop; `stop` may be called at any time from there."""
@@ -104,6 +94,7 @@ class Attempt:
     async def perform(self) -> Verdict:
         """Performs an async job in the current task."""
         self._task = asyncio.current_task()
+        cause: BaseException | None = None
         try:
             if "before_perform" in self.performer.definition.hooks:
                 await _finished(self.job.before_perform())
@@ -113,7 +104,7 @@ class Attempt:
             verdict, cause = self._failed(error), error
         else:
             _leave_forked_child()
-            verdict, cause = self._returned(result), None
+            verdict = self._returned(result)
         self._task = None
         if verdict is not RELEASED:
             for name, arguments in self._hooks_after(verdict, cause):
@@ -127,6 +118,7 @@ class Attempt:
 
     def perform_in_thread(self) -> Verdict:
         """Performs a sync job in the current thread, which ends with it."""
+        cause: BaseException | None = None
         try:
             with self._lock:
                 self._thread = threading.get_ident()
@@ -142,7 +134,7 @@ class Attempt:
             verdict, cause = self._failed(error), error
         else:
             _leave_forked_child()
-            verdict, cause = self._returned(result), None
+            verdict = self._returned(result)
         if verdict is not RELEASED:
             for name, arguments in self._hooks_after(verdict, cause):
                 try:
@@ -193,7 +185,7 @@ class Attempt:
         if self.number >= self.performer.max_attempts:
             return Verdict(final, final, error=text)
         outcome = "retry" if final == "failed" else final
-        return Verdict("retry", outcome, self.performer.delay(self.number), text)
+        return Verdict("retry", outcome, seconds_after(self.performer.job_class.backoff, self.number), text)
 
     def _hooks_after(self, verdict: Verdict, error: BaseException | None) -> list[tuple[str, tuple[Any, ...]]]:
         """The hooks to call now, in order, with their arguments."""
@@ -227,7 +219,7 @@ _PROCESS = os.getpid()
 
 def remember_process() -> None:
     """The process that performs jobs; called once a worker has started (it is itself a fork of the forkserver)."""
-    global _PROCESS  # noqa: PLW0603 - a process has one pid
+    global _PROCESS
     _PROCESS = os.getpid()
 
 
@@ -239,6 +231,6 @@ def _leave_forked_child() -> None:
 
 def _raise_in_thread(thread: int, error: type[BaseException] | None) -> None:
     """Sets, or with None takes back, an exception that the thread raises at its next bytecode."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error is not None else None)
-
-
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), ctypes.py_object(error) if error is not None else None
+    )

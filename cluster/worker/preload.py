@@ -11,16 +11,15 @@ import os
 import threading
 from pathlib import Path
 
-VARIABLE = "_JOBCLUSTER_PRELOAD"
-"""Set by the coordinator around the forkserver's start: {"modules": [...], "app_dir": "..."} as JSON."""
+from cluster.spawn import PRELOAD_VARIABLE
 
 threads = 1
 """Threads of the forkserver after preloading. More than one: forking it is not safe."""
 
 
 def _preload(plan: dict[str, object]) -> int:
-    from cluster.discovery import import_jobs  # noqa: PLC0415 - only the forkserver pays for it
-    from cluster.worker import main, runner  # noqa: F401, PLC0415 - to share their pages
+    from cluster.discovery import import_jobs  # only the forkserver pays for these
+    from cluster.worker import main  # noqa: F401 - to share its pages
 
     with contextlib.suppress(Exception):
         import_jobs(tuple(plan["modules"]), Path(str(plan["app_dir"])))  # type: ignore[arg-type]
@@ -31,9 +30,9 @@ def _preload(plan: dict[str, object]) -> int:
 
 def _kernel_threads() -> int:
     with contextlib.suppress(OSError):
-        return len(os.listdir("/proc/self/task"))
+        return len(list(Path("/proc/self/task").iterdir()))
     return 1
 
 
-if VARIABLE in os.environ:
-    threads = _preload(json.loads(os.environ[VARIABLE]))
+if PRELOAD_VARIABLE in os.environ:
+    threads = _preload(json.loads(os.environ[PRELOAD_VARIABLE]))

@@ -13,9 +13,10 @@ from collections.abc import Coroutine, Generator, Sequence
 from typing import Any
 
 from psycopg import pq
+from psycopg.abc import Transformer as Decoder
 from psycopg.adapt import Transformer
 
-from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, PRIORITY, QUEUE, RUN_AT, FrameProtocol, Report
+from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, PRIORITY, QUEUE, RUN_AT, FrameProtocol, Report, integer
 from cluster.job import Job, Row
 from cluster.notes import Notes
 from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
@@ -31,7 +32,7 @@ class Runner:
         self._notes = notes
         self._loop = asyncio.get_running_loop()
         self._channel = FrameProtocol(self._receive, self._lost_coordinator)
-        self._waiting: collections.deque[tuple[int, float, Transformer, Sequence[bytes | None]]] = collections.deque()
+        self._waiting: collections.deque[tuple[int, Decoder, Sequence[bytes | None]]] = collections.deque()
         self._free = list(range(slots))
         self._attempts: dict[tuple[int, int], Attempt | None] = {}
         """In progress; None while the row is being made into a job."""
@@ -59,10 +60,10 @@ class Runner:
 
     def _receive(self, frame: tuple[Any, ...]) -> None:
         match frame:
-            case ("perform", job_type, claimed_at, oids, rows):
-                decoder = Transformer()
+            case ("perform", job_type, oids, rows):
+                decoder: Decoder = Transformer()
                 decoder.set_loader_types(oids, pq.Format.BINARY)
-                self._waiting.extend((job_type, claimed_at, decoder, row) for row in rows)
+                self._waiting.extend((job_type, decoder, row) for row in rows)
                 self._fill()
             case ("stop", keys, reason):
                 self._stop(keys, reason)
@@ -78,7 +79,7 @@ class Runner:
                 attempt.stop(reason)
 
     def _return(self) -> None:
-        keys = [(job_type, _integer(row[ID])) for job_type, _, _, row in self._waiting]
+        keys = [(job_type, integer(row[ID])) for job_type, _, row in self._waiting]
         self._waiting.clear()
         self._channel.send(("returned", keys))
 
@@ -96,15 +97,15 @@ class Runner:
 
     def _fill(self) -> None:
         while self._free and self._waiting:
-            job_type, _, decoder, row = self._waiting.popleft()
+            job_type, decoder, row = self._waiting.popleft()
             slot = self._free.pop()
             steps = Steps(self._perform(slot, job_type, decoder, row), self._notes, slot)
             task = self._loop.create_task(steps)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _perform(self, slot: int, job_type: int, decoder: Transformer, row: Sequence[bytes | None]) -> None:
-        job_id = _integer(row[ID])
+    async def _perform(self, slot: int, job_type: int, decoder: Decoder, row: Sequence[bytes | None]) -> None:
+        job_id = integer(row[ID])
         begun = time.monotonic()
         self._attempts[job_type, job_id] = None
         self._notes.begin(slot, job_type, job_id, begun)
@@ -118,20 +119,24 @@ class Runner:
         self._report((job_type, job_id, status, outcome, delay, error, attempts, 0, begun, time.monotonic()))
         self._fill()
 
-    async def _attempt(self, job_type: int, job_id: int, decoder: Transformer, row: Sequence[bytes | None]) -> Verdict:
+    async def _attempt(self, job_type: int, job_id: int, decoder: Decoder, row: Sequence[bytes | None]) -> Verdict:
         performer = self._performers[job_type]
         try:
             job = _job(performer, decoder.load_sequence(row))
         except Exception as error:  # noqa: BLE001 - a value or a user's validator: this job's failure, nobody else's
             return refuse_row(error)
-        attempt = Attempt(performer, job, _integer(row[ATTEMPTS]))
+        attempt = Attempt(performer, job, integer(row[ATTEMPTS]))
         self._attempts[job_type, job_id] = attempt
-        timer = self._loop.call_later(performer.timeout, attempt.stop, "timed_out") if performer.timeout is not None else None
+        if performer.timeout is None:
+            return await self._carry_out(attempt)
+        timer = self._loop.call_later(performer.timeout, attempt.stop, "timed_out")
         try:
-            return await (attempt.perform() if performer.definition.is_async else self._in_thread(attempt))
+            return await self._carry_out(attempt)
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
+
+    def _carry_out(self, attempt: Attempt) -> Coroutine[Any, Any, Verdict]:
+        return attempt.perform() if attempt.performer.definition.is_async else self._in_thread(attempt)
 
     async def _in_thread(self, attempt: Attempt) -> Verdict:
         """A thread per attempt: an exception sent to it can never reach another job."""
@@ -181,7 +186,3 @@ def _job(performer: Performer, values: Sequence[Any]) -> Job:
     job.id, job.attempt = values[ID], values[ATTEMPTS]
     job.row = Row(values[QUEUE], values[PRIORITY], values[RUN_AT], values[ATTEMPTS], values[CREATED_AT])
     return job
-
-
-def _integer(value: bytes | None) -> int:
-    return int.from_bytes(value or b"", "big", signed=True)

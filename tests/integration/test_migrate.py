@@ -311,7 +311,21 @@ def test_other_integer_keys_are_accepted(conn: psycopg.Connection, kind: str) ->
 
 def test_a_key_that_fills_itself_with_nothing_is_explained(conn: psycopg.Connection) -> None:
     conn.execute("CREATE TABLE stock_jobs (id bigint PRIMARY KEY)")
-    assert "column id of table stock_jobs" in misfit(lambda: migrate_jobs(conn, [made()]))
+    message = misfit(lambda: migrate_jobs(conn, [made()]))
+    assert "column id of table stock_jobs does not number new rows: Make it GENERATED" in message
+
+
+def test_a_column_of_another_tool_gets_the_default_that_inserts_rely_on(conn: psycopg.Connection) -> None:
+    conn.execute(
+        "CREATE TABLE stock_jobs (run_at timestamptz, created_at timestamptz, queue text, priority smallint)"
+    )
+    migrate_jobs(conn, [StockJob])
+    conn.execute("INSERT INTO stock_jobs (item_id) VALUES (1)")
+    row = conn.execute("SELECT queue, priority, num_nulls(run_at, created_at) FROM stock_jobs").fetchone()
+    assert row == ("stock", 20, 0)
+    with pytest.raises(errors.NotNullViolation):
+        conn.execute("INSERT INTO stock_jobs (item_id, run_at) VALUES (1, NULL)")
+    assert migrate_jobs(conn, [StockJob]) == []
 
 
 def test_a_nullable_field_needs_a_nullable_column(conn: psycopg.Connection) -> None:
@@ -416,8 +430,10 @@ def test_a_dropped_table_leaves_the_list_when_another_is_made(conn: psycopg.Conn
         "CREATE TABLE stock_jobs (id bigint) PARTITION BY HASH (id)",
         "CREATE TABLE parent (id bigint PRIMARY KEY); CREATE TABLE stock_jobs () INHERITS (parent)",
         "CREATE TABLE stock_jobs (id bigint PRIMARY KEY); CREATE TABLE child () INHERITS (stock_jobs)",
-        "CREATE TABLE p (id bigint) PARTITION BY HASH (id);"
-        " CREATE TABLE stock_jobs PARTITION OF p FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+        (
+            "CREATE TABLE p (id bigint) PARTITION BY HASH (id);"
+            " CREATE TABLE stock_jobs PARTITION OF p FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+        ),
     ],
 )
 def test_partitioned_and_inherited_tables_are_refused(conn: psycopg.Connection, statements: str) -> None:

@@ -1,0 +1,34 @@
+"""What a coordinator needs to start worker processes without importing their code: options, entry, and the name to preload."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+PRELOAD_MODULE = "cluster.worker.preload"
+PRELOAD_VARIABLE = "_JOBCLUSTER_PRELOAD"
+"""Environment variable that tells the forkserver what to import: {"modules": [...], "app_dir": "..."} as JSON."""
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a worker process is told at its start. Plain data: it is pickled.
+
+    jobs: class names in the order in which frames number them. parent: pid of the coordinator.
+    """
+
+    modules: tuple[str, ...]
+    app_dir: Path
+    jobs: tuple[str, ...]
+    slots: int
+    log_format: Literal["console", "json"]
+    log_level: str
+    parent: int
+
+
+def worker(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
+    """Target of a worker process; array: shared memory for its notes."""
+    importlib.import_module("cluster.worker.main").main(options, connection, array)

@@ -1,0 +1,32 @@
+"""Real nodes for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.support.nodes import NodeProcess, Source, running_node
+
+
+class RunNode(Protocol):
+    """setup: SQL to run once the job tables are there, before the node starts. settings: as in `Settings`."""
+
+    def __call__(self, source: Source, *, setup: str = "", **settings: object) -> NodeProcess: ...
+
+
+@pytest.fixture
+def run_node(database_url: str, tmp_path: Path) -> Iterator[RunNode]:
+    """Starts nodes on this test's database; they are ready when it returns, and gone after the test."""
+    numbers = count(1)
+    with ExitStack() as nodes:
+
+        def run(source: Source, *, setup: str = "", **settings: object) -> NodeProcess:
+            folder = tmp_path / f"app-{next(numbers)}"
+            return nodes.enter_context(running_node(database_url, folder, source, setup=setup, **settings))
+
+        yield run

@@ -1,0 +1,105 @@
+"""The demo of the README: that it holds what it shows, that it would notice if not, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("--mails", "45", "--photos", "6", "--timeout", "40")
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@contextmanager
+def demo(temp_folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The demo with its files below temp_folder, and an end to it however the test ends."""
+    environment = os.environ | {"TMPDIR": str(temp_folder), "COLUMNS": "80"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "examples.newsletter.demo", *SMALL, *options],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def temp_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Passable for the server's user, which is not ours when we are root."""
+    folder = tmp_path_factory.mktemp("demo")
+    for passable in (folder, folder.parent, folder.parent.parent):
+        passable.chmod(0o711)
+    return folder
+
+
+def processes_of(temp_folder: Path) -> list[str]:
+    """What is known of the living processes whose command line or environment names this folder."""
+    if Path("/proc/self").exists():
+        found = [_text(folder / "cmdline") + _text(folder / "environ") for folder in Path("/proc").glob("[0-9]*")]
+    else:
+        found = subprocess.run(["ps", "axeww"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [text for text in found if str(temp_folder) in text]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:  # it has gone, or is somebody else's
+        return ""
+
+
+def test_the_demo_delivers_what_it_shows(temp_folder: Path) -> None:
+    with demo(temp_folder) as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "every job succeeded: 52 of 52" in output
+    assert "45 expected, 45 received, 0 missing, 0 twice" in output
+    assert "12 refused, 12 retries" in output
+    assert "every photo has its thumbnail: 6 of 6" in output
+    assert "exit codes 0, 0; 0 jobs left running" in " ".join(output.split())
+    assert "All 7 checks hold" in output
+    assert max(map(len, output.splitlines())) <= 80
+    assert list(temp_folder.iterdir()) == []
+    assert processes_of(temp_folder) == []
+
+
+def test_the_demo_fails_when_a_mail_is_lost(temp_folder: Path) -> None:
+    with demo(temp_folder, "--lose", "1") as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "FAILED  every mail arrived, once: 45 expected, 44 received, 1 missing, 0 twice" in output
+    assert "1 of 7 checks failed" in output
+
+
+@pytest.mark.parametrize("moment", ["A newsletter", "Postgres", "Mail server", "Two nodes", "Two nodes share"])
+def test_ctrl_c_ends_every_process_of_the_demo(temp_folder: Path, moment: str) -> None:
+    with demo(temp_folder) as process:
+        assert process.stdout is not None
+        output = ""
+        while not (line := process.stdout.readline()).startswith(moment):
+            assert line, output
+            output += line
+        # As a terminal does: to every process in the foreground.
+        os.killpg(process.pid, signal.SIGINT)
+        output += process.stdout.read()
+        process.wait(60)
+    assert process.returncode == 130, output
+    assert "interrupted" in output
+    assert processes_of(temp_folder) == []
+    assert list(temp_folder.iterdir()) == []
