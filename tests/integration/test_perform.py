@@ -872,6 +872,7 @@ def test_what_a_process_reported_before_it_crashed_counts(conn: psycopg.Connecti
         quick = perform(conn, "quick_jobs")
         assert (quick.status, len(notes(conn, "QuickJob", quick.id))) == ("succeeded", 1)
         assert ended(conn, "leaving_jobs", leaving).crashes_count == 1
+        import time; print("T", time.monotonic(), file=open("/tmp/t.log","a"))
 
 
 # --- job code that misbehaves ---
