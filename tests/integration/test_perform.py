@@ -872,7 +872,6 @@ def test_what_a_process_reported_before_it_crashed_counts(conn: psycopg.Connecti
         quick = perform(conn, "quick_jobs")
         assert (quick.status, len(notes(conn, "QuickJob", quick.id))) == ("succeeded", 1)
         assert ended(conn, "leaving_jobs", leaving).crashes_count == 1
-        import time; print("T", time.monotonic(), file=open("/tmp/t.log","a"))
 
 
 # --- job code that misbehaves ---
@@ -1102,7 +1101,12 @@ def test_a_job_may_leak_threads_and_files(db: psycopg.Connection) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "status", "text"),
-    [("object", "failed", "an object"), ("number", "cancelled", "5"), ("enum", "failed", "RED"), ("long", "failed", "left out")],
+    [
+        ("object", "failed", "an object"),
+        ("number", "cancelled", "5"),
+        ("enum", "failed", "RED"),
+        ("long", "failed", "left out"),
+    ],
 )
 def test_a_reason_may_be_anything(db: psycopg.Connection, kind: str, status: str, text: str) -> None:
     row = perform(db, "reason_jobs", kind=kind)
