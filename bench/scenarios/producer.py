@@ -26,7 +26,7 @@ def start_latencies(bench: Bench, table: str, pauses: Sequence[float], column: s
     inserted = []
     with psycopg.connect(bench.url, autocommit=True, prepare_threshold=0) as connection:
         statement = insert.as_bytes(connection)
-        due = time.monotonic() + 0.5
+        due = time.monotonic() + 0.1  # a job before this one has ended by then
         for place, pause in zip(places, pauses, strict=True):
             time.sleep(max(0.0, due - time.monotonic()))
             inserted.append(time.clock_gettime_ns(time.CLOCK_MONOTONIC))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -192,7 +193,7 @@ def faults_of_starts(rows: dict[Key, Row], events: dict[Key, list[Event]]) -> li
         starts = [event for event in seen if event.what == "start"]
         if {start.attempt for start in starts} != set(range(1, rows[key].attempts + 1)):
             faults.append(f"{key} {rows[key]}: started {starts}")
-        for earlier, later in zip(starts, starts[1:], strict=False):
+        for earlier, later in pairwise(starts):
             if earlier.attempt >= later.attempt and (earlier.attempt > later.attempt or earlier.pid not in died):
                 faults.append(f"{key} {rows[key]}: attempt {later.attempt} was started twice: {starts}")
     return faults

@@ -364,7 +364,15 @@ def test_a_locked_table_holds_up_that_type_only(db: psycopg.Connection, other: p
 
 # --- nodes that refuse to start ---
 
-JOB = "from cluster import Job\n\nclass {name}Job(Job):\n    table = {table!r}\n    number: {type} = 0\n    async def perform(self): ...\n"
+JOB = """
+from cluster import Job
+
+class {name}Job(Job):
+    table = {table!r}
+    number: {type} = 0
+
+    async def perform(self): ...
+"""
 ONE = JOB.format(name="One", table="one_jobs", type="int")
 
 

@@ -17,10 +17,10 @@ from cluster.embedded import EmbeddedPostgres
 def document(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The JSON of one small run."""
     folder = tmp_path_factory.mktemp("bench")
-    options = ["--repeats", "1", "--jobs", "300", "--probes", "10", "--processes", "1"]
+    options = ["--repeats", "1", "--jobs", "300", "--probes", "5", "--processes", "1"]
     command = [sys.executable, "-m", "bench", "floor", "drain", "latency", *options]
     command += ["--database-url", postgres.url(), "--output", str(folder)]
-    shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False)
+    shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=90, check=False)
     assert shown.returncode == 0, shown.stderr
     (path,) = folder.glob("*.json")
     return json.loads(path.read_text())

@@ -169,7 +169,7 @@ def _arguments(statement: str, values: dict[str, Any], types: list[str]) -> Iter
         plain = value.values if isinstance(value, arrays.PackedArray) else value
         if isinstance(value, arrays.Timestamps):
             plain = ["2026-01-01" for _ in value.values]  # only planned, never run
-        yield sql.SQL("{}::{}").format(_literal(plain), sql.SQL(type_name))  # type: ignore[arg-type]  # from the catalog
+        yield sql.SQL("{}::{}").format(_literal(plain), sql.SQL(type_name))
 
 
 def _literal(value: Any) -> sql.Literal:
