@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from cluster.error_text import shorten
+
 
 @dataclass(frozen=True)
 class Snooze:
@@ -23,9 +25,15 @@ class Cancel:
 
     reason: str = "cancelled by the job itself"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", shorten(str(self.reason)))  # an exception, say, is a fair reason
+
 
 @dataclass(frozen=True)
 class Fail:
     """End the job as `failed`, without another attempt; `reason` becomes its last_error."""
 
     reason: str = "failed by the job itself"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", shorten(str(self.reason)))

@@ -21,6 +21,8 @@ from cluster.errors import ExitCode
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SECONDS_FOR_THE_APP = 10
 SECONDS_FOR_THE_NODE = 60
+SECONDS_TO_FILL_A_FOLDER = 0.5
+ADDED = 1  # watchfiles.Change.added; watchfiles is imported only where it is there
 SKIPPED_FOLDERS = frozenset({"tests", "__pycache__", "node_modules", "site-packages", "venv"})
 
 
@@ -91,10 +93,16 @@ class DevSession:
     async def _watch(self) -> None:
         from watchfiles import awatch
 
-        async for changes in awatch(self._app_dir, watch_filter=self._is_job_code, ignore_permission_denied=True):
-            names = sorted({str(Path(path).relative_to(self._app_dir)) for _, path in changes})
-            self.say(f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''} changed")
-            self._changed.set()
+        async for changes in awatch(self._app_dir, watch_filter=self._is_watched, ignore_permission_denied=True):
+            paths = {Path(path) for _, path in changes}
+            folders = {path for path in paths if path.is_dir()}
+            if folders:
+                await asyncio.sleep(SECONDS_TO_FILL_A_FOLDER)
+            code = (paths - folders) | {path for folder in folders for path in folder.rglob("*.py")}
+            names = sorted(str(path.relative_to(self._app_dir)) for path in code)
+            if names:
+                self.say(f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''} changed")
+                self._changed.set()
 
     async def _keep_node(self, tasks: asyncio.TaskGroup) -> None:
         """A node of the newest code that can be imported; while there is none, the one before goes on."""
@@ -172,10 +180,16 @@ class DevSession:
             *command, env=self._environment, stdin=DEVNULL, start_new_session=True
         )
 
-    def _is_job_code(self, _change: object, path: str) -> bool:
-        *folders, name = Path(path).relative_to(self._app_dir).parts
-        hidden = any(folder.startswith(".") or folder in SKIPPED_FOLDERS for folder in folders)
-        return name.endswith(".py") and not hidden
+    def _is_watched(self, change: int, path: str) -> bool:
+        """Python files, and new folders, whose first files may have been there before they were watched."""
+        relative = Path(path).relative_to(self._app_dir)
+        if not all(map(_is_application_folder, relative.parts)):
+            return False
+        return relative.suffix == ".py" or (change == ADDED and Path(path).is_dir())
+
+
+def _is_application_folder(name: str) -> bool:
+    return not name.startswith(".") and name not in SKIPPED_FOLDERS
 
 
 async def _end(process: Process, seconds: float) -> None:

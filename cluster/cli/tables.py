@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+
 import typer
 from rich import box
 from rich.console import Console

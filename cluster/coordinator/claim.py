@@ -179,17 +179,19 @@ class Claimer:
 
     async def _claim_all(self, connection: AsyncConnection[Any], node: UUID, heads: list[Head]) -> tuple[int, bool]:
         """Claims from the best priority down. Returns how many, and whether work was left for want of room in this node."""
-        claimed, full, alone_waits = 0, False, False
+        claimed, full, alone_waits, waiting = 0, False, False, 100
         for place, head in enumerate(heads):
             if head.room is not None and head.room <= 0:
                 continue
             slots, demand = self._pool.demand(head.job_type)
             if not demand:
-                full = True
-                alone_waits = alone_waits or head.job_type.exclusive
+                full, waiting = True, min(waiting, head.priority)
+                # Room may be kept free for it, but not from a better priority.
+                alone_waits = alone_waits or (head.job_type.exclusive and head.priority <= waiting)
                 continue
             next_priority = heads[place + 1].priority if place + 1 < len(heads) else 100
-            claimed += await self._claim(connection, node, head, next_priority, slots, demand)
+            got = await self._claim(connection, node, head, next_priority, slots, demand)
+            claimed, waiting = claimed + got, min(waiting, head.priority) if got else waiting
         if alone_waits:
             self._pool.reserve()
         else:

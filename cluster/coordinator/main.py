@@ -58,7 +58,9 @@ def _first(group: ExceptionGroup[ClusterError]) -> ClusterError:
 def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
     """Refuses to start on a database that does not fit, and says which job tables nobody here performs."""
     try:
-        connection = psycopg.connect(settings.database_url, autocommit=True, connect_timeout=10)
+        connection = psycopg.connect(
+            settings.database_url, autocommit=True, connect_timeout=10, client_encoding="utf-8"
+        )
     except psycopg.OperationalError as error:
         raise DatabaseUnreachableError(
             f"can't connect to Postgres: {str(error).strip().splitlines()[0]}; check CLUSTER_DATABASE_URL"

@@ -153,9 +153,10 @@ class Pool:
 
     def unreserve(self) -> None:
         """Nothing waits to be alone any more."""
-        if not self._alone:
+        if not self._alone and any(worker.reserved for worker in self._workers):
             for worker in self._workers:
                 worker.reserved = False
+            self._room()
 
     # --- placing ---
 

@@ -2,9 +2,9 @@
 WITH outcome AS (
     SELECT * FROM unnest(%(id)s::bigint[], %(locked_at)s::timestamptz[]) AS o (id, locked_at)
 ), held AS MATERIALIZED (
-    SELECT id FROM {table} WHERE id = ANY (%(id)s::bigint[]) AND status = 'running' AND locked_by = %(node)s
-    ORDER BY id FOR UPDATE SKIP LOCKED
+    SELECT id, status, locked_by FROM {table} WHERE id = ANY (%(id)s::bigint[]) ORDER BY id FOR UPDATE SKIP LOCKED
 )
 DELETE FROM {table} AS job USING outcome AS o
-WHERE job.id = ANY (ARRAY(SELECT id FROM held)) AND o.id = job.id AND job.locked_at = o.locked_at
+WHERE job.id = ANY (ARRAY(SELECT id FROM held WHERE status = 'running' AND locked_by = %(node)s))
+  AND o.id = job.id AND job.locked_at = o.locked_at
 RETURNING job.id

@@ -2,7 +2,8 @@
 -- One row per outcome: arrays of equal length. Guarded by node and time of the claim, which is new at every claim: a late
 -- writer hits no row. Rows that somebody else has locked are skipped, not waited for; the caller looks again.
 -- delay: seconds from now to the next attempt, NULL: run_at stays. attempts: 0, or -1 to give the attempt back.
--- begun: seconds from the claim to the start of perform. Lock order: by id. Index: primary key.
+-- begun: seconds from the claim to the start of perform. Lock order: by id. Index: primary key; state and node are looked at
+-- only in what it has found, or the planner would take _running, whose dead entries a held snapshot keeps.
 -- Runs twice: the second hits nothing. Dies before COMMIT: the outcome is lost with the node, the job is rescued.
 WITH outcome AS (
     SELECT * FROM unnest(
@@ -10,8 +11,7 @@ WITH outcome AS (
         %(attempts)s::integer[], %(crashes)s::integer[], %(begun)s::float8[]
     ) AS o (id, locked_at, status, delay, error, attempts, crashes, begun)
 ), held AS MATERIALIZED (
-    SELECT id FROM {table} WHERE id = ANY (%(id)s::bigint[]) AND status = 'running' AND locked_by = %(node)s
-    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    SELECT id, status, locked_by FROM {table} WHERE id = ANY (%(id)s::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE {table} AS job SET
     status = o.status::cluster.job_status,
@@ -25,5 +25,6 @@ UPDATE {table} AS job SET
     cancel_requested_at = CASE WHEN o.status IN ('succeeded', 'failed', 'timed_out', 'cancelled') THEN job.cancel_requested_at END,
     updated_at = now()
 FROM outcome AS o
-WHERE job.id = ANY (ARRAY(SELECT id FROM held)) AND o.id = job.id AND job.locked_at = o.locked_at
+WHERE job.id = ANY (ARRAY(SELECT id FROM held WHERE status = 'running' AND locked_by = %(node)s))
+  AND o.id = job.id AND job.locked_at = o.locked_at
 RETURNING job.id

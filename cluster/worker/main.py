@@ -10,6 +10,7 @@ import socket
 import sys
 from typing import Any
 
+import structlog
 import uvloop
 
 from cluster.discovery import import_jobs
@@ -20,6 +21,8 @@ from cluster.spawn import WorkerOptions
 from cluster.worker import preload
 from cluster.worker.perform import Performer, remember_process
 from cluster.worker.runner import Runner
+
+log = structlog.get_logger("cluster.worker")
 
 _SET_PARENT_DEATH_SIGNAL = 1
 
@@ -35,7 +38,12 @@ def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
     classes = {definition(cls).name: cls for cls in import_jobs(options.modules, options.app_dir)}
     performers = [Performer.of(classes[name]) for name in options.jobs]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(performers, connection, Notes(array, options.slots), options.slots))
+        try:
+            runner.run(_serve(performers, connection, Notes(array, options.slots), options.slots))
+        except BaseException:  # a task of a job's own may end the loop, by SystemExit
+            # Leaving the block would cancel the other jobs and report them as failed: they are released instead.
+            log.critical("worker_loop_ended", exc_info=True)
+            os._exit(1)
     os._exit(0)  # threads of jobs, and what they left behind, must not hold the process
 
 

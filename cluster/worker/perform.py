@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import inspect
 import os
 import threading
 from collections.abc import Awaitable
@@ -17,7 +18,7 @@ import pydantic
 import structlog
 
 from cluster.backoff import seconds_after
-from cluster.error_text import describe
+from cluster.error_text import describe, shorten
 from cluster.job import Definition, Job, definition, explain, validate_fields
 from cluster.outcomes import Cancel, Fail, Snooze
 
@@ -128,6 +129,7 @@ class Attempt:
                 self.job.before_perform()
             result = cast("Any", self.job).perform()
             self._close_thread()
+            _refuse_awaitable(result)
         except BaseException as error:  # noqa: BLE001 - the job boundary: SystemExit and KeyboardInterrupt are failures too
             _leave_forked_child()
             self._close_thread()
@@ -202,10 +204,18 @@ class Attempt:
         log.exception("hook_failed", job_type=self.performer.definition.name, id=self.job.id, hook=name)
 
 
-def refuse_row(error: Exception) -> Verdict:
+def refuse_row(error: BaseException) -> Verdict:
     """The verdict on a row that its class does not accept: no attempt can change that."""
-    reason = explain(error) if isinstance(error, pydantic.ValidationError) else f"{type(error).__name__}: {error}"
-    return Verdict("failed", "failed", error=f"the row does not fit its class: {reason}")
+    reason = explain(error) if isinstance(error, pydantic.ValidationError) else describe(error, skip=1)
+    return Verdict("failed", "failed", error=shorten(f"the row does not fit its class: {reason}"))
+
+
+def _refuse_awaitable(result: object) -> None:
+    """A decorator may hide that perform is async: the class looked like a plain one, and nothing has run yet."""
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise TypeError("perform returned a coroutine that nobody awaits: its outermost function must be an `async def`")
 
 
 async def _finished(result: Awaitable[None] | None) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import os
 import threading
 import time
 from collections.abc import Coroutine, Generator, Sequence
 from typing import Any
 
+import structlog
 from psycopg import pq
 from psycopg.abc import Transformer as Decoder
 from psycopg.adapt import Transformer
@@ -20,6 +22,8 @@ from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, PRIORITY, QUEUE, R
 from cluster.job import Job, Row
 from cluster.notes import Notes
 from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
+
+log = structlog.get_logger("cluster.worker")
 
 BEAT_INTERVAL = 1.0
 
@@ -111,10 +115,13 @@ class Runner:
         self._notes.begin(slot, job_type, job_id, begun)
         try:
             verdict = await self._attempt(job_type, job_id, decoder, row)
-        finally:
-            self._notes.end(slot)
-            del self._attempts[job_type, job_id]
-            self._free.append(slot)
+        except BaseException:
+            # Without an outcome the row would stay running for good; a crash with this attempt in progress is noticed.
+            log.critical("attempt_without_outcome", id=job_id, exc_info=True)
+            os._exit(1)
+        self._notes.end(slot)
+        del self._attempts[job_type, job_id]
+        self._free.append(slot)
         status, outcome, delay, error, attempts = verdict
         self._report((job_type, job_id, status, outcome, delay, error, attempts, 0, begun, time.monotonic()))
         self._fill()
@@ -123,7 +130,7 @@ class Runner:
         performer = self._performers[job_type]
         try:
             job = _job(performer, decoder.load_sequence(row))
-        except Exception as error:  # noqa: BLE001 - a value or a user's validator: this job's failure, nobody else's
+        except BaseException as error:  # noqa: BLE001 - a value or a user's validator: this job's failure, nobody else's
             return refuse_row(error)
         attempt = Attempt(performer, job, integer(row[ATTEMPTS]))
         self._attempts[job_type, job_id] = attempt

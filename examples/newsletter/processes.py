@@ -97,7 +97,7 @@ class Processes:
         for process in self._started:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # its group: a node's workers too
             process.wait()
             for pipe in (process.stdin, process.stdout):
@@ -147,8 +147,9 @@ class Processes:
             raise KeyboardInterrupt
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._interrupted = True
-        if self._interruptible:
+        """Raises once: a second Ctrl-C must not cut the cleaning up short."""
+        first, self._interrupted = not self._interrupted, True
+        if first and self._interruptible:
             raise KeyboardInterrupt
 
 

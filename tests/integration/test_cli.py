@@ -280,6 +280,7 @@ ALL_TYPES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [ALL_TYPES, "", "date:date datetime:datetime? start:datetime"])
 def test_generated_code_passes_ruff_mypy_and_its_own_tests(columns: str, tmp_path: Path) -> None:
     assert call("init", cwd=tmp_path).returncode == 0
@@ -595,6 +596,7 @@ def dev_project(tmp_path: Path) -> Iterator[Path]:
     server = project_server(tmp_path)
     server.stop("immediate")
     shutil.rmtree(server.data_dir, ignore_errors=True)
+    server.data_dir.with_name(server.data_dir.name + ".lock").unlink(missing_ok=True)
 
 
 @pytest.mark.slow
@@ -658,6 +660,17 @@ def test_dev_uses_the_database_that_is_set(database_url: str, tmp_path: Path) ->
     assert not (tmp_path / ".cluster").exists()
 
 
+def test_dev_starts_a_node_as_soon_as_there_is_a_job(database_url: str, tmp_path: Path) -> None:
+    with started("dev", cwd=tmp_path, url=database_url, CLUSTER_PROCESSES="1", CLUSTER_LOG_FORMAT="json") as dev:
+        wait_for_line(dev, "the node ended with exit code 4: waiting for a change")
+        assert call("generate", "job", "First", cwd=tmp_path).returncode == 0
+        wait_for_line(dev, "jobs/first.py changed")
+        wait_for_line(dev, "table first_jobs: created")
+        wait_for_line(dev, "node_started")
+        dev.send_signal(signal.SIGTERM)
+        assert dev.wait() == 0
+
+
 def test_dev_says_which_command_it_cant_run(database_url: str, tmp_path: Path) -> None:
     result = call("dev", "--", "no-such-program", cwd=tmp_path, url=database_url)
     assert result.returncode == 1
@@ -699,8 +712,11 @@ def watch(conn: psycopg.Connection, table: str) -> None:
         "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN PERFORM pg_notify('succeeded', TG_TABLE_NAME || ' ' || NEW.id); RETURN NULL; END $$"
     )
-    statement: Any = f"CREATE TRIGGER tell AFTER UPDATE ON {table} FOR EACH ROW WHEN (NEW.status = 'succeeded') EXECUTE FUNCTION tell()"
-    conn.execute(statement)
+    conn.execute(
+        sql.SQL(
+            "CREATE TRIGGER tell AFTER UPDATE ON {} FOR EACH ROW WHEN (NEW.status = 'succeeded') EXECUTE FUNCTION tell()"
+        ).format(sql.Identifier(table))
+    )
     conn.execute("LISTEN succeeded")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.postgres import make_run_folder
+
 ROOT = Path(__file__).parents[2]
 SMALL = ("--mails", "45", "--photos", "6", "--timeout", "40")
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
 @contextmanager
@@ -40,12 +43,11 @@ def demo(temp_folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def temp_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Passable for the server's user, which is not ours when we are root."""
-    folder = tmp_path_factory.mktemp("demo")
-    for passable in (folder, folder.parent, folder.parent.parent):
-        passable.chmod(0o711)
-    return folder
+def temp_folder() -> Iterator[Path]:
+    """Directly in the temp folder, so that the server's user, which is not ours when we are root, can pass."""
+    folder = make_run_folder()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def processes_of(temp_folder: Path) -> list[str]:

@@ -167,7 +167,7 @@ def running_node(
 ) -> Iterator[NodeProcess]:
     """A node that is ready, its job tables migrated. setup: SQL to run between the two. Leaves no process behind."""
     write_jobs(app_dir, source)
-    with psycopg.connect(database_url, autocommit=True) as connection:
+    with psycopg.connect(database_url, autocommit=True, client_encoding="utf-8") as connection:
         migrate_jobs(connection, job_classes(app_dir))
         if setup:
             connection.execute(setup.encode())

@@ -1,0 +1,358 @@
+-- What the migrations add up to. Written by `make schema`, never by hand.
+
+CREATE SCHEMA cluster;
+
+CREATE TYPE cluster.job_status AS ENUM (
+    'scheduled',
+    'not_started',
+    'running',
+    'retry',
+    'succeeded',
+    'failed',
+    'timed_out',
+    'cancelled'
+);
+
+CREATE FUNCTION cluster.announce_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM pg_notify('cluster_doorbell', '');
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION cluster.cancel(job_table regclass, job_id bigint) RETURNS cluster.job_status
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    current cluster.job_status;
+BEGIN
+    PERFORM cluster.require_job_table(job_table);
+    EXECUTE format('SELECT status FROM %s WHERE id = $1 FOR NO KEY UPDATE', job_table) INTO current USING job_id;
+    IF current IN ('scheduled', 'not_started', 'retry') THEN
+        EXECUTE format('UPDATE %s SET status = ''cancelled'', finished_at = now(), updated_at = now() WHERE id = $1', job_table)
+            USING job_id;
+        RETURN 'cancelled';
+    ELSIF current = 'running' THEN
+        EXECUTE format('UPDATE %s SET cancel_requested_at = coalesce(cancel_requested_at, now()), updated_at = now() WHERE id = $1', job_table)
+            USING job_id;
+        PERFORM pg_notify('cluster_cancel', job_table::oid || ' ' || job_id);
+    END IF;
+    RETURN current;
+END $_$;
+
+CREATE FUNCTION cluster.check_new_job() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.status <> 'not_started' OR NEW.attempts_count <> 0 OR NEW.crashes_count <> 0
+        OR num_nonnulls(NEW.locked_at, NEW.locked_by, NEW.started_at, NEW.finished_at, NEW.cancel_requested_at) > 0
+    THEN
+        RAISE EXCEPTION 'a new job may not set status, locked_at, locked_by, attempts_count, crashes_count, started_at, finished_at or cancel_requested_at'
+            USING ERRCODE = 'check_violation', TABLE = TG_TABLE_NAME, SCHEMA = TG_TABLE_SCHEMA,
+                  HINT = 'Leave these columns out: they belong to the cluster. To run the job later, set run_at.';
+    END IF;
+    IF NEW.run_at > now() THEN
+        NEW.status := 'scheduled';
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE FUNCTION cluster.create_job_table(job_table text) RETURNS regclass
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    change text;
+    made regclass;
+BEGIN
+    FOR change IN SELECT * FROM cluster.job_table_changes(job_table) LOOP
+        EXECUTE change;
+    END LOOP;
+    made := to_regclass(job_table);
+    DELETE FROM cluster.job_types t WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = t.job_table);
+    INSERT INTO cluster.job_types (name, job_table) VALUES (made::text, made) ON CONFLICT DO NOTHING;
+    RETURN made;
+END $$;
+
+CREATE FUNCTION cluster.find_job_table(job_table text) RETURNS regclass
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    target regclass := to_regclass(job_table);
+    kind "char" := (SELECT relkind FROM pg_class WHERE oid = target);
+BEGIN
+    IF target IS NULL THEN
+        RETURN NULL;
+    ELSIF kind = 'p' OR EXISTS (SELECT FROM pg_inherits WHERE inhrelid = target OR inhparent = target) THEN
+        RAISE EXCEPTION 'job table % may not be partitioned or inherited', target
+            USING ERRCODE = 'feature_not_supported', HINT = 'Use a plain table.';
+    ELSIF kind <> 'r' OR (SELECT relpersistence FROM pg_class WHERE oid = target) = 't' THEN
+        RAISE EXCEPTION '% is not an ordinary table', target USING ERRCODE = 'wrong_object_type';
+    END IF;
+    RETURN target;
+END $$;
+
+CREATE FUNCTION cluster.index_name(table_name text, suffix text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT CASE WHEN octet_length(table_name) <= 54 THEN table_name ELSE left(table_name, 24) || '_' || left(md5(table_name), 8) END
+           || '_' || suffix
+$$;
+
+CREATE FUNCTION cluster.job_table_changes(job_table text) RETURNS SETOF text
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    target regclass := cluster.find_job_table(job_table);
+    parts text[] := parse_ident(job_table);
+    relation text;
+    additions text;
+    misfit record;
+BEGIN
+    relation := (SELECT string_agg(format('%I', part), '.' ORDER BY place) FROM unnest(parts) WITH ORDINALITY AS p (part, place));
+    IF target IS NULL THEN
+        RETURN NEXT format(E'CREATE TABLE %s (\n    %s\n)', relation,
+            (SELECT string_agg(rtrim(format('%I %s %s', c.name, c.type, c.definition)), E',\n    ') FROM cluster.standard_columns() c));
+    ELSE
+        SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS actual, c.type AS wanted INTO misfit
+        FROM cluster.standard_columns() c
+        JOIN pg_attribute a ON a.attrelid = target AND a.attname = c.name AND NOT a.attisdropped
+        WHERE a.atttypid <> c.type::regtype AND NOT (c.name = 'id' AND a.atttypid IN ('integer'::regtype, 'smallint'::regtype))
+        LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'column % of table % is %, but a job table needs %', misfit.name, target, misfit.actual, misfit.wanted
+                USING ERRCODE = 'datatype_mismatch';
+        ELSIF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = target AND a.attname = 'id' AND NOT a.attisdropped)
+            AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = target AND a.attname = 'id'
+                            WHERE i.indrelid = target AND i.indisprimary AND i.indnatts = 1 AND i.indkey[0] = a.attnum)
+        THEN
+            RAISE EXCEPTION 'column id of table % is not its primary key', target USING ERRCODE = 'invalid_table_definition';
+        ELSIF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = target AND a.attname = 'id' AND a.attidentity = '' AND NOT a.atthasdef)
+        THEN
+            RAISE EXCEPTION 'column id of table % does not number new rows', target
+                USING ERRCODE = 'invalid_table_definition', HINT = 'Make it GENERATED BY DEFAULT AS IDENTITY.';
+        END IF;
+        -- A column that is there may come from another tool: without its default, plain inserts would not run.
+        additions := (SELECT string_agg(change, E',\n    ')
+            FROM cluster.standard_columns() c
+            LEFT JOIN pg_attribute a ON a.attrelid = target AND a.attname = c.name AND NOT a.attisdropped
+            CROSS JOIN LATERAL (VALUES
+                (a.attname IS NULL, rtrim(format('ADD COLUMN %I %s %s', c.name, c.type, c.definition))),
+                (c.definition LIKE 'NOT NULL DEFAULT %' AND NOT a.atthasdef,
+                 format('ALTER COLUMN %I SET DEFAULT %s', c.name, substr(c.definition, 18))),
+                (c.definition LIKE 'NOT NULL %' AND NOT a.attnotnull, format('ALTER COLUMN %I SET NOT NULL', c.name))
+            ) AS needed (missing, change)
+            WHERE missing);
+        IF additions IS NOT NULL THEN
+            RETURN NEXT format(E'ALTER TABLE %s\n    %s', relation, additions);
+        END IF;
+    END IF;
+    RETURN QUERY SELECT format('ALTER TABLE %s ADD CONSTRAINT %I CHECK (%s)', relation, k.name, k.condition)
+        FROM cluster.standard_checks() k
+        WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = target AND conname = k.name);
+    -- Recognised by what they index, not by their name: the table may have been renamed.
+    RETURN QUERY SELECT format('CREATE INDEX %I ON %s %s', cluster.index_name(parts[cardinality(parts)], x.suffix), relation, x.definition)
+        FROM cluster.standard_indexes() x
+        WHERE NOT EXISTS (
+            SELECT FROM pg_index i WHERE i.indrelid = target AND i.indpred IS NOT NULL
+            AND pg_get_indexdef(i.indexrelid) LIKE '%USING btree ' || split_part(x.definition, ' WHERE', 1) || ' WHERE %');
+    RETURN QUERY SELECT format('CREATE TRIGGER %I %s ON %s %s', t.name, t.timing, relation, t.action)
+        FROM cluster.standard_triggers() t
+        WHERE NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = target AND tgname = t.name);
+    -- Every job rewrites its row twice: leave room on the page, and vacuum early.
+    IF NOT EXISTS (SELECT FROM pg_class WHERE oid = target AND reloptions::text LIKE '%autovacuum_vacuum_scale_factor%') THEN
+        RETURN NEXT format('ALTER TABLE %s SET (fillfactor = 85, autovacuum_vacuum_scale_factor = 0.02, '
+            'autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 1, autovacuum_vacuum_cost_limit = 2000, '
+            'autovacuum_analyze_scale_factor = 0.05)', relation);
+    END IF;
+END $$;
+
+CREATE FUNCTION cluster.require_job_table(job_table regclass) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM cluster.job_types t WHERE t.job_table = require_job_table.job_table) THEN
+        RAISE EXCEPTION '% is not a job table', job_table
+            USING ERRCODE = 'wrong_object_type', HINT = 'Job tables are listed in cluster.job_types.';
+    END IF;
+END $$;
+
+CREATE FUNCTION cluster.reschedule_job() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.run_at <= now() THEN
+        NEW.status := 'not_started';
+    ELSIF NEW.status = 'not_started' THEN
+        NEW.status := 'scheduled';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock_shared(1751, TG_RELID::integer) THEN
+        PERFORM pg_notify('cluster_doorbell', TG_RELID::text);
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE FUNCTION cluster.retry(job_table regclass, job_id bigint) RETURNS cluster.job_status
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    current cluster.job_status;
+BEGIN
+    PERFORM cluster.require_job_table(job_table);
+    EXECUTE format('SELECT status FROM %s WHERE id = $1 FOR NO KEY UPDATE', job_table) INTO current USING job_id;
+    IF current IS NULL THEN
+        RETURN NULL;
+    ELSIF current NOT IN ('succeeded', 'failed', 'timed_out', 'cancelled') THEN
+        RAISE EXCEPTION 'job % of % is %, not finished', job_id, job_table, current
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = CASE WHEN current = 'running' THEN 'Cancel it first.' ELSE 'To run it now, set its run_at to now().' END;
+    END IF;
+    EXECUTE format('UPDATE %s SET status = ''not_started'', run_at = now(), attempts_count = 0, crashes_count = 0, locked_by = NULL, '
+        'started_at = NULL, finished_at = NULL, cancel_requested_at = NULL, updated_at = now() WHERE id = $1', job_table) USING job_id;
+    RETURN 'not_started';
+END $_$;
+
+CREATE FUNCTION cluster.ring_doorbell() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(1751, TG_RELID::integer) THEN
+        PERFORM pg_notify('cluster_doorbell', TG_RELID::text);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION cluster.standard_checks() RETURNS TABLE(name text, condition text)
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    VALUES ('cluster_queue_named', 'queue <> '''''),
+           ('cluster_priority_range', 'priority BETWEEN 1 AND 100'),
+           ('cluster_run_at_finite', 'isfinite(run_at)'),
+           ('cluster_running_is_locked', '(status = ''running'') = (locked_at IS NOT NULL)')
+$$;
+
+CREATE FUNCTION cluster.standard_columns() RETURNS TABLE(name text, type text, definition text)
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    VALUES ('id', 'bigint', 'GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY'),
+           ('queue', 'text', 'NOT NULL DEFAULT ''default'''),
+           ('priority', 'smallint', 'NOT NULL DEFAULT 50'),
+           ('run_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()'),
+           ('status', 'cluster.job_status', 'NOT NULL DEFAULT ''not_started'''),
+           ('attempts_count', 'integer', 'NOT NULL DEFAULT 0'),
+           ('crashes_count', 'integer', 'NOT NULL DEFAULT 0'),
+           ('last_error', 'text', ''),
+           ('locked_at', 'timestamp with time zone', ''),
+           ('locked_by', 'uuid', ''),
+           ('started_at', 'timestamp with time zone', ''),
+           ('finished_at', 'timestamp with time zone', ''),
+           ('cancel_requested_at', 'timestamp with time zone', ''),
+           ('created_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()'),
+           ('updated_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()')
+$$;
+
+CREATE FUNCTION cluster.standard_indexes() RETURNS TABLE(suffix text, definition text)
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    VALUES ('claim', '(queue, priority, run_at, id) WHERE status = ''not_started'''),
+           ('due', '(run_at) WHERE status IN (''scheduled'', ''retry'')'),
+           ('running', '(locked_by) WHERE status = ''running''')
+$$;
+
+CREATE FUNCTION cluster.standard_triggers() RETURNS TABLE(name text, timing text, action text)
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    VALUES ('cluster_check_new_job', 'BEFORE INSERT',
+            'FOR EACH ROW WHEN (NEW.status <> ''not_started'' OR NEW.run_at > now()'
+            ' OR NEW.attempts_count <> 0 OR NEW.crashes_count <> 0 OR NEW.locked_at IS NOT NULL OR NEW.locked_by IS NOT NULL'
+            ' OR NEW.started_at IS NOT NULL OR NEW.finished_at IS NOT NULL OR NEW.cancel_requested_at IS NOT NULL)'
+            ' EXECUTE FUNCTION cluster.check_new_job()'),
+           ('cluster_ring_doorbell', 'AFTER INSERT',
+            'FOR EACH STATEMENT EXECUTE FUNCTION cluster.ring_doorbell()'),
+           ('cluster_reschedule_job', 'BEFORE UPDATE',
+            'FOR EACH ROW WHEN (NEW.status IN (''not_started'', ''scheduled'', ''retry'')'
+            ' AND (NEW.status, NEW.run_at, NEW.queue, NEW.priority)'
+            ' IS DISTINCT FROM (OLD.status, OLD.run_at, OLD.queue, OLD.priority))'
+            ' EXECUTE FUNCTION cluster.reschedule_job()')
+$$;
+
+CREATE TABLE cluster.job_types (
+    name text NOT NULL,
+    job_table regclass NOT NULL,
+    max_concurrency integer DEFAULT 16,
+    max_concurrency_override integer,
+    max_attempts integer DEFAULT 10 NOT NULL,
+    max_crashes integer DEFAULT 3 NOT NULL,
+    retry_delay interval DEFAULT '00:00:30'::interval NOT NULL,
+    retention interval,
+    retention_failed interval,
+    paused_at timestamp with time zone,
+    CONSTRAINT job_types_max_attempts_check CHECK ((max_attempts >= 0)),
+    CONSTRAINT job_types_max_concurrency_check CHECK ((max_concurrency >= 0)),
+    CONSTRAINT job_types_max_concurrency_override_check CHECK ((max_concurrency_override >= 0)),
+    CONSTRAINT job_types_max_crashes_check CHECK ((max_crashes >= 1)),
+    CONSTRAINT job_types_retention_check CHECK ((retention >= '00:00:00'::interval)),
+    CONSTRAINT job_types_retention_failed_check CHECK ((retention_failed >= '00:00:00'::interval))
+);
+
+COMMENT ON TABLE cluster.job_types IS 'One row per job table. Deploys write it through migrate; max_concurrency_override and paused_at belong to operators.';
+
+CREATE TABLE cluster.migrations (
+    version integer NOT NULL,
+    name text NOT NULL,
+    kind text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE cluster.nodes (
+    id uuid NOT NULL,
+    hostname text NOT NULL,
+    pid integer NOT NULL,
+    version text NOT NULL,
+    queues text[] NOT NULL,
+    jobs text[] NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    heartbeat_at timestamp with time zone DEFAULT now() NOT NULL,
+    lease_until timestamp with time zone NOT NULL,
+    state text DEFAULT 'live'::text NOT NULL,
+    slots integer NOT NULL,
+    running integer DEFAULT 0 NOT NULL,
+    session_pid integer,
+    listen_pid integer,
+    CONSTRAINT nodes_state_check CHECK ((state = ANY (ARRAY['live'::text, 'draining'::text, 'stopped'::text, 'lost'::text])))
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE cluster.nodes IS 'One row per start of a node; a claim holds its node''s row FOR KEY SHARE.';
+
+CREATE TABLE cluster.queues (
+    name text NOT NULL,
+    paused_at timestamp with time zone,
+    CONSTRAINT queues_name_check CHECK ((name <> ''::text))
+);
+
+COMMENT ON TABLE cluster.queues IS 'Queues that operators have paused; a queue needs no row to be used.';
+
+ALTER TABLE ONLY cluster.job_types
+    ADD CONSTRAINT job_types_job_table_key UNIQUE (job_table);
+
+ALTER TABLE ONLY cluster.job_types
+    ADD CONSTRAINT job_types_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY cluster.migrations
+    ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
+
+ALTER TABLE ONLY cluster.nodes
+    ADD CONSTRAINT nodes_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY cluster.queues
+    ADD CONSTRAINT queues_pkey PRIMARY KEY (name);
+
+CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE ON cluster.job_types FOR EACH STATEMENT EXECUTE FUNCTION cluster.announce_change();
+
+CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE ON cluster.queues FOR EACH STATEMENT EXECUTE FUNCTION cluster.announce_change();
+
+GRANT USAGE ON SCHEMA cluster TO PUBLIC;
+
+GRANT SELECT ON TABLE cluster.job_types TO PUBLIC;
