@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, errors
@@ -40,7 +39,6 @@ class Finisher:
 
     def __init__(self, session: Session, types: list[JobType], limit_freed: Callable[[], None]) -> None:
         self.wakeup = Wakeup()
-        self.node: UUID | None = None
         self.written = 0
         self.released = 0
         self._session = session
@@ -108,10 +106,12 @@ class Finisher:
         if job_type.job_class.retention == timedelta(0):
             gone = [item for item in batch if item[1][2] == "succeeded"]
             kept = [item for item in batch if item[1][2] != "succeeded"]
-        if gone:
-            await self._write(job_type, gone, "delete_finished_jobs")
-        if kept:
-            await self._write(job_type, kept, "finish_jobs")
+        # Of one node id each: after a fence there may be outcomes under the one before.
+        for node in {claim.lease.node for claim, _ in batch}:
+            for name, items in (("delete_finished_jobs", gone), ("finish_jobs", kept)):
+                mine = [item for item in items if item[0].lease.node == node]
+                if mine:
+                    await self._write(job_type, mine, name)
         if job_type.job_class.max_concurrency is not None:
             self._limit_freed()
 
@@ -171,7 +171,7 @@ class Finisher:
         parameters = {
             "id": arrays.BigIntegers([report[1] for _, report in missed]),
             "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in missed]),
-            "node": self.node,
+            "node": missed[0][0].lease.node,
         }
         cursor = await connection.execute(job_type.statement("list_held_claims"), parameters, binary=True)
         return {job_id for (job_id,) in await cursor.fetchall()}
@@ -181,7 +181,7 @@ class Finisher:
         python_encoding = _PYTHON_ENCODINGS.get(encoding, "utf-8" if encoding == "UTF8" else "ascii")
         reports = [report for _, report in batch]
         return {
-            "node": self.node,
+            "node": batch[0][0].lease.node,
             "id": arrays.BigIntegers([report[1] for report in reports]),
             "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in batch]),
             "status": [report[2] for report in reports],

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.coordinator.lease import Lease
 from cluster.frames import FrameProtocol
 from cluster.notes import Notes, notes_size
 from cluster.spawn import WorkerOptions, worker
@@ -27,10 +28,11 @@ RawRow = Sequence[bytes | None]
 
 
 class Claim(NamedTuple):
-    """A row this node has claimed. claimed_at: CLOCK_MONOTONIC seconds, when the claim's answer came."""
+    """A row this node has claimed, and under which lease. claimed_at: CLOCK_MONOTONIC seconds, when the claim's answer came."""
 
     row: RawRow
     claimed_at: float
+    lease: Lease
 
 
 class Kill(NamedTuple):
