@@ -86,7 +86,8 @@ def answer(url: str, board_path: Path, ready: Event, stop: Event) -> None:
         connection.execute(CLAIM, [1, node])
         ready.set()
         while not stop.is_set():
-            for _ in connection.notifies(timeout=0.2, stop_after=1):
+            # As a list: the generator holds the connection's lock.
+            if list(connection.notifies(timeout=0.2, stop_after=1)):
                 rows = connection.execute(CLAIM, [16, node], binary=True).fetchall()
                 now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
                 for _, place in rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -36,6 +38,8 @@ def main(arguments: list[str] | None = None) -> Path:
     console = Console()
     started_at = datetime.now(UTC)
     finished: list[Results] = []
+    # Nodes and server are to be stopped whatever ends the benchmark.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with open_bench(options, console) as bench:
         facts = postgres_facts(bench.connection)
         for name in given.scenarios or SCENARIOS:

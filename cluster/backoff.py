@@ -7,9 +7,17 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol, TypeAlias
 
-Backoff = Callable[[int], timedelta]
-"""From the number of the attempt that failed (the first is 1) to the wait before the next one."""
+
+class BackoffProtocol(Protocol):
+    """From the number of the attempt that failed (the first is 1) to the wait before the next one."""
+
+    def __call__(self, attempt: int, /) -> timedelta: ...
+
+
+# Type checkers take a Callable in a class for a method; the protocol lets objects in, `...` plain functions.
+Backoff: TypeAlias = BackoffProtocol | Callable[..., timedelta]
 
 LONGEST = timedelta(days=1)
 """Cap of the growing strategies unless told otherwise: a broken dependency is noticed within a day of its repair."""

@@ -15,7 +15,8 @@ class Snooze:
     delay: timedelta
 
     def __post_init__(self) -> None:
-        if not isinstance(self.delay, timedelta) or self.delay < timedelta(0):
+        given: object = self.delay
+        if not isinstance(given, timedelta) or given < timedelta(0):
             raise ValueError(f"Snooze takes a timedelta of zero or more, not {self.delay!r}")
 
 

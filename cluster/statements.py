@@ -21,7 +21,7 @@ def text(name: str) -> str:
 
 def statement(name: str) -> sql.SQL:
     """A statement that names no job table."""
-    return sql.SQL(cast("str", text(name)))  # type: ignore[arg-type]  # a file of the package, never input
+    return sql.SQL(text(name))
 
 
 @cache

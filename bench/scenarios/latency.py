@@ -16,6 +16,7 @@ from bench.scenarios.producer import add_percentiles, start_latencies
 SHORTEST, LONGEST = 0.020, 0.120
 """Seconds between two inserts."""
 WARM_UP_PROBES = 5
+SECONDS_TO_STOP = 10
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -39,7 +40,7 @@ def bare_client(bench: Bench) -> Iterator[None]:
     bench.load(bare.TABLE, 0)
     bench.connection.execute(bare.ADD_NOTIFY)
     ready, stop = _spawn.Event(), _spawn.Event()
-    client = _spawn.Process(target=bare.answer, args=(bench.url, bench.board_path, ready, stop))
+    client = _spawn.Process(target=bare.answer, args=(bench.url, bench.board_path, ready, stop), daemon=True)
     client.start()
     try:
         if not ready.wait(30):
@@ -48,7 +49,8 @@ def bare_client(bench: Bench) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        client.join()
+        client.join(SECONDS_TO_STOP)
+        client.kill()
         bench.connection.execute(bare.DROP_NOTIFY)
 
 

@@ -6,6 +6,8 @@ import importlib
 import sys
 from pathlib import Path
 
+import typer
+
 from cluster.errors import ClusterError
 
 
@@ -18,4 +20,4 @@ def demo() -> None:
     if folder is None:
         raise ClusterError("the demo is not part of the installed package: run it in a checkout of jobcluster")
     sys.path.insert(0, str(folder))
-    importlib.import_module("examples.newsletter.demo").main()
+    raise typer.Exit(importlib.import_module("examples.newsletter.demo").main())

@@ -215,7 +215,9 @@ def _refuse_awaitable(result: object) -> None:
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()
-        raise TypeError("perform returned a coroutine that nobody awaits: its outermost function must be an `async def`")
+        raise TypeError(
+            "perform returned a coroutine that nobody awaits: its outermost function must be an `async def`"
+        )
 
 
 async def _finished(result: Awaitable[None] | None) -> None:

@@ -1101,7 +1101,12 @@ def test_a_job_may_leak_threads_and_files(db: psycopg.Connection) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "status", "text"),
-    [("object", "failed", "an object"), ("number", "cancelled", "5"), ("enum", "failed", "RED"), ("long", "failed", "left out")],
+    [
+        ("object", "failed", "an object"),
+        ("number", "cancelled", "5"),
+        ("enum", "failed", "RED"),
+        ("long", "failed", "left out"),
+    ],
 )
 def test_a_reason_may_be_anything(db: psycopg.Connection, kind: str, status: str, text: str) -> None:
     row = perform(db, "reason_jobs", kind=kind)

@@ -1,0 +1,142 @@
+"""What becomes of the jobs of a worker process that has ended."""
+
+from __future__ import annotations
+
+import struct
+from datetime import timedelta
+from typing import NamedTuple
+
+import pytest
+
+from cluster import ConstantBackoff, Job
+from cluster.coordinator.crash import Death, reports_after
+from cluster.coordinator.job_types import JobType, job_types
+from cluster.coordinator.process import Claim, Key, Kill
+from cluster.frames import ATTEMPTS, COLUMNS, CRASHES, ID
+from cluster.notes import Note
+
+
+class CrashJob(Job):
+    max_attempts = 3
+    max_crashes = 3
+    timeout = timedelta(seconds=2)
+    backoff = ConstantBackoff(timedelta(seconds=7))
+
+    def perform(self) -> None: ...
+
+
+class OtherJob(Job):
+    async def perform(self) -> None: ...
+
+
+TYPES: list[JobType] = job_types([CrashJob, OtherJob])
+CAUSE = "SIGSEGV (a fault in native code)"
+RELEASED = ("not_started", "released", None, -1, 0)
+DIED = f"the worker process died under this job: {CAUSE}"
+
+
+class Held(NamedTuple):
+    """A job that the process held. begun: it was in progress."""
+
+    key: Key
+    attempts: int = 1
+    crashes: int = 0
+    begun: bool = True
+
+
+def claim(held: Held) -> Claim:
+    row: list[bytes | None] = [None] * COLUMNS
+    row[ID] = struct.pack(">q", held.key[1])
+    row[ATTEMPTS], row[CRASHES] = struct.pack(">i", held.attempts), struct.pack(">i", held.crashes)
+    return Claim(row, claimed_at=100.0)
+
+
+def verdicts(*jobs: Held, kill: Kill | None = None) -> dict[Key, tuple[tuple[object, ...], str | None]]:
+    """By job: status, outcome, delay, change of attempts, change of crashes; and the error."""
+    claims = {held.key: claim(held) for held in jobs}
+    begun = [Note(*held.key, begun=101.0) for held in jobs if held.begun]
+    reports = reports_after(Death(claims, begun, CAUSE, kill), TYPES)
+    assert [(report[0], report[1]) for report in reports] == list(claims), "one report for every job"
+    return {(r[0], r[1]): ((r[2], r[3], r[4], r[6], r[7]), r[5]) for r in reports}
+
+
+JOB, NEIGHBOUR, WAITING = (0, 1), (1, 1), (0, 2)
+
+ALONE = [
+    pytest.param(Held(JOB), ("retry", "crashed", 0.0, 0, 1), DIED, id="first crash: again at once"),
+    pytest.param(
+        Held(JOB, attempts=2, crashes=1), ("retry", "crashed", 7.0, 0, 1), DIED, id="later: after its backoff"
+    ),
+    pytest.param(Held(JOB, attempts=3), ("failed", "crashed", None, 0, 1), DIED, id="last attempt"),
+    pytest.param(
+        Held(JOB, attempts=2, crashes=2),
+        ("failed", "crashed", None, 0, 1),
+        f"{DIED}; 3 crashes, so it is not tried again",
+        id="quarantined",
+    ),
+]
+
+
+@pytest.mark.parametrize(("held", "verdict", "error"), ALONE)
+def test_the_only_job_in_progress_is_to_blame(held: Held, verdict: tuple[object, ...], error: str) -> None:
+    assert verdicts(held) == {JOB: (verdict, error)}
+
+
+def test_jobs_that_had_not_begun_are_handed_back_as_they_were() -> None:
+    found = verdicts(Held(JOB), Held(WAITING, begun=False), Held(NEIGHBOUR, begun=False))
+    assert found[WAITING] == found[NEIGHBOUR] == (RELEASED, None)
+    assert found[JOB][0] == ("retry", "crashed", 0.0, 0, 1)
+
+
+def test_of_several_in_progress_nobody_loses_an_attempt_but_all_run_alone_from_then_on() -> None:
+    found = verdicts(Held(JOB, attempts=3, crashes=2), Held(NEIGHBOUR), Held(WAITING, begun=False))
+    for key in (JOB, NEIGHBOUR):
+        verdict, error = found[key]
+        assert verdict == ("not_started", "released", None, -1, 1)
+        assert error == f"its worker process died with 2 jobs in progress: {CAUSE}; handed back, to run alone"
+    assert found[WAITING] == (RELEASED, None)
+
+
+def test_a_death_with_nothing_in_progress_costs_nobody_anything() -> None:
+    assert verdicts(Held(JOB, begun=False), Held(WAITING, begun=False)) == dict.fromkeys(
+        (JOB, WAITING), (RELEASED, None)
+    )
+    assert verdicts() == {}
+
+
+def test_a_note_of_a_job_that_has_been_reported_is_ignored() -> None:
+    claims = {JOB: claim(Held(JOB))}
+    stale = [Note(*NEIGHBOUR, begun=90.0), Note(*JOB, begun=101.0)]
+    (report,) = reports_after(Death(claims, stale, CAUSE, None), TYPES)
+    assert report[2:4] == ("retry", "crashed")
+
+
+KILLS = [
+    pytest.param("timed_out", 1, ("retry", "timed_out", 7.0, 0, 0), "timed out after 2 s", id="timed out"),
+    pytest.param("timed_out", 3, ("timed_out", "timed_out", None, 0, 0), "timed out after 2 s", id="timed out, last"),
+    pytest.param("cancelled", 1, ("cancelled", "cancelled", None, 0, 0), "cancelled on request", id="cancelled"),
+    pytest.param("blocked", 1, ("retry", "crashed", 0.0, 0, 1), "held its process's event loop", id="blocked"),
+    pytest.param("blocked", 3, ("failed", "crashed", None, 0, 1), "held its process's event loop", id="blocked, last"),
+]
+
+
+@pytest.mark.parametrize(("reason", "attempts", "verdict", "error"), KILLS)
+def test_a_kill_costs_only_the_job_on_whose_account_it_was(
+    reason: str, attempts: int, verdict: tuple[object, ...], error: str
+) -> None:
+    found = verdicts(Held(JOB, attempts=attempts), Held(NEIGHBOUR), Held(WAITING, begun=False), kill=Kill(reason, JOB))
+    assert found[JOB][0] == verdict
+    assert error in (found[JOB][1] or "")
+    assert found[NEIGHBOUR] == found[WAITING] == (RELEASED, None)
+
+
+@pytest.mark.parametrize("key", [None, JOB])
+def test_a_process_that_the_node_ends_releases_everything(key: Key | None) -> None:
+    found = verdicts(Held(JOB), Held(NEIGHBOUR), Held(WAITING, begun=False), kill=Kill("released", key))
+    assert set(found.values()) == {(RELEASED, None)}
+
+
+def test_an_attempt_begins_when_its_note_says_so_and_else_with_its_claim() -> None:
+    claims = {held.key: claim(held) for held in (Held(JOB), Held(WAITING))}
+    reports = reports_after(Death(claims, [Note(*JOB, begun=101.5)], CAUSE, None), TYPES)
+    assert [report[8] for report in reports] == [101.5, 100.0]
