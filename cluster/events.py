@@ -133,7 +133,9 @@ def rescue_refused(job_type: str, error: Exception) -> None:
 
 
 def claims_gone(job_type: str, ids: list[int]) -> None:
-    log.warning("claims_gone", job_type=job_type, ids=ids[:20], count=len(ids), hint="their rows are gone: they are stopped")
+    log.warning(
+        "claims_gone", job_type=job_type, ids=ids[:20], count=len(ids), hint="their rows are gone: they are stopped"
+    )
 
 
 def claim_given_back(job_type: str, job_id: int) -> None:

@@ -143,7 +143,8 @@ class Claimer:
         return heads, min(due, default=None)
 
     async def _look_at_tables(self, connection: AsyncConnection[Any]) -> list[tuple[JobType, AsyncCursor[Any]]]:
-        present = [job_type for job_type in self._types if job_type.oid]
+        now = time.monotonic()
+        present = [job_type for job_type in self._types if job_type.oid and job_type.locked_until < now]
         try:
             async with connection.pipeline():
                 return [
@@ -157,11 +158,25 @@ class Claimer:
                     )
                     for job_type in present
                 ]
+        except errors.LockNotAvailable:
+            await connection.rollback()
+            await self._leave_out_locked(connection, present)
+            return []
         except (errors.UndefinedTable, errors.UndefinedColumn):
             # A table was dropped or renamed under us: find out which, go on with the others.
             await connection.rollback()
             await resolve(connection, self._types)
             return []
+
+    async def _leave_out_locked(self, connection: AsyncConnection[Any], types: list[JobType]) -> None:
+        """Somebody holds a whole table locked: find out which, go on with the others."""
+        for job_type in types:
+            try:
+                await connection.execute(
+                    job_type.statement("look_for_jobs"), {"table": job_type.oid, "queues": self._queues}, binary=True
+                )
+            except errors.LockNotAvailable:
+                job_type.locked_until = time.monotonic() + LOOK_INTERVAL
 
     async def _sweep_tables(self, connection: AsyncConnection[Any]) -> None:
         now = time.monotonic()
@@ -172,7 +187,7 @@ class Claimer:
     async def _promote(self, connection: AsyncConnection[Any]) -> None:
         async with connection.pipeline():
             for job_type in self._types:
-                if job_type.oid:
+                if job_type.oid and job_type.locked_until < time.monotonic():
                     await connection.execute(job_type.statement("promote_jobs"), {"limit": PROMOTE_BATCH})
 
     # --- claiming ---

@@ -21,13 +21,16 @@ from cluster.coordinator import arrays
 from cluster.coordinator.job_types import JobType, forget
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pool import Finished
-from cluster.coordinator.session import Session
+from cluster.coordinator.process import Key
+from cluster.coordinator.session import Session, TableLockedError, TransientDatabaseError
 from cluster.error_text import storable
 from cluster.frames import LOCKED_AT, QUEUE, WAIT
 
 LARGEST_BATCH = 2000
 LOCKED_PAUSE = 0.05
 """Seconds until rows that somebody else has locked are tried again."""
+TABLE_LOCKED_PAUSE = 1.0
+"""Seconds until a table that somebody holds locked as a whole is tried again; the others go on."""
 REFUSED_PAUSE = 60.0
 """Seconds until rows whose update a trigger or constraint refuses are tried again."""
 
@@ -47,6 +50,9 @@ class Finisher:
         self._pending: dict[int, list[Finished]] = {}
         self._later: list[tuple[float, int, list[Finished]]] = []
         """Batches to try again, with the time from which to do so."""
+        self._writing: list[Finished] = []
+        self._away: TransientDatabaseError | None = None
+        """Why a part of the last batch went back to the pending ones."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -63,6 +69,11 @@ class Finisher:
         """Outcomes that the database does not have yet."""
         return sum(map(len, self._pending.values())) + sum(len(batch) for _, _, batch in self._later)
 
+    def keys(self) -> set[Key]:
+        """Of the outcomes that the database does not have yet, those being written included."""
+        batches = [*self._pending.values(), *(batch for _, _, batch in self._later), self._writing]
+        return {(report[0], report[1]) for batch in batches for _, report in batch}
+
     async def drained(self) -> None:
         """Returns once everything is written, but for rows that can't be."""
         await self._idle.wait()
@@ -77,11 +88,12 @@ class Finisher:
                 self._pending[index] = rest
             else:
                 del self._pending[index]
-            try:
-                await self._write_type(self._types[index], batch)
-            except BaseException:
-                self._pending.setdefault(index, []).extend(batch)
-                raise
+            self._writing = batch
+            await self._write_type(self._types[index], batch)
+            self._writing = []
+            if self._away is not None:
+                away, self._away = self._away, None
+                raise away
         if not self._later:
             self._idle.set()
             return None
@@ -125,7 +137,14 @@ class Finisher:
                 )
                 hit = {job_id for (job_id,) in await cursor.fetchall()}
                 missed = [item for item in batch if item[1][1] not in hit]
-                held = await self._held(connection, job_type, missed) if missed else set()
+                held = await self._held(connection, job_type, missed) if missed else {}
+        except TableLockedError:
+            self._later.append((time.monotonic() + TABLE_LOCKED_PAUSE, job_type.index, batch))
+            return
+        except TransientDatabaseError as error:
+            self._pending.setdefault(job_type.index, []).extend(batch)
+            self._away = error
+            return
         except (errors.UndefinedTable, errors.UndefinedColumn):
             forget(job_type)
             return
@@ -133,9 +152,9 @@ class Finisher:
             await self._refused(job_type, batch, name, error)
             return
         metrics.finish_seconds.observe(time.monotonic() - before)
-        written = [item for item in batch if item[1][1] in hit] if missed else batch
+        written = [item for item in batch if item[1][1] in hit or held.get(item[1][1]) is False] if missed else batch
         self._count(job_type, written)
-        locked = [item for item in missed if item[1][1] in held]
+        locked = [item for item in missed if held.get(item[1][1])]
         if locked:
             self._later.append((time.monotonic() + LOCKED_PAUSE, job_type.index, locked))
         lost = [item[1][1] for item in missed if item[1][1] not in held]
@@ -164,17 +183,19 @@ class Finisher:
                     job_type.statement("finish_jobs"), self._parameters(connection, [(claim, failed)])
                 )
             self._count(job_type, [(claim, failed)])
-        except psycopg.Error:
+        except (psycopg.Error, TransientDatabaseError):
             self._later.append((time.monotonic() + REFUSED_PAUSE, job_type.index, [item]))
 
-    async def _held(self, connection: AsyncConnection[Any], job_type: JobType, missed: list[Finished]) -> set[int]:
+    async def _held(
+        self, connection: AsyncConnection[Any], job_type: JobType, missed: list[Finished]
+    ) -> dict[int, bool]:
         parameters = {
             "id": arrays.BigIntegers([report[1] for _, report in missed]),
             "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in missed]),
             "node": missed[0][0].lease.node,
         }
         cursor = await connection.execute(job_type.statement("list_held_claims"), parameters, binary=True)
-        return {job_id for (job_id,) in await cursor.fetchall()}
+        return dict(await cursor.fetchall())
 
     def _parameters(self, connection: AsyncConnection[Any], batch: list[Finished]) -> dict[str, Any]:
         encoding = connection.info.parameter_status("server_encoding") or "UTF8"

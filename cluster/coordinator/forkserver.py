@@ -30,6 +30,9 @@ class Forkserver:
         self.preloads = True
         """Job modules are imported once, in the forkserver; False: in every worker, since importing them starts threads."""
         self._options = options
+        self._lease: Lease | None = None
+        self._up: int | None = None
+        """Pid of the forkserver that is known to listen to signals: before, SIGUSR1 would end it."""
         self._memory = os.memfd_create("jobcluster-fence") if sys.platform == "linux" else -1
         self._write(0.0)
         self.context.set_forkserver_preload([PRELOAD_MODULE])
@@ -43,10 +46,18 @@ class Forkserver:
 
     def fence(self, lease: Lease) -> None:
         """The kernel is to end it, and all workers with it, when this lease can no longer be trusted."""
+        self._lease = lease
         self._write(0.0 if lease.ended else lease.fence_at)
-        if self.pid is not None and self._memory >= 0:
+        if self._up is not None and self._up == self.pid and self._memory >= 0:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGUSR1)
+                os.kill(self._up, signal.SIGUSR1)
+
+    def forked(self, pid: int | None) -> None:
+        """A worker of this forkserver is up, so it is itself: it is told again what it may have missed while starting."""
+        if self._up != pid:
+            self._up = pid
+            if self._lease is not None:
+                self.fence(self._lease)
 
     def stop_preloading(self) -> None:
         """Starts it anew without the job modules: forking a process with threads is not safe."""

@@ -12,14 +12,15 @@ import random
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from psycopg import AsyncConnection
 
 from cluster import events, locks, metrics, statements
-from cluster.coordinator.lease import Lease, boottime
+from cluster.coordinator.lease import Lease
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.session import Session, TransientDatabaseError
+from cluster.lease_clock import boottime
 from cluster.settings import Settings
 
 RETRY = 0.25
@@ -65,6 +66,7 @@ class Heartbeat:
         self._registered = registered
         self._renewed = renewed
         self._fenced = fenced
+        self._ended: list[UUID] = []
         self._renewed_at = 0.0
         metrics.heartbeat_age.set_function(lambda: boottime() - self._renewed_at if self._renewed_at else 0.0)
 
@@ -111,7 +113,9 @@ class Heartbeat:
         self._renewed_at = sent_at
 
     async def _register(self, connection: AsyncConnection[Any], sent_at: float) -> None:
-        lease = Lease(uuid4(), sent_at, self._settings.lease.total_seconds())  # two containers may share hostname and pid
+        lease = Lease(
+            uuid4(), sent_at, self._settings.lease.total_seconds()
+        )  # two containers may share hostname and pid
         await connection.execute(
             statements.statement("register_node"),
             {**self._values(), "id": lease.node, "hostname": socket.gethostname(), "pid": os.getpid(),
@@ -119,6 +123,9 @@ class Heartbeat:
         )  # fmt: skip
         self.lease = lease
         await self._hold_lock(connection)
+        for ended in self._ended:  # its jobs are dead: nobody need wait for that lease
+            await connection.execute(statements.statement("deregister_node"), {"id": ended})
+        self._ended.clear()
         self._registered(lease)
         self._renewed(lease)
 
@@ -142,11 +149,17 @@ class Heartbeat:
 
     async def _prepare(self, connection: AsyncConnection[Any]) -> None:
         if self.session.pooled:
-            events.without_direct_connection("the heartbeat goes through a pooler: a dead node is found by its lease only")
+            events.without_direct_connection(
+                "the heartbeat goes through a pooler: a dead node is found by its lease only"
+            )
         else:
             await connection.execute("SET client_connection_check_interval = 0")
             # A closed socket frees the lock, silence never: the lease is for that.
-            for name, value in (("tcp_keepalives_idle", 120), ("tcp_keepalives_interval", 30), ("tcp_user_timeout", 300_000)):
+            for name, value in (
+                ("tcp_keepalives_idle", 120),
+                ("tcp_keepalives_interval", 30),
+                ("tcp_user_timeout", 300_000),
+            ):
                 await connection.execute(f"SET {name} = {value}")
             await self._hold_lock(connection)
 
@@ -178,10 +191,10 @@ class Heartbeat:
 
     def _fence(self, lease: Lease) -> None:
         """Ends this registration for good, jobs included; the next tick registers anew."""
+        if not lease.ended:
+            self._ended.append(lease.node)
         lease.ended = True
         if self.lease is lease:
             self.lease = None
         self._fenced(lease)
         self.wakeup.set()
-
-

@@ -5,19 +5,14 @@ Nobody trusts wall clocks: a lease is counted from before its renewal was sent, 
 
 from __future__ import annotations
 
-import time
 from uuid import UUID
+
+from cluster.lease_clock import boottime
 
 FENCE = 0.8
 """Part of the lease after which a node that could not renew stops its own jobs: well before anybody may rescue them."""
 GRACE = 3.0
 """Seconds for which a rescuer that saw a node's session end waits for a sign of life."""
-
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def boottime() -> float:
-    return time.clock_gettime(_CLOCK)
 
 
 class Lease:

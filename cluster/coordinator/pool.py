@@ -83,17 +83,24 @@ class Pool:
         """One place in the pool: a worker, and its successor when it ends."""
         while not self._stopping:
             worker = WorkerProcess(self._options, self.forkserver, self._receive)
-            await worker.start()
+            try:
+                await worker.start()
+            except (OSError, EOFError):
+                await self._boot_failed()
+                continue
             self._workers.append(worker)
             await worker.ended
             self._workers.remove(worker)
             self._bury(worker)
             if not worker.ready and not self._stopping:
-                self._boot_failures += 1
-                events.worker_boot_failed(self._boot_failures)
-                if self._boot_failures >= BOOT_FAILURES * self._processes:
-                    raise WorkerBootError("worker processes end before they can perform anything: see the lines above")
-                await asyncio.sleep(0.5)
+                await self._boot_failed()
+
+    async def _boot_failed(self) -> None:
+        self._boot_failures += 1
+        events.worker_boot_failed(self._boot_failures)
+        if self._boot_failures >= BOOT_FAILURES * self._processes:
+            raise WorkerBootError("worker processes end before they can perform anything: see the lines above")
+        await asyncio.sleep(0.5)
 
     def kill_all(self) -> None:
         """Ends the processes; what they still held is reported as released."""
@@ -102,9 +109,15 @@ class Pool:
             worker.kill(Kill("released", None))
 
     def _bury(self, worker: WorkerProcess) -> None:
+        if worker.kill_reason is None and worker.orphaned:
+            worker.kill_reason = Kill("forkserver_died", None)
         cause = worker.cause_of_death()
         reason = worker.kill_reason.reason if worker.kill_reason else "crashed"
-        if worker.kill_reason is not None and worker.kill_reason.key is None:
+        if (
+            worker.kill_reason is not None
+            and worker.kill_reason.reason == "released"
+            and worker.kill_reason.key is None
+        ):
             reason = "stopped"
         events.worker_ended(worker.pid, reason, cause, len(worker.claims))
         death = Death(worker.claims, worker.notes.in_progress(), cause, worker.kill_reason)
@@ -162,7 +175,9 @@ class Pool:
     ) -> None:
         """Sends claimed rows, best first, to the workers with most room."""
         if self._draining or self._stopping:
-            self._finished([(Claim(row, claimed_at, lease), _release((job_type.index, integer(row[ID])))) for row in rows])
+            self._finished(
+                [(Claim(row, claimed_at, lease), _release((job_type.index, integer(row[ID])))) for row in rows]
+            )
             return
         shared: list[RawRow] = []
         for row in rows:
@@ -173,7 +188,9 @@ class Pool:
         self._place_alone()
         open_workers = [worker for worker in self._workers if worker.ready and not worker.alone and not worker.reserved]
         if shared and not open_workers:  # it went alone, was reserved or died since the claim
-            self._alone.extend(((job_type.index, integer(row[ID])), Claim(row, claimed_at, lease), oids) for row in shared)
+            self._alone.extend(
+                ((job_type.index, integer(row[ID])), Claim(row, claimed_at, lease), oids) for row in shared
+            )
             self._place_alone()
             return
         open_workers.sort(key=lambda worker: len(worker.claims))
@@ -218,6 +235,7 @@ class Pool:
 
     def _greet(self, worker: WorkerProcess, facts: dict[str, Any]) -> None:
         worker.ready = True
+        self.forkserver.forked(worker.forked_from)
         self._boot_failures = 0
         events.worker_started(worker.pid, time.monotonic() - worker.started_at)
         if facts["forkserver_threads"] > 1 and self.forkserver.preloads:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.coordinator.forkserver import Forkserver
 from cluster.coordinator.lease import Lease
 from cluster.frames import FrameProtocol
 from cluster.notes import Notes, notes_size
@@ -49,7 +50,7 @@ class WorkerProcess:
     """One worker. Owned by the pool, which alone changes `claims`, `alone` and `reserved`."""
 
     def __init__(
-        self, options: WorkerOptions, context: Any, received: Callable[[WorkerProcess, tuple[Any, ...]], None]
+        self, options: WorkerOptions, forkserver: Forkserver, received: Callable[[WorkerProcess, tuple[Any, ...]], None]
     ) -> None:
         self.claims: dict[Key, Claim] = {}
         """Everything sent to it that has not ended."""
@@ -65,23 +66,27 @@ class WorkerProcess:
         self.peak_memory = 0
         """Largest resident size seen, in bytes."""
         self.started_at = time.monotonic()
+        self.forked_from: int | None = None
+        """Pid of the forkserver. When that has died, so do its workers, and no job is to blame."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._slots = options.slots
-        self._array = context.RawArray("q", notes_size(options.slots))
+        self._array = forkserver.context.RawArray("q", notes_size(options.slots))
         self.notes = Notes(self._array, options.slots)
         self._ours, self._theirs = socket.socketpair()
         self._channel = FrameProtocol(lambda frame: received(self, frame), lambda: None)
-        self._process = context.Process(
+        self._process = forkserver.context.Process(
             target=worker, args=(replace(options, parent=os.getpid()), self._theirs, self._array), daemon=True
         )
+        self._forkserver = forkserver
         self._oom_kills = oom_kills()
 
     async def start(self) -> None:
-        """Starts the process; it says ("ready", …) when it can perform."""
+        """Starts the process; it says ("ready", …) when it can perform. OSError, EOFError: the forkserver died meanwhile."""
         loop = asyncio.get_running_loop()
         starting = asyncio.ensure_future(asyncio.to_thread(self._process.start))
         try:
             await asyncio.shield(starting)
+            self.forked_from = self._forkserver.pid
             self._theirs.close()
             self._ours.setblocking(False)
             await loop.create_unix_connection(lambda: self._channel, sock=self._ours)
@@ -115,6 +120,15 @@ class WorkerProcess:
             self.kill_reason = reason
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+
+    @property
+    def orphaned(self) -> bool:
+        """Its forkserver is gone."""
+        return (
+            self.forked_from is not None
+            and not Path(f"/proc/{self.forked_from}").exists()
+            and Path("/proc/self").exists()
+        )
 
     def sample_memory(self) -> None:
         """Reads the peak of the resident size, which is gone once the process is."""

@@ -14,9 +14,10 @@ from uuid import UUID
 from psycopg import AsyncConnection, errors
 
 from cluster import events, locks, statements
-from cluster.coordinator.lease import GRACE, boottime
+from cluster.coordinator.lease import GRACE
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.session import Session
+from cluster.lease_clock import boottime
 
 LOOK_INTERVAL = 1.0
 SWEEP_INTERVAL = 5.0

@@ -37,6 +37,10 @@ class TransientDatabaseError(Exception):
         self.refused = refused
 
 
+class TableLockedError(TransientDatabaseError):
+    """Somebody holds a lock on the whole table, a migration or a forgotten psql: other tables go on."""
+
+
 class Session:
     """One connection in autocommit. Uses queue up: one at a time has it.
 
@@ -88,8 +92,11 @@ class Session:
         except TimeoutError as error:
             await self.close()
             raise TransientDatabaseError(f"no connection to Postgres within {deadline:g} s") from error
+        except errors.LockNotAvailable as error:
+            await self._after_error(broken=False)
+            raise TableLockedError(_first_line(error)) from error
         except (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction) as error:
-            await self._after_error(broken=not isinstance(error, (errors.LockNotAvailable, errors.TransactionRollback)))
+            await self._after_error(broken=not isinstance(error, errors.TransactionRollback))
             raise TransientDatabaseError(_first_line(error), refused=_refused(error)) from error
         except errors.FeatureNotSupported as error:
             await self.close()  # a prepared plan whose columns have changed type: prepare anew
@@ -127,7 +134,10 @@ class Session:
     async def _connected(self) -> AsyncConnection[Any]:
         if self.connected is None:
             connection = await AsyncConnection.connect(
-                make_conninfo("", **self._parameters()), autocommit=True, prepare_threshold=None, client_encoding="utf-8"
+                make_conninfo("", **self._parameters()),
+                autocommit=True,
+                prepare_threshold=None,
+                client_encoding="utf-8",
             )
             self._connection = connection
             cursor = await connection.execute("SELECT pg_backend_pid()")
@@ -190,7 +200,9 @@ def _hang_up(connection: AsyncConnection[Any]) -> None:
 
 def _refused(error: psycopg.Error) -> bool:
     """The error says that no server is running there, in so many words."""
-    return isinstance(error, errors.CannotConnectNow) or "Connection refused" in str(error) or "No such file" in str(error)
+    return (
+        isinstance(error, errors.CannotConnectNow) or "Connection refused" in str(error) or "No such file" in str(error)
+    )
 
 
 def _first_line(error: Exception) -> str:
