@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,8 @@ class Bench:
             environment["CLUSTER_CONCURRENCY"] = str(self.options.concurrency)
         return environment
 
-    def cpu(self, *nodes: Node) -> Cpu:
-        """Of these nodes and of the whole server."""
+    def cpu(self, *nodes: Node | SpawnProcess) -> Cpu:
+        """Of these nodes, or bare clients in their place, and of the whole server."""
         whole = [processes.cpu_seconds(node.pid) for node in nodes]
         coordinators = [processes.cpu_seconds(node.pid, only=True) for node in nodes]
         return Cpu(

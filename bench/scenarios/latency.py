@@ -6,6 +6,7 @@ import multiprocessing
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
 
 from bench import bare
 from bench.harness import Bench, table_of
@@ -35,7 +36,7 @@ def run(bench: Bench, results: Results) -> None:
 
 
 @contextmanager
-def bare_client(bench: Bench) -> Iterator[None]:
+def bare_client(bench: Bench) -> Iterator[SpawnProcess]:
     """The floor's client, listening, on an empty table."""
     bench.load(bare.TABLE, 0)
     bench.connection.execute(bare.ADD_NOTIFY)
@@ -46,7 +47,7 @@ def bare_client(bench: Bench) -> Iterator[None]:
         if not ready.wait(30):
             raise RuntimeError("the LISTEN/NOTIFY client did not start; its error is above")
         start_latencies(bench, bare.TABLE, _pauses(WARM_UP_PROBES), "number")
-        yield
+        yield client
     finally:
         stop.set()
         client.join(SECONDS_TO_STOP)

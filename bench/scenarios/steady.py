@@ -21,14 +21,14 @@ def run(bench: Bench, results: Results) -> None:
     count = bench.options.probes * JOBS_PER_PROBE
     pauses = [1 / RATE] * count
     for _ in bench.rounds("steady"):
-        with bare_client(bench):
-            before = bench.cpu()
+        with bare_client(bench) as client:
+            before = bench.cpu(client)
             floor = start_latencies(bench, bare.TABLE, pauses, "number")
-            add_cpu(results, "LISTEN/NOTIFY client", before, bench.cpu(), count)
+            floor_cpu = add_cpu(results, "LISTEN/NOTIFY client", before, bench.cpu(client), count)
         add_percentiles(results, "LISTEN/NOTIFY client", floor)
         with bench.node("probe") as node:
             start_latencies(bench, table_of(ProbeJob), pauses[: count // 10])
             before = bench.cpu(node)
             latencies = start_latencies(bench, table_of(ProbeJob), pauses)
-            add_cpu(results, "one node", before, bench.cpu(node), count)
+            add_cpu(results, "one node", before, bench.cpu(node), count, floor_cpu)
         add_percentiles(results, "one node", latencies, floor)

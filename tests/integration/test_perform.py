@@ -989,7 +989,10 @@ class StrangeErrorJob(Job):
 class ReasonJob(Job):
     kind: str
     async def perform(self):
-        return {"object": Fail(ValueError("an object")), "number": Cancel(5), "enum": Fail(Colour.RED), "long": Fail("x" * 10**6)}[self.kind]
+        outcomes = {
+            "object": Fail(ValueError("an object")), "number": Cancel(5), "enum": Fail(Colour.RED), "long": Fail("x" * 10**6),
+        }
+        return outcomes[self.kind]
 
 class Colour(str, enum.Enum):
     RED = "red"

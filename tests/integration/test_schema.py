@@ -43,9 +43,7 @@ $_$;
 CREATE TABLE t ();
 \\unrestrict k3y
 """
-    kept = (
-        "CREATE FUNCTION f() RETURNS text\n    AS $_$\n-- kept\nSET x = '$$';\n\n\n$_$;\n\nCREATE TABLE t ();\n"
-    )
+    kept = "CREATE FUNCTION f() RETURNS text\n    AS $_$\n-- kept\nSET x = '$$';\n\n\n$_$;\n\nCREATE TABLE t ();\n"
     assert without_noise(dump) == kept
 
 
