@@ -325,8 +325,9 @@ class Pool:
         """Kills a worker whose job overran its timeout and did not stop, or holds the loop for good."""
         holder = worker.notes.on_stack()
         turned = worker.notes.last_beat
-        if holder is not None and turned and now - turned > BLOCKED:
-            worker.kill(Kill("blocked", (holder.type, holder.id)))
+        if turned and now - turned > BLOCKED and (holder is not None or worker.notes.in_progress()):
+            # Without a holder it is something that a job left on the loop: nobody knows which job's.
+            worker.kill(Kill("blocked", (holder.type, holder.id) if holder is not None else None))
         for note in worker.notes.in_progress():
             timeout = self._types[note.type].timeout
             if timeout is not None and now > note.begun + timeout + STOP_GRACE:

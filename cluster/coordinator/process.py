@@ -22,6 +22,9 @@ from cluster.frames import FrameProtocol
 from cluster.notes import Notes, notes_size
 from cluster.spawn import WorkerOptions, worker
 
+LAST_WORDS = 0.2
+"""Seconds to wait for the end of a dead worker's socket."""
+
 Key = tuple[int, int]
 """A claimed job within this node: index of its type, id."""
 
@@ -73,7 +76,9 @@ class WorkerProcess:
         self._array = forkserver.context.RawArray("q", notes_size(options.slots))
         self.notes = Notes(self._array, options.slots)
         self._ours, self._theirs = socket.socketpair()
-        self._channel = FrameProtocol(lambda frame: received(self, frame), lambda: None)
+        self._closed = asyncio.Event()
+        self._burial: asyncio.Future[None] | None = None
+        self._channel = FrameProtocol(lambda frame: received(self, frame), self._closed.set)
         self._process = forkserver.context.Process(
             target=worker, args=(replace(options, parent=os.getpid()), self._theirs, self._array), daemon=True
         )
@@ -157,6 +162,13 @@ class WorkerProcess:
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._process.sentinel)
         self._process.join()
+        self._burial = asyncio.ensure_future(self._read_last_words())
+
+    async def _read_last_words(self) -> None:
+        """What it reported just before its end is still on the socket, unless a child of its own keeps that open."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                await self._closed.wait()
         self._channel.close()
         if not self.ended.done():
             self.ended.set_result(None)
