@@ -134,7 +134,7 @@ def column_of(name: str, field: FieldInfo) -> Column:
     return Column(
         name=name,
         type=column_type,
-        nullable=nullable,
+        nullable=nullable or field.default is None,
         default=_default(field, to_database),
         checks=tuple(_checks(sql.Identifier(name), annotation, metadata, column_type)),
         references=next((item for item in metadata if isinstance(item, References)), None),

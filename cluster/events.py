@@ -98,8 +98,8 @@ def worker_boot_failed(count: int) -> None:
     log.error("worker_boot_failed", count=count)
 
 
-def spawning_instead(threads: int) -> None:
-    log.warning("spawning_workers", threads=threads,
+def preloading_stopped(threads: int) -> None:
+    log.warning("preloading_stopped", threads=threads,
                 hint="job modules start threads when imported, so workers are spawned one by one instead of forked")  # fmt: skip
 
 
@@ -115,5 +115,28 @@ def cancel_requested(job_type: str, job_id: int) -> None:
     log.info("cancel_requested", job_type=job_type, id=job_id)
 
 
-def lease_lost(node: str) -> None:
-    log.error("lease_lost", node=node)
+def lease_lost(node: str, reason: str) -> None:
+    log.error("lease_lost", node=node, reason=reason, hint="its jobs are stopped; it registers again under a new id")
+
+
+def node_lost(node: str, hostname: str) -> None:
+    log.warning("node_lost", node=node, hostname=hostname, hint="its jobs go to other nodes")
+
+
+def rescued(job_type: str, count: int) -> None:
+    metrics.rescued.labels(job_type).inc(count)
+    log.warning("rescued", job_type=job_type, count=count)
+
+
+def rescue_refused(job_type: str, error: Exception) -> None:
+    log.error("rescue_refused", job_type=job_type, error=str(error).partition("\n")[0])
+
+
+def claims_gone(job_type: str, ids: list[int]) -> None:
+    log.warning(
+        "claims_gone", job_type=job_type, ids=ids[:20], count=len(ids), hint="their rows are gone: they are stopped"
+    )
+
+
+def claim_given_back(job_type: str, job_id: int) -> None:
+    log.warning("claim_given_back", job_type=job_type, id=job_id, hint="the answer to its claim was lost")

@@ -4,8 +4,9 @@ A frame is a 4-byte big-endian length and one marshalled tuple whose first item 
 interpreter, so marshal is safe here, and it is several times faster than pickle on tuples of bytes.
 
     coordinator -> worker
-        ("perform", type, oids, rows)     type: index in the list of job types both sides were given; oids: of the
-                                          columns; rows: raw binary values in the order of claim_jobs.sql
+        ("perform", type, fence, oids, rows)  type: index in the list of job types both sides were given; fence:
+                                          CLOCK_BOOTTIME seconds from which on the rows may be somebody else's;
+                                          oids: of the columns; rows: raw values in the order of claim_jobs.sql
         ("stop", [(type, id)], reason)    stop these attempts; reason: "cancelled" or "released"
         ("return",)                       give back what has not begun
     worker -> coordinator

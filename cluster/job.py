@@ -281,6 +281,10 @@ def _define(cls: type[Job]) -> Definition:
     perform = cls.perform  # type: ignore[attr-defined]
     hooks = frozenset(name for name in HOOKS if getattr(cls, name) is not getattr(Job, name))
     is_async = inspect.iscoroutinefunction(perform)
+    if inspect.isgeneratorfunction(perform) or inspect.isasyncgenfunction(perform):
+        raise JobDefinitionError(
+            f"{cls.__qualname__}.perform has a yield in it, so calling it would do nothing: return instead"
+        )
     for name in hooks:
         if not is_async and inspect.iscoroutinefunction(getattr(cls, name)):
             raise JobDefinitionError(

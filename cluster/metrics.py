@@ -11,6 +11,7 @@ DATABASE_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 
 claimed = Counter("cluster_jobs_claimed", "Jobs claimed by this node", ["job_type", "queue"])
 finished = Counter("cluster_jobs_finished", "Attempts ended on this node", ["job_type", "queue", "outcome"])
+rescued = Counter("cluster_jobs_rescued", "Jobs taken back from lost nodes by this node", ["job_type"])
 released = Counter("cluster_jobs_released", "Claims handed back unfinished, the attempt not counted", ["job_type"])
 claims_lost = Counter(
     "cluster_claims_lost", "Outcomes that were refused: the claim was no longer this node's", ["job_type"]

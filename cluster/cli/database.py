@@ -43,7 +43,7 @@ def connected(url: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
     waiting: dict[str, Any] = {} if "connect_timeout" in url else {"connect_timeout": SECONDS_TO_CONNECT}
     with explained(url):
         connection = psycopg.connect(
-            url, autocommit=True, prepare_threshold=None, application_name="cluster", **waiting
+            url, autocommit=True, prepare_threshold=None, client_encoding="utf-8", application_name="cluster", **waiting
         )
     with connection:
         yield connection

@@ -9,7 +9,6 @@ import random
 import time
 from operator import itemgetter
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, errors
@@ -18,6 +17,7 @@ from psycopg.types.string import ByteaBinaryLoader
 from cluster import events, locks, statements
 from cluster.coordinator.doorbell import Doorbell
 from cluster.coordinator.job_types import JobType, forget, resolve
+from cluster.coordinator.lease import Lease
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pool import Pool
 from cluster.coordinator.session import Session, TransientDatabaseError
@@ -61,8 +61,8 @@ class Claimer:
         sweep: float,
     ) -> None:
         self.wakeup = Wakeup()
-        self.node: UUID | None = None
-        """Under whose id to claim; None: not now (no lease, or draining)."""
+        self.lease: Lease | None = None
+        """Under which to claim; None: not now (not registered, or draining)."""
         self._session = session
         self._doorbell = doorbell
         self._pool = pool
@@ -78,17 +78,17 @@ class Claimer:
 
     async def tick(self) -> float | None:
         """One look. Returns the seconds until the next one."""
-        node = self.node
-        if node is None:
+        lease = self.lease
+        if lease is None or not lease.valid:
             await self._doorbell.leave()
-            return None
+            return None if lease is None else LOOK_INTERVAL
         async with self._session.use() as connection:
             await self._sweep_tables(connection)
             heads, due_in = await self._look(connection)
             if due_in is not None and due_in <= 0:
                 await self._promote(connection)
                 return 0
-            claimed, full = await self._claim_all(connection, node, heads)
+            claimed, full = await self._claim_all(connection, lease, heads)
         try:
             return await self._next_look(heads, claimed, full, due_in)
         except TransientDatabaseError:
@@ -143,7 +143,8 @@ class Claimer:
         return heads, min(due, default=None)
 
     async def _look_at_tables(self, connection: AsyncConnection[Any]) -> list[tuple[JobType, AsyncCursor[Any]]]:
-        present = [job_type for job_type in self._types if job_type.oid]
+        now = time.monotonic()
+        present = [job_type for job_type in self._types if job_type.oid and job_type.locked_until < now]
         try:
             async with connection.pipeline():
                 return [
@@ -157,11 +158,25 @@ class Claimer:
                     )
                     for job_type in present
                 ]
+        except errors.LockNotAvailable:
+            await connection.rollback()
+            await self._leave_out_locked(connection, present)
+            return []
         except (errors.UndefinedTable, errors.UndefinedColumn):
             # A table was dropped or renamed under us: find out which, go on with the others.
             await connection.rollback()
             await resolve(connection, self._types)
             return []
+
+    async def _leave_out_locked(self, connection: AsyncConnection[Any], types: list[JobType]) -> None:
+        """Somebody holds a whole table locked: find out which, go on with the others."""
+        for job_type in types:
+            try:
+                await connection.execute(
+                    job_type.statement("look_for_jobs"), {"table": job_type.oid, "queues": self._queues}, binary=True
+                )
+            except errors.LockNotAvailable:
+                job_type.locked_until = time.monotonic() + LOOK_INTERVAL
 
     async def _sweep_tables(self, connection: AsyncConnection[Any]) -> None:
         now = time.monotonic()
@@ -172,12 +187,12 @@ class Claimer:
     async def _promote(self, connection: AsyncConnection[Any]) -> None:
         async with connection.pipeline():
             for job_type in self._types:
-                if job_type.oid:
+                if job_type.oid and job_type.locked_until < time.monotonic():
                     await connection.execute(job_type.statement("promote_jobs"), {"limit": PROMOTE_BATCH})
 
     # --- claiming ---
 
-    async def _claim_all(self, connection: AsyncConnection[Any], node: UUID, heads: list[Head]) -> tuple[int, bool]:
+    async def _claim_all(self, connection: AsyncConnection[Any], lease: Lease, heads: list[Head]) -> tuple[int, bool]:
         """Claims from the best priority down. Returns how many, and whether work was left for want of room in this node."""
         claimed, full, alone_waits, waiting = 0, False, False, 100
         for place, head in enumerate(heads):
@@ -190,7 +205,7 @@ class Claimer:
                 alone_waits = alone_waits or (head.job_type.exclusive and head.priority <= waiting)
                 continue
             next_priority = heads[place + 1].priority if place + 1 < len(heads) else 100
-            got = await self._claim(connection, node, head, next_priority, slots, demand)
+            got = await self._claim(connection, lease, head, next_priority, slots, demand)
             claimed, waiting = claimed + got, min(waiting, head.priority) if got else waiting
         if alone_waits:
             self._pool.reserve()
@@ -199,11 +214,11 @@ class Claimer:
         return claimed, full
 
     async def _claim(
-        self, connection: AsyncConnection[Any], node: UUID, head: Head, priority: int, slots: int, demand: int
+        self, connection: AsyncConnection[Any], lease: Lease, head: Head, priority: int, slots: int, demand: int
     ) -> int:
         job_type = head.job_type
         parameters = {
-            "node": node, "table": job_type.oid, "queue": head.queue, "priority": priority, "slots": slots,
+            "node": lease.node, "table": job_type.oid, "queue": head.queue, "priority": priority, "slots": slots,
             "demand": _bounded(job_type, demand), "max_attempts": job_type.max_attempts,
             "set_aside": self._set_aside(job_type),
         }  # fmt: skip
@@ -231,7 +246,7 @@ class Claimer:
             result = cursor.pgresult
             assert result is not None
             oids = tuple(result.ftype(column) for column in range(result.nfields))
-            self._pool.place(job_type, oids, rows, now)
+            self._pool.place(job_type, oids, rows, now, lease)
         return len(rows)
 
     async def _execute(

@@ -32,7 +32,7 @@ def reports_after(death: Death, types: Sequence[JobType]) -> list[Report]:
     reports = []
     for key, claim in death.claims.items():
         started = begun.get(key, claim.claimed_at)
-        if death.kill is not None:
+        if death.kill is not None and not (death.kill.reason == "blocked" and death.kill.key is None):
             verdict = _killed(death, key, claim, types[key[0]])
         elif key not in begun:
             verdict = _RELEASED

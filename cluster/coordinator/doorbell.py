@@ -7,14 +7,11 @@ until they commit, so nobody can go on watch past a row that is not visible yet.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
 from psycopg import AsyncConnection, Notify
 
 from cluster import events, locks, statements
@@ -39,12 +36,10 @@ class Doorbell:
     """Rings wake the claimer: `ring` is called for tables on watch, `cancel` with a table's oid and a job's id."""
 
     def __init__(self, url: str, ring: Callable[[], None], cancel: Callable[[int, int], None]) -> None:
-        self._session = Session(url, "doorbell", prepare=True, setup=self._listen)
+        self._session = Session(url, "doorbell", setup=self._listen, listening=self._arrived)
         self._ring = ring
         self._cancel = cancel
         self._watched: set[int] = set()
-        self._busy = asyncio.Lock()
-        self._reader: int | None = None
         self._connections = 0
         self._rings = 0.0
         self._rung_at = 0.0
@@ -61,15 +56,16 @@ class Doorbell:
     @property
     def pid(self) -> int | None:
         """Of the backend; None: not connected."""
-        connection = self._session.connected
-        return connection.info.backend_pid if connection is not None else None
+        return self._session.pid
 
     async def watch(self, tables: list[int]) -> Watch:
         """Tries to be on watch for all of these tables, given by oid."""
         missing = [table for table in tables if table not in self._watched]
-        if not missing and self._session.connected is not None:
+        if self._session.connected is not None and (self._session.pooled or not missing):
             return Watch(new=False, producers=False)
-        async with self._statement() as connection:
+        async with self._session.use() as connection:
+            if self._session.pooled:
+                return Watch(new=False, producers=False)
             missing = [table for table in tables if table not in self._watched]  # none is kept across a reconnection
             cursor = await connection.execute(
                 statements.statement("watch_doorbell"), {"class": locks.DOORBELL, "tables": missing}
@@ -83,7 +79,7 @@ class Doorbell:
         """Goes off watch: from now on this node must look by itself, or have nobody to look for."""
         if self._watched:
             tables, self._watched = list(self._watched), set()
-            async with self._statement() as connection:
+            async with self._session.use() as connection:
                 await connection.execute(
                     statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": tables}
                 )
@@ -92,34 +88,28 @@ class Doorbell:
         """Goes off watch and wakes the other coordinators: there is work that this node has no room for."""
         if self._watched:
             await self.leave()
-            async with self._statement() as connection:
+            async with self._session.use() as connection:
                 await connection.execute("SELECT pg_notify(%s, %s)", [RINGS_CHANNEL, _CALL])
 
     async def connect(self) -> None:
         """Listens; a no-op while connected."""
         if self._session.connected is None:
-            async with self._statement():
+            async with self._session.use():
                 pass
 
     async def close(self) -> None:
-        self._stop_reading()
         await self._session.close()
 
     # --- the connection ---
 
-    @contextlib.asynccontextmanager
-    async def _statement(self) -> AsyncIterator[AsyncConnection[Any]]:
-        """The connection for one statement: the reader steps aside, since the driver reads the socket meanwhile."""
-        async with self._busy:
-            self._stop_reading()
-            try:
-                async with self._session.use() as connection:
-                    yield connection
-            finally:
-                self._read_when_idle()
-
     async def _listen(self, connection: AsyncConnection[Any]) -> None:
-        self._stop_reading()
+        if self._session.pooled:
+            if not self._connections:
+                events.without_direct_connection(
+                    "no LISTEN and no watch through a pooler: this node looks by the clock"
+                )
+            self._connections = 1
+            return
         self._watched.clear()  # session locks went with the old connection
         self._connections += 1
         if self._connections > 1:
@@ -129,32 +119,13 @@ class Doorbell:
         await connection.execute(f"LISTEN {RINGS_CHANNEL}")
         await connection.execute(f"LISTEN {CANCEL_CHANNEL}")
 
-    def _read_when_idle(self) -> None:
-        """Notifications arrive on a socket that nobody reads between statements."""
-        connection = self._session.connected
-        if connection is not None and self._reader is None:
-            self._reader = connection.fileno()
-            asyncio.get_running_loop().add_reader(self._reader, self._readable)
-
-    def _stop_reading(self) -> None:
-        if self._reader is not None:
-            asyncio.get_running_loop().remove_reader(self._reader)
-            self._reader = None
-
-    def _readable(self) -> None:
-        connection = self._session.connected
-        try:
-            if connection is None:
-                raise psycopg.OperationalError("the connection is closed")
-            connection.pgconn.consume_input()
-            while (notify := connection.pgconn.notifies()) is not None:
-                self._received(notify.relname.decode(), notify.extra.decode())
-        except psycopg.Error:
-            self._stop_reading()
+    def _arrived(self, connection: AsyncConnection[Any] | None) -> None:
+        if connection is None:
             self._watched.clear()
-            if connection is not None:
-                connection.pgconn.finish()
             self._ring()
+            return
+        while (notify := connection.pgconn.notifies()) is not None:
+            self._received(notify.relname.decode(), notify.extra.decode())
 
     def _notified(self, notify: Notify) -> None:
         self._received(notify.channel, notify.payload)

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, errors
@@ -22,13 +21,16 @@ from cluster.coordinator import arrays
 from cluster.coordinator.job_types import JobType, forget
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pool import Finished
-from cluster.coordinator.session import Session
+from cluster.coordinator.process import Key
+from cluster.coordinator.session import Session, TableLockedError, TransientDatabaseError
 from cluster.error_text import storable
 from cluster.frames import LOCKED_AT, QUEUE, WAIT
 
 LARGEST_BATCH = 2000
 LOCKED_PAUSE = 0.05
 """Seconds until rows that somebody else has locked are tried again."""
+TABLE_LOCKED_PAUSE = 1.0
+"""Seconds until a table that somebody holds locked as a whole is tried again; the others go on."""
 REFUSED_PAUSE = 60.0
 """Seconds until rows whose update a trigger or constraint refuses are tried again."""
 
@@ -40,7 +42,6 @@ class Finisher:
 
     def __init__(self, session: Session, types: list[JobType], limit_freed: Callable[[], None]) -> None:
         self.wakeup = Wakeup()
-        self.node: UUID | None = None
         self.written = 0
         self.released = 0
         self._session = session
@@ -49,6 +50,9 @@ class Finisher:
         self._pending: dict[int, list[Finished]] = {}
         self._later: list[tuple[float, int, list[Finished]]] = []
         """Batches to try again, with the time from which to do so."""
+        self._writing: list[Finished] = []
+        self._away: TransientDatabaseError | None = None
+        """Why a part of the last batch went back to the pending ones."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -65,6 +69,11 @@ class Finisher:
         """Outcomes that the database does not have yet."""
         return sum(map(len, self._pending.values())) + sum(len(batch) for _, _, batch in self._later)
 
+    def keys(self) -> set[Key]:
+        """Of the outcomes that the database does not have yet, those being written included."""
+        batches = [*self._pending.values(), *(batch for _, _, batch in self._later), self._writing]
+        return {(report[0], report[1]) for batch in batches for _, report in batch}
+
     async def drained(self) -> None:
         """Returns once everything is written, but for rows that can't be."""
         await self._idle.wait()
@@ -79,11 +88,12 @@ class Finisher:
                 self._pending[index] = rest
             else:
                 del self._pending[index]
-            try:
-                await self._write_type(self._types[index], batch)
-            except BaseException:
-                self._pending.setdefault(index, []).extend(batch)
-                raise
+            self._writing = batch
+            await self._write_type(self._types[index], batch)
+            self._writing = []
+            if self._away is not None:
+                away, self._away = self._away, None
+                raise away
         if not self._later:
             self._idle.set()
             return None
@@ -108,10 +118,12 @@ class Finisher:
         if job_type.job_class.retention == timedelta(0):
             gone = [item for item in batch if item[1][2] == "succeeded"]
             kept = [item for item in batch if item[1][2] != "succeeded"]
-        if gone:
-            await self._write(job_type, gone, "delete_finished_jobs")
-        if kept:
-            await self._write(job_type, kept, "finish_jobs")
+        # Of one node id each: after a fence there may be outcomes under the one before.
+        for node in {claim.lease.node for claim, _ in batch}:
+            for name, items in (("delete_finished_jobs", gone), ("finish_jobs", kept)):
+                mine = [item for item in items if item[0].lease.node == node]
+                if mine:
+                    await self._write(job_type, mine, name)
         if job_type.job_class.max_concurrency is not None:
             self._limit_freed()
 
@@ -125,7 +137,14 @@ class Finisher:
                 )
                 hit = {job_id for (job_id,) in await cursor.fetchall()}
                 missed = [item for item in batch if item[1][1] not in hit]
-                held = await self._held(connection, job_type, missed) if missed else set()
+                held = await self._held(connection, job_type, missed) if missed else {}
+        except TableLockedError:
+            self._later.append((time.monotonic() + TABLE_LOCKED_PAUSE, job_type.index, batch))
+            return
+        except TransientDatabaseError as error:
+            self._pending.setdefault(job_type.index, []).extend(batch)
+            self._away = error
+            return
         except (errors.UndefinedTable, errors.UndefinedColumn):
             forget(job_type)
             return
@@ -133,9 +152,9 @@ class Finisher:
             await self._refused(job_type, batch, name, error)
             return
         metrics.finish_seconds.observe(time.monotonic() - before)
-        written = [item for item in batch if item[1][1] in hit] if missed else batch
+        written = [item for item in batch if item[1][1] in hit or held.get(item[1][1]) is False] if missed else batch
         self._count(job_type, written)
-        locked = [item for item in missed if item[1][1] in held]
+        locked = [item for item in missed if held.get(item[1][1])]
         if locked:
             self._later.append((time.monotonic() + LOCKED_PAUSE, job_type.index, locked))
         lost = [item[1][1] for item in missed if item[1][1] not in held]
@@ -164,24 +183,26 @@ class Finisher:
                     job_type.statement("finish_jobs"), self._parameters(connection, [(claim, failed)])
                 )
             self._count(job_type, [(claim, failed)])
-        except psycopg.Error:
+        except (psycopg.Error, TransientDatabaseError):
             self._later.append((time.monotonic() + REFUSED_PAUSE, job_type.index, [item]))
 
-    async def _held(self, connection: AsyncConnection[Any], job_type: JobType, missed: list[Finished]) -> set[int]:
+    async def _held(
+        self, connection: AsyncConnection[Any], job_type: JobType, missed: list[Finished]
+    ) -> dict[int, bool]:
         parameters = {
             "id": arrays.BigIntegers([report[1] for _, report in missed]),
             "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in missed]),
-            "node": self.node,
+            "node": missed[0][0].lease.node,
         }
         cursor = await connection.execute(job_type.statement("list_held_claims"), parameters, binary=True)
-        return {job_id for (job_id,) in await cursor.fetchall()}
+        return dict(await cursor.fetchall())
 
     def _parameters(self, connection: AsyncConnection[Any], batch: list[Finished]) -> dict[str, Any]:
         encoding = connection.info.parameter_status("server_encoding") or "UTF8"
         python_encoding = _PYTHON_ENCODINGS.get(encoding, "utf-8" if encoding == "UTF8" else "ascii")
         reports = [report for _, report in batch]
         return {
-            "node": self.node,
+            "node": batch[0][0].lease.node,
             "id": arrays.BigIntegers([report[1] for report in reports]),
             "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in batch]),
             "status": [report[2] for report in reports],

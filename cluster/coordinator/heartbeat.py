@@ -1,21 +1,31 @@
-"""This node's row in cluster.nodes: registered at start, renewed every few seconds, ended at the stop.
+"""This node's row in cluster.nodes: registered at start, renewed every few seconds, ended at the stop; and its fence.
 
-Owns the heartbeat connection, on which nothing runs that could wait for a lock.
+Owns the lease and the heartbeat connection, on which nothing runs that could wait for a lock. While that session lives, it
+holds an advisory lock for the node: a rescuer that sees it freed need not wait for the lease to run out.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 import socket
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from cluster import events, metrics, statements
+from psycopg import AsyncConnection
+
+from cluster import events, locks, metrics, statements
+from cluster.coordinator.lease import Lease
 from cluster.coordinator.loop import Wakeup
-from cluster.coordinator.session import Session
+from cluster.coordinator.session import Session, TransientDatabaseError
+from cluster.lease_clock import boottime
 from cluster.settings import Settings
+
+RETRY = 0.25
+"""Seconds between attempts to renew while Postgres can't be had: quick, since the lease runs."""
+FENCE_CHECK = 0.1
 
 
 class Load(NamedTuple):
@@ -27,61 +37,164 @@ class Load(NamedTuple):
 
 
 class Heartbeat:
-    """Keeps the node registered. registered: called with the node's id once it may claim."""
+    """Keeps the node registered, and fences it when it can't be.
+
+    registered: called with each new lease; renewed: whenever its fence has moved; fenced: when the jobs under it must die, now.
+    """
 
     def __init__(
         self,
-        session: Session,
         settings: Settings,
         version: str,
         jobs: Sequence[str],
         load: Callable[[], Load],
-        registered: Callable[[UUID], None],
+        registered: Callable[[Lease], None],
+        renewed: Callable[[Lease], None],
+        fenced: Callable[[Lease], None],
     ) -> None:
         self.wakeup = Wakeup()
-        self.node: UUID | None = None
+        self.lease: Lease | None = None
         self.draining = False
-        self.renewed_at = 0.0
-        """CLOCK_MONOTONIC seconds of the last renewal that Postgres confirmed, taken before it was sent."""
-        self._session = session
+        self.session = Session(
+            settings.direct_database_url, "heartbeat", setup=self._prepare, listening=self._session_says
+        )
         self._settings = settings
+        self._interval = settings.heartbeat_interval.total_seconds()
         self._version = version
         self._jobs = list(jobs)
         self._load = load
         self._registered = registered
-        metrics.heartbeat_age.set_function(lambda: time.monotonic() - self.renewed_at if self.renewed_at else 0.0)
+        self._renewed = renewed
+        self._fenced = fenced
+        self._ended: list[UUID] = []
+        self._renewed_at = 0.0
+        metrics.heartbeat_age.set_function(lambda: boottime() - self._renewed_at if self._renewed_at else 0.0)
 
-    async def tick(self) -> float | None:
-        """Registers, or renews. Returns the seconds until the next renewal."""
-        sent_at = time.monotonic()
-        async with self._session.use(deadline=self._settings.heartbeat_interval.total_seconds()) as connection:
-            load = self._load()
-            values: dict[str, Any] = {
-                "lease": self._settings.lease, "running": load.running, "slots": load.slots,
-                "session_pid": connection.info.backend_pid, "listen_pid": load.listen_pid, "draining": self.draining,
-            }  # fmt: skip
-            if self.node is None:
-                await self._register(connection, values)
-            else:
-                cursor = await connection.execute(statements.statement("renew_lease"), {**values, "id": self.node})
-                if await cursor.fetchone() is None:
-                    events.lease_lost(str(self.node))
-                    self.node = None
-                    return 0
-        self.renewed_at = sent_at
-        return self._settings.heartbeat_interval.total_seconds()
+    async def run(self) -> None:
+        """Lives until cancelled. The fence never waits for the database, so it has a task of its own."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._beat())
+            group.create_task(self._guard())
 
     async def deregister(self) -> None:
         """The node has ended cleanly."""
-        async with self._session.use() as connection:
-            await connection.execute(statements.statement("deregister_node"), {"id": self.node})
+        if self.lease is not None:
+            async with self.session.use(deadline=2) as connection:
+                await connection.execute(statements.statement("deregister_node"), {"id": self.lease.node})
 
-    async def _register(self, connection: Any, values: dict[str, Any]) -> None:
-        node = uuid4()  # new at every start: two containers may share hostname and pid
+    # --- the loop ---
+
+    async def _beat(self) -> None:
+        away = False
+        while True:
+            try:
+                await self._tick()
+            except TransientDatabaseError as error:
+                if not away:
+                    events.database_away("heartbeat", error)
+                away = True
+                self._after_failure(error)
+                await asyncio.sleep(random.uniform(RETRY / 2, RETRY))
+            else:
+                if away:
+                    events.database_back("heartbeat")
+                away = False
+                await self.wakeup.wait(self._interval if self.lease is not None else 0)
+
+    async def _tick(self) -> None:
+        """Registers, or renews."""
+        sent_at = boottime()
+        # Half the interval: one lost answer must not cost more than one heartbeat.
+        async with self.session.use(deadline=max(1.0, self._interval / 2)) as connection:
+            if self.lease is None:
+                await self._register(connection, sent_at)
+            else:
+                await self._renew(connection, self.lease, sent_at)
+        self._renewed_at = sent_at
+
+    async def _register(self, connection: AsyncConnection[Any], sent_at: float) -> None:
+        lease = Lease(
+            uuid4(), sent_at, self._settings.lease.total_seconds()
+        )  # two containers may share hostname and pid
         await connection.execute(
             statements.statement("register_node"),
-            {**values, "id": node, "hostname": socket.gethostname(), "pid": os.getpid(), "version": self._version,
-             "queues": list(self._settings.queues), "jobs": self._jobs},
+            {**self._values(), "id": lease.node, "hostname": socket.gethostname(), "pid": os.getpid(),
+             "version": self._version, "queues": list(self._settings.queues), "jobs": self._jobs},
         )  # fmt: skip
-        self.node = node
-        self._registered(node)
+        self.lease = lease
+        await self._hold_lock(connection)
+        for ended in self._ended:  # its jobs are dead: nobody need wait for that lease
+            await connection.execute(statements.statement("deregister_node"), {"id": ended})
+        self._ended.clear()
+        self._registered(lease)
+        self._renewed(lease)
+
+    async def _renew(self, connection: AsyncConnection[Any], lease: Lease, sent_at: float) -> None:
+        cursor = await connection.execute(statements.statement("renew_lease"), {**self._values(), "id": lease.node})
+        if await cursor.fetchone() is None:
+            events.lease_lost(str(lease.node), "another node has declared this one lost")
+            self._fence(lease)
+        elif not lease.ended:
+            lease.renewed(sent_at)
+            self._renewed(lease)
+
+    def _values(self) -> dict[str, Any]:
+        load = self._load()
+        return {
+            "lease": self._settings.lease, "running": load.running, "slots": load.slots,
+            "session_pid": self.session.pid, "listen_pid": load.listen_pid, "draining": self.draining,
+        }  # fmt: skip
+
+    # --- the session as a sign of life ---
+
+    async def _prepare(self, connection: AsyncConnection[Any]) -> None:
+        if self.session.pooled:
+            events.without_direct_connection(
+                "the heartbeat goes through a pooler: a dead node is found by its lease only"
+            )
+        else:
+            await connection.execute("SET client_connection_check_interval = 0")
+            # A closed socket frees the lock, silence never: the lease is for that.
+            for name, value in (
+                ("tcp_keepalives_idle", 120),
+                ("tcp_keepalives_interval", 30),
+                ("tcp_user_timeout", 300_000),
+            ):
+                await connection.execute(f"SET {name} = {value}")
+            await self._hold_lock(connection)
+
+    async def _hold_lock(self, connection: AsyncConnection[Any]) -> None:
+        if self.lease is not None and not self.session.pooled:
+            await connection.execute(
+                "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [locks.NODE, str(self.lease.node)]
+            )
+
+    def _session_says(self, connection: AsyncConnection[Any] | None) -> None:
+        if connection is None:
+            self.wakeup.set()  # renew at once; if that fails, _after_failure knows what may follow
+
+    def _after_failure(self, error: TransientDatabaseError) -> None:
+        """A rescuer may have seen the session end, unless the server is down altogether: then nobody sees anything."""
+        if self.lease is not None and self.session.connected is None and not error.refused:
+            self.lease.session_lost()
+            self._renewed(self.lease)
+
+    # --- the fence ---
+
+    async def _guard(self) -> None:
+        while True:
+            lease = self.lease
+            if lease is not None and not lease.valid:
+                events.lease_lost(str(lease.node), "it could not be renewed in time")
+                self._fence(lease)
+            await asyncio.sleep(FENCE_CHECK)
+
+    def _fence(self, lease: Lease) -> None:
+        """Ends this registration for good, jobs included; the next tick registers anew."""
+        if not lease.ended:
+            self._ended.append(lease.node)
+        lease.ended = True
+        if self.lease is lease:
+            self.lease = None
+        self._fenced(lease)
+        self.wakeup.set()

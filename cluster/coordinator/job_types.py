@@ -25,6 +25,8 @@ class JobType:
     """Schema and name. Empty: never found yet."""
     row_bytes: float = 0.0
     """Of the largest rows seen lately; 0: none seen yet."""
+    locked_until: float = 0.0
+    """CLOCK_MONOTONIC seconds until which the table, which somebody holds locked, is left out."""
     set_aside: dict[int, float] = field(default_factory=dict)
     """Rows that can't be claimed, with the time of the loop at which to try again."""
 

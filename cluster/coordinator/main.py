@@ -11,7 +11,6 @@ import signal
 import time
 from importlib.metadata import version
 from pathlib import Path
-from uuid import UUID
 
 import psycopg
 import uvloop
@@ -25,9 +24,12 @@ from cluster.coordinator.finish import Finisher
 from cluster.coordinator.heartbeat import Heartbeat, Load
 from cluster.coordinator.http import Health, serve
 from cluster.coordinator.job_types import JobType, job_types
+from cluster.coordinator.lease import Lease
 from cluster.coordinator.loop import Wakeup, repeat
 from cluster.coordinator.pool import STOP_GRACE, Pool
 from cluster.coordinator.prune import Pruner
+from cluster.coordinator.reconcile import Reconciler
+from cluster.coordinator.rescue import Rescuer
 from cluster.coordinator.session import Session
 from cluster.errors import ClusterError, DatabaseUnreachableError
 from cluster.job import Job
@@ -85,10 +87,8 @@ class Node:
         self._stops = 0
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
-        prepare = settings.direct_database_url == settings.database_url  # a pooler may not keep prepared statements
-        self._claims = Session(settings.database_url, "claim", prepare=prepare, setup=_prepare_planner)
-        self._finishes = Session(settings.database_url, "finish", prepare=prepare, setup=_prepare_finish)
-        self._beats = Session(settings.direct_database_url, "heartbeat", prepare=prepare)
+        self._claims = Session(settings.database_url, "claim", setup=_prepare_planner)
+        self._finishes = Session(settings.database_url, "finish", setup=_prepare_finish)
         self._doorbell = Doorbell(settings.direct_database_url, self._wake_claimer, self._cancel)
         self._finisher = Finisher(self._finishes, self._types, self._wake_claimer)
         self._pool = Pool(
@@ -106,7 +106,15 @@ class Node:
             settings.queues,
             settings.poll_interval.total_seconds(),
         )
-        self._heartbeat = Heartbeat(self._beats, settings, _VERSION, self._by_name, self._load, self._registered)
+        self._heartbeat = Heartbeat(
+            settings, _VERSION, self._by_name, self._load,
+            registered=self._registered, renewed=self._pool.forkserver.fence, fenced=self._fenced,
+        )  # fmt: skip
+        self._rescuer = Rescuer(self._heartbeat.session, self._finishes)
+        self._reconciler = Reconciler(
+            self._claims, self._types, self._pool, lambda: self._heartbeat.lease, self._finisher.keys,
+            settings.heartbeat_interval.total_seconds(),
+        )  # fmt: skip
         self._pruner = Pruner(self._finishes, self._types, settings.poll_interval.total_seconds())
         metrics.slots.labels("busy").set_function(lambda: self._pool.running)
         metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._pool.running))
@@ -127,7 +135,7 @@ class Node:
         server = serve(self._settings.http_host, self._settings.http_port, self._health)
         try:
             async with asyncio.TaskGroup() as services:
-                beating = services.create_task(repeat("heartbeat", self._heartbeat.tick, self._heartbeat.wakeup))
+                beating = services.create_task(self._heartbeat.run())
                 others = [
                     services.create_task(self._pool.run()),
                     services.create_task(self._turn()),
@@ -135,6 +143,8 @@ class Node:
                     services.create_task(repeat("prune", self._pruner.tick, self._pruner.wakeup)),
                     services.create_task(repeat("claim", self._claimer.tick, self._claimer.wakeup)),
                     services.create_task(repeat("doorbell", self._keep_listening, Wakeup())),
+                    services.create_task(repeat("rescue", self._rescuer.tick, self._rescuer.wakeup)),
+                    services.create_task(repeat("reconcile", self._reconciler.tick, self._reconciler.wakeup)),
                 ]
                 await self._stop.wait()
                 await self._drain()
@@ -143,7 +153,7 @@ class Node:
             await self._deregister()
         finally:
             self._pool.kill_all()
-            for session in (self._claims, self._finishes, self._beats, self._doorbell):
+            for session in (self._claims, self._finishes, self._heartbeat.session, self._doorbell):
                 await session.close()
             if server is not None:
                 server.shutdown()
@@ -152,18 +162,18 @@ class Node:
         """Shows the probes that the loop turns."""
         while True:
             self._health.turned_at = time.monotonic()
-            self._health.ready = self._claimer.node is not None and self._pool.ready
+            self._health.ready = self._claimer.lease is not None and self._claimer.lease.valid and self._pool.ready
             await asyncio.sleep(0.5)
 
     async def _drain(self) -> None:
         """Stops claiming, lets jobs end until the deadline or a second signal, then stops and releases the rest."""
         timeout = self._settings.shutdown_timeout.total_seconds()
-        self._claimer.node = None
+        self._claimer.lease = None
         self._health.ready = False
         self._heartbeat.draining = True
         self._heartbeat.wakeup.set()
         self._claimer.wakeup.set()
-        events.node_draining(str(self._heartbeat.node), self._pool.running, timeout)
+        events.node_draining(self._node, self._pool.running, timeout)
         deadline = time.monotonic() + timeout
         self._pool.return_waiting()
         await self._until_empty(timeout - STOP_GRACE - 1, self._stop_now)
@@ -185,7 +195,12 @@ class Node:
         if self._finisher.waiting == 0:
             with contextlib.suppress(Exception):  # a row that says live is rescued; nothing depends on this
                 await self._heartbeat.deregister()
-        events.node_stopped(str(self._heartbeat.node), self._finisher.written, self._finisher.released)
+        events.node_stopped(self._node, self._finisher.written, self._finisher.released)
+
+    @property
+    def _node(self) -> str:
+        lease = self._heartbeat.lease
+        return str(lease.node) if lease is not None else "not registered"
 
     # --- what the parts tell each other ---
 
@@ -196,11 +211,19 @@ class Node:
     def _wake_claimer(self) -> None:
         self._claimer.wakeup.set()
 
-    def _registered(self, node: UUID) -> None:
-        events.node_started(str(node), _VERSION, self._by_name, list(self._settings.queues), self._settings.processes)
-        self._finisher.node = node
-        self._claimer.node = node
-        self._claimer.wakeup.set()
+    def _registered(self, lease: Lease) -> None:
+        events.node_started(
+            str(lease.node), _VERSION, self._by_name, list(self._settings.queues), self._settings.processes
+        )
+        if not self._stop.is_set():
+            self._claimer.lease = lease
+            self._claimer.wakeup.set()
+
+    def _fenced(self, lease: Lease) -> None:
+        if self._claimer.lease is lease:
+            self._claimer.lease = None
+        self._pool.forkserver.fence(lease)
+        self._pool.fence(lease)
 
     def _cancel(self, table: int, job_id: int) -> None:
         for job_type in self._types:
@@ -217,9 +240,11 @@ class Node:
 
 async def _prepare_planner(connection: AsyncConnection[object]) -> None:
     """One plan for every hot statement, always on its index: they are written for that."""
+    if connection.prepare_threshold is None:
+        return  # behind a pooler, settings would reach other clients' sessions
     await connection.execute("SET plan_cache_mode = force_generic_plan")
     await connection.execute("SET enable_seqscan = off")
-    await connection.execute("SET lock_timeout = '2s'")
+    await connection.execute("SET lock_timeout = '200ms'")
     await connection.execute("SET synchronous_commit = on")
 
 

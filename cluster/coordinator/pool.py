@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import multiprocess
-
 from cluster import events
 from cluster.coordinator.crash import Death, reports_after
+from cluster.coordinator.forkserver import Forkserver
 from cluster.coordinator.job_types import JobType
+from cluster.coordinator.lease import Lease
 from cluster.coordinator.process import Claim, Key, Kill, RawRow, WorkerProcess
 from cluster.errors import ClusterError
 from cluster.frames import CRASHES, ID, Report, integer
-from cluster.spawn import PRELOAD_MODULE, PRELOAD_VARIABLE, WorkerOptions
+from cluster.spawn import WorkerOptions
 
 STOP_GRACE = 3.0
 """Seconds from asking a job to stop to killing its process."""
@@ -63,7 +61,7 @@ class Pool:
         self._ended: collections.Counter[int] = collections.Counter()
         self._rates: dict[int, float] = {}
         self._rated_at = time.monotonic()
-        self._context: Any = None
+        self.forkserver = Forkserver(options)
         self._replacements: asyncio.TaskGroup | None = None
         self._boot_failures = 0
         self._draining = False
@@ -73,7 +71,6 @@ class Pool:
 
     async def run(self) -> None:
         """Keeps the processes running and watches over them. Lives until cancelled."""
-        self._context = _forkserver(self._options)
         async with asyncio.TaskGroup() as group:
             self._replacements = group
             for _ in range(self._processes):
@@ -85,18 +82,25 @@ class Pool:
     async def _keep_worker(self) -> None:
         """One place in the pool: a worker, and its successor when it ends."""
         while not self._stopping:
-            worker = WorkerProcess(self._options, self._context, self._receive)
-            await worker.start()
+            worker = WorkerProcess(self._options, self.forkserver, self._receive)
+            try:
+                await worker.start()
+            except (OSError, EOFError):
+                await self._boot_failed()
+                continue
             self._workers.append(worker)
             await worker.ended
             self._workers.remove(worker)
             self._bury(worker)
             if not worker.ready and not self._stopping:
-                self._boot_failures += 1
-                events.worker_boot_failed(self._boot_failures)
-                if self._boot_failures >= BOOT_FAILURES * self._processes:
-                    raise WorkerBootError("worker processes end before they can perform anything: see the lines above")
-                await asyncio.sleep(0.5)
+                await self._boot_failed()
+
+    async def _boot_failed(self) -> None:
+        self._boot_failures += 1
+        events.worker_boot_failed(self._boot_failures)
+        if self._boot_failures >= BOOT_FAILURES * self._processes:
+            raise WorkerBootError("worker processes end before they can perform anything: see the lines above")
+        await asyncio.sleep(0.5)
 
     def kill_all(self) -> None:
         """Ends the processes; what they still held is reported as released."""
@@ -105,9 +109,15 @@ class Pool:
             worker.kill(Kill("released", None))
 
     def _bury(self, worker: WorkerProcess) -> None:
+        if worker.kill_reason is None and worker.orphaned:
+            worker.kill_reason = Kill("forkserver_died", None)
         cause = worker.cause_of_death()
         reason = worker.kill_reason.reason if worker.kill_reason else "crashed"
-        if worker.kill_reason is not None and worker.kill_reason.key is None:
+        if (
+            worker.kill_reason is not None
+            and worker.kill_reason.reason == "released"
+            and worker.kill_reason.key is None
+        ):
             reason = "stopped"
         events.worker_ended(worker.pid, reason, cause, len(worker.claims))
         death = Death(worker.claims, worker.notes.in_progress(), cause, worker.kill_reason)
@@ -160,28 +170,34 @@ class Pool:
 
     # --- placing ---
 
-    def place(self, job_type: JobType, oids: tuple[int, ...], rows: list[RawRow], claimed_at: float) -> None:
+    def place(
+        self, job_type: JobType, oids: tuple[int, ...], rows: list[RawRow], claimed_at: float, lease: Lease
+    ) -> None:
         """Sends claimed rows, best first, to the workers with most room."""
         if self._draining or self._stopping:
-            self._finished([(Claim(row, claimed_at), _release((job_type.index, integer(row[ID])))) for row in rows])
+            self._finished(
+                [(Claim(row, claimed_at, lease), _release((job_type.index, integer(row[ID])))) for row in rows]
+            )
             return
         shared: list[RawRow] = []
         for row in rows:
             if job_type.exclusive or row[CRASHES] not in _NO_CRASHES:
-                self._alone.append(((job_type.index, integer(row[ID])), Claim(row, claimed_at), oids))
+                self._alone.append(((job_type.index, integer(row[ID])), Claim(row, claimed_at, lease), oids))
             else:
                 shared.append(row)
         self._place_alone()
         open_workers = [worker for worker in self._workers if worker.ready and not worker.alone and not worker.reserved]
         if shared and not open_workers:  # it went alone, was reserved or died since the claim
-            self._alone.extend(((job_type.index, integer(row[ID])), Claim(row, claimed_at), oids) for row in shared)
+            self._alone.extend(
+                ((job_type.index, integer(row[ID])), Claim(row, claimed_at, lease), oids) for row in shared
+            )
             self._place_alone()
             return
         open_workers.sort(key=lambda worker: len(worker.claims))
         for share, worker in zip(
             _shares(shared, [worker.free_slots for worker in open_workers]), open_workers, strict=True
         ):
-            self._send(worker, job_type.index, oids, share, claimed_at)
+            self._send(worker, job_type.index, oids, [Claim(row, claimed_at, lease) for row in share])
 
     def _place_alone(self) -> None:
         while self._alone:
@@ -195,15 +211,14 @@ class Pool:
                 return
             (index, _), claim, oids = self._alone.popleft()
             worker.alone, worker.reserved = True, False
-            self._send(worker, index, oids, [claim.row], claim.claimed_at)
+            self._send(worker, index, oids, [claim])
 
-    def _send(
-        self, worker: WorkerProcess, index: int, oids: tuple[int, ...], rows: list[RawRow], claimed_at: float
-    ) -> None:
-        if rows:
-            for row in rows:
-                worker.claims[index, integer(row[ID])] = Claim(row, claimed_at)
-            worker.send(("perform", index, oids, rows))
+    def _send(self, worker: WorkerProcess, index: int, oids: tuple[int, ...], claims: list[Claim]) -> None:
+        """All claims are of one lease. Once that is over, the rows are somebody else's."""
+        if claims and claims[0].lease.valid:
+            for claim in claims:
+                worker.claims[index, integer(claim.row[ID])] = claim
+            worker.send(("perform", index, claims[0].lease.fence_at, oids, [claim.row for claim in claims]))
 
     # --- what workers say ---
 
@@ -220,14 +235,12 @@ class Pool:
 
     def _greet(self, worker: WorkerProcess, facts: dict[str, Any]) -> None:
         worker.ready = True
+        self.forkserver.forked(worker.forked_from)
         self._boot_failures = 0
         events.worker_started(worker.pid, time.monotonic() - worker.started_at)
-        if facts["forkserver_threads"] > 1 and self._context.get_start_method() == "forkserver":
-            events.spawning_instead(facts["forkserver_threads"])
-            self._context = multiprocess.get_context("spawn")
-            for other in self._workers:
-                if not other.claims:
-                    other.kill(Kill("released", None))
+        if facts["forkserver_threads"] > 1 and self.forkserver.preloads:
+            events.preloading_stopped(facts["forkserver_threads"])
+            self.forkserver.stop_preloading()
         self._place_alone()
         self._room()
 
@@ -267,15 +280,34 @@ class Pool:
             worker.send(("return",))
 
     def _stop(self, keys: set[Key], reason: str) -> bool:
+        found = False
         for worker in self._workers:
             mine = [key for key in keys if key in worker.claims]
             if mine:
+                found = True
                 deadline = time.monotonic() + STOP_GRACE
                 for key in mine:
                     worker.stops.setdefault(key, (deadline, reason))
                 worker.send(("stop", mine, reason))
-                return True
-        return False
+        return found
+
+    def fence(self, lease: Lease) -> None:
+        """The lease is over: kills whatever runs under it, at once. Others may have the jobs; nothing is reported."""
+        self._alone = collections.deque(entry for entry in self._alone if entry[1].lease is not lease)
+        for worker in self._workers:
+            if any(claim.lease is lease for claim in worker.claims.values()):
+                worker.kill(Kill("fenced", None))
+                worker.claims.clear()
+
+    def held(self, lease: Lease) -> dict[Key, Claim]:
+        """What workers hold under this lease."""
+        return {
+            key: claim for worker in self._workers for key, claim in worker.claims.items() if claim.lease is lease
+        } | {key: claim for key, claim, _ in self._alone if claim.lease is lease}
+
+    def stop_lost(self, keys: set[Key]) -> None:
+        """Stops jobs whose rows are gone or belong to somebody else."""
+        self._stop(keys, "released")
 
     # --- watching over them ---
 
@@ -293,8 +325,9 @@ class Pool:
         """Kills a worker whose job overran its timeout and did not stop, or holds the loop for good."""
         holder = worker.notes.on_stack()
         turned = worker.notes.last_beat
-        if holder is not None and turned and now - turned > BLOCKED:
-            worker.kill(Kill("blocked", (holder.type, holder.id)))
+        if turned and now - turned > BLOCKED and (holder is not None or worker.notes.in_progress()):
+            # Without a holder it is something that a job left on the loop: nobody knows which job's.
+            worker.kill(Kill("blocked", (holder.type, holder.id) if holder is not None else None))
         for note in worker.notes.in_progress():
             timeout = self._types[note.type].timeout
             if timeout is not None and now > note.begun + timeout + STOP_GRACE:
@@ -332,11 +365,3 @@ def _release(key: Key) -> Report:
     """The report on a job that never began."""
     now = time.monotonic()
     return (*key, "not_started", "released", None, None, -1, 0, now, now)
-
-
-def _forkserver(options: WorkerOptions) -> Any:
-    """A context that forks workers from a process which has imported the job modules."""
-    context = multiprocess.get_context("forkserver")
-    context.set_forkserver_preload([PRELOAD_MODULE])
-    os.environ[PRELOAD_VARIABLE] = json.dumps({"modules": options.modules, "app_dir": str(options.app_dir)})
-    return context

@@ -16,9 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.coordinator.forkserver import Forkserver
+from cluster.coordinator.lease import Lease
 from cluster.frames import FrameProtocol
 from cluster.notes import Notes, notes_size
 from cluster.spawn import WorkerOptions, worker
+
+LAST_WORDS = 0.2
+"""Seconds to wait for the end of a dead worker's socket."""
 
 Key = tuple[int, int]
 """A claimed job within this node: index of its type, id."""
@@ -27,10 +32,11 @@ RawRow = Sequence[bytes | None]
 
 
 class Claim(NamedTuple):
-    """A row this node has claimed. claimed_at: CLOCK_MONOTONIC seconds, when the claim's answer came."""
+    """A row this node has claimed, and under which lease. claimed_at: CLOCK_MONOTONIC seconds, when the claim's answer came."""
 
     row: RawRow
     claimed_at: float
+    lease: Lease
 
 
 class Kill(NamedTuple):
@@ -47,7 +53,7 @@ class WorkerProcess:
     """One worker. Owned by the pool, which alone changes `claims`, `alone` and `reserved`."""
 
     def __init__(
-        self, options: WorkerOptions, context: Any, received: Callable[[WorkerProcess, tuple[Any, ...]], None]
+        self, options: WorkerOptions, forkserver: Forkserver, received: Callable[[WorkerProcess, tuple[Any, ...]], None]
     ) -> None:
         self.claims: dict[Key, Claim] = {}
         """Everything sent to it that has not ended."""
@@ -63,23 +69,29 @@ class WorkerProcess:
         self.peak_memory = 0
         """Largest resident size seen, in bytes."""
         self.started_at = time.monotonic()
+        self.forked_from: int | None = None
+        """Pid of the forkserver. When that has died, so do its workers, and no job is to blame."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._slots = options.slots
-        self._array = context.RawArray("q", notes_size(options.slots))
+        self._array = forkserver.context.RawArray("q", notes_size(options.slots))
         self.notes = Notes(self._array, options.slots)
         self._ours, self._theirs = socket.socketpair()
-        self._channel = FrameProtocol(lambda frame: received(self, frame), lambda: None)
-        self._process = context.Process(
+        self._closed = asyncio.Event()
+        self._burial: asyncio.Future[None] | None = None
+        self._channel = FrameProtocol(lambda frame: received(self, frame), self._closed.set)
+        self._process = forkserver.context.Process(
             target=worker, args=(replace(options, parent=os.getpid()), self._theirs, self._array), daemon=True
         )
+        self._forkserver = forkserver
         self._oom_kills = oom_kills()
 
     async def start(self) -> None:
-        """Starts the process; it says ("ready", …) when it can perform."""
+        """Starts the process; it says ("ready", …) when it can perform. OSError, EOFError: the forkserver died meanwhile."""
         loop = asyncio.get_running_loop()
         starting = asyncio.ensure_future(asyncio.to_thread(self._process.start))
         try:
             await asyncio.shield(starting)
+            self.forked_from = self._forkserver.pid
             self._theirs.close()
             self._ours.setblocking(False)
             await loop.create_unix_connection(lambda: self._channel, sock=self._ours)
@@ -114,6 +126,15 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
+    @property
+    def orphaned(self) -> bool:
+        """Its forkserver is gone."""
+        return (
+            self.forked_from is not None
+            and not Path(f"/proc/{self.forked_from}").exists()
+            and Path("/proc/self").exists()
+        )
+
     def sample_memory(self) -> None:
         """Reads the peak of the resident size, which is gone once the process is."""
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -141,6 +162,13 @@ class WorkerProcess:
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._process.sentinel)
         self._process.join()
+        self._burial = asyncio.ensure_future(self._read_last_words())
+
+    async def _read_last_words(self) -> None:
+        """What it reported just before its end is still on the socket, unless a child of its own keeps that open."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                await self._closed.wait()
         self._channel.close()
         if not self.ended.done():
             self.ended.set_result(None)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -24,37 +27,77 @@ Setup = Callable[[AsyncConnection[Any]], Awaitable[None]]
 
 
 class TransientDatabaseError(Exception):
-    """Postgres is away, busy, or was in the way: try again after a pause. The statement may or may not have taken effect."""
+    """Postgres is away, busy, or was in the way: try again after a pause. The statement may or may not have taken effect.
+
+    refused: the server's host answered that no server is there, or the server that it takes no connections. Silence is not that.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class TableLockedError(TransientDatabaseError):
+    """Somebody holds a lock on the whole table, a migration or a forgotten psql: other tables go on."""
 
 
 class Session:
-    """One connection in autocommit. Uses queue up: one at a time has it."""
+    """One connection in autocommit. Uses queue up: one at a time has it.
 
-    def __init__(self, url: str, name: str, *, prepare: bool, setup: Setup | None = None) -> None:
+    listening: called when something arrives on the idle connection, and when it turns out to be lost.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        setup: Setup | None = None,
+        listening: Callable[[AsyncConnection[Any] | None], None] | None = None,
+    ) -> None:
+        self.pooled = False
+        """A pooler sits between: the session's state is not ours, so no prepared statements, settings, LISTEN or locks."""
         self._url = url
         self._name = name
-        self._prepare = prepare
         self._setup = setup
+        self._listening = listening
         self._connection: AsyncConnection[Any] | None = None
         self._turn = asyncio.Lock()
+        self._reader: int | None = None
 
     @contextlib.asynccontextmanager
     async def use(self, deadline: float = 10.0) -> AsyncIterator[AsyncConnection[Any]]:
         """The connection, for at most `deadline` seconds. TransientDatabaseError: see there; other errors of Postgres pass."""
-        async with self._turn, self._guarded(deadline) as connection:
-            yield connection
+        async with self._turn:
+            self._stop_listening()
+            try:
+                async with self._guarded(deadline) as connection:
+                    yield connection
+            finally:
+                self._listen_when_idle()
 
     @contextlib.asynccontextmanager
     async def _guarded(self, deadline: float) -> AsyncIterator[AsyncConnection[Any]]:
+        started = time.monotonic()
         try:
             async with asyncio.timeout(deadline):
-                yield await self._connected()
+                connection = await self._connected()
+            # Cancelling would first ask the server to cancel, and wait for its answer: hang up instead.
+            left = deadline - (time.monotonic() - started)
+            timer = asyncio.get_running_loop().call_later(left, _hang_up, connection)
+            try:
+                yield connection
+            finally:
+                timer.cancel()
         except TimeoutError as error:
             await self.close()
-            raise TransientDatabaseError(f"no answer from Postgres within {deadline:g} s") from error
+            raise TransientDatabaseError(f"no connection to Postgres within {deadline:g} s") from error
+        except errors.LockNotAvailable as error:
+            await self._after_error(broken=False)
+            raise TableLockedError(_first_line(error)) from error
         except (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction) as error:
-            await self._after_error(broken=not isinstance(error, (errors.LockNotAvailable, errors.TransactionRollback)))
-            raise TransientDatabaseError(_first_line(error)) from error
+            await self._after_error(broken=not isinstance(error, errors.TransactionRollback))
+            raise TransientDatabaseError(_first_line(error), refused=_refused(error)) from error
         except errors.FeatureNotSupported as error:
             await self.close()  # a prepared plan whose columns have changed type: prepare anew
             raise TransientDatabaseError(_first_line(error)) from error
@@ -66,6 +109,7 @@ class Session:
             raise
 
     async def close(self) -> None:
+        self._stop_listening()
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(psycopg.Error, OSError):
@@ -77,21 +121,32 @@ class Session:
         connection = self._connection
         return None if connection is None or connection.closed else connection
 
+    @property
+    def pid(self) -> int | None:
+        """Of the server's process for this session. None: not connected, or it changes behind a pooler."""
+        connection = self.connected
+        return None if connection is None or self.pooled else connection.info.backend_pid
+
     def _parameters(self) -> dict[str, Any]:
         """Of the connection; what the URL says goes before our own."""
         return {**KEEPALIVE, "application_name": f"jobcluster {self._name}", **conninfo_to_dict(self._url)}
 
     async def _connected(self) -> AsyncConnection[Any]:
         if self.connected is None:
-            self._connection = await AsyncConnection.connect(
+            connection = await AsyncConnection.connect(
                 make_conninfo("", **self._parameters()),
                 autocommit=True,
-                prepare_threshold=0 if self._prepare else None,
+                prepare_threshold=None,
                 client_encoding="utf-8",
             )
-            self._connection.prepared_max = None  # as many as there are job types: evicting one would cost more
+            self._connection = connection
+            cursor = await connection.execute("SELECT pg_backend_pid()")
+            self.pooled = await cursor.fetchone() != (connection.info.backend_pid,)
+            if not self.pooled:
+                connection.prepare_threshold = 0
+                connection.prepared_max = None  # as many as there are job types: evicting one would cost more
             if self._setup is not None:
-                await self._setup(self._connection)
+                await self._setup(connection)
         assert self._connection is not None
         return self._connection
 
@@ -104,6 +159,50 @@ class Session:
                 await connection.rollback()
             except psycopg.Error:
                 await self.close()
+
+    # --- between uses ---
+
+    def _listen_when_idle(self) -> None:
+        """What arrives on an idle connection lies on a socket that nobody reads."""
+        connection = self.connected
+        if self._listening is not None and connection is not None and self._reader is None:
+            self._reader = connection.fileno()
+            asyncio.get_running_loop().add_reader(self._reader, self._readable)
+
+    def _stop_listening(self) -> None:
+        if self._reader is not None:
+            asyncio.get_running_loop().remove_reader(self._reader)
+            self._reader = None
+
+    def _readable(self) -> None:
+        connection = self.connected
+        assert self._listening is not None
+        try:
+            if connection is None:
+                raise psycopg.OperationalError("the connection is closed")
+            connection.pgconn.consume_input()
+            if connection.pgconn.status != pq.ConnStatus.OK:
+                raise psycopg.OperationalError("the connection is lost")
+        except psycopg.Error:
+            self._stop_listening()
+            if connection is not None:
+                connection.pgconn.finish()
+            self._listening(None)
+        else:
+            self._listening(connection)
+
+
+def _hang_up(connection: AsyncConnection[Any]) -> None:
+    """Ends a connection under a statement that waits for its answer, which then fails at once."""
+    with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
+
+
+def _refused(error: psycopg.Error) -> bool:
+    """The error says that no server is running there, in so many words."""
+    return (
+        isinstance(error, errors.CannotConnectNow) or "Connection refused" in str(error) or "No such file" in str(error)
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -74,15 +74,8 @@ def _command_line(pid: int) -> str:
     """Empty for a process that is gone or a zombie."""
     if Path("/proc/self").exists():
         try:
-            return (
-                Path(f"/proc/{pid}/cmdline")
-                .read_bytes()
-                .replace(b"\0", b" ")
-                .decode(errors="surrogateescape")
-            )
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="surrogateescape")
         except (FileNotFoundError, ProcessLookupError):
             return ""
-    shown = subprocess.run(
-        ["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, check=False
-    )
+    shown = subprocess.run(["/bin/ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, check=False)
     return os.fsdecode(shown.stdout).strip()

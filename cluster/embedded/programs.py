@@ -54,9 +54,7 @@ def account_for(data_dir: Path) -> Account | None:
         except KeyError:
             continue
         return Account(entry.pw_uid, entry.pw_gid)
-    raise ClusterError(
-        "Postgres does not run as root, and there is no user postgres or nobody: run as another user"
-    )
+    raise ClusterError("Postgres does not run as root, and there is no user postgres or nobody: run as another user")
 
 
 def owner_of(folder: Path) -> Account | None:

@@ -107,9 +107,7 @@ class EmbeddedPostgres:
 
     def url(self, dbname: str = "postgres") -> str:
         """A libpq URI: TCP with the password where the server listens on TCP, its Unix socket otherwise."""
-        planned = Postmaster(
-            0, self._port_or_default, self._socket_dir(), tcp=self.port is not None, ready=False
-        )
+        planned = Postmaster(0, self._port_or_default, self._socket_dir(), tcp=self.port is not None, ready=False)
         return url_of(read_postmaster(self.data_dir) or planned, self.password, dbname)
 
     @property
@@ -209,9 +207,7 @@ class EmbeddedPostgres:
 
     def _set_password(self) -> None:
         """At every start: the state file, where the password lives, may be younger than the data."""
-        address = make_conninfo(
-            host=str(self._socket_dir()), port=self.port, user=SUPERUSER, dbname="postgres"
-        )
+        address = make_conninfo(host=str(self._socket_dir()), port=self.port, user=SUPERUSER, dbname="postgres")
         statement = sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(SUPERUSER), self.password)
         with psycopg.connect(address, autocommit=True) as conn:
             conn.execute(statement)

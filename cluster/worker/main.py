@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
@@ -19,19 +18,18 @@ from cluster.logs import configure_logs
 from cluster.notes import Notes
 from cluster.spawn import WorkerOptions
 from cluster.worker import preload
+from cluster.worker.fence import end_with_parent
 from cluster.worker.perform import Performer, remember_process
 from cluster.worker.runner import Runner
 
 log = structlog.get_logger("cluster.worker")
-
-_SET_PARENT_DEATH_SIGNAL = 1
 
 
 def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
     """Target of the process. Returns when the coordinator is gone."""
     _end_with_parent(options.parent)
     # The coordinator decides when a worker ends. A handler instead of SIG_IGN: programs that jobs start must not inherit it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
     remember_process()
     configure_logs(options.log_format, options.log_level)
@@ -66,8 +64,7 @@ def _end_with_parent(coordinator: int) -> None:
         if forkserver._forkserver_alive_fd is not None:
             os.close(forkserver._forkserver_alive_fd)
             forkserver._forkserver_alive_fd = None
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    end_with_parent()
     try:
         os.kill(coordinator, 0)
     except ProcessLookupError:

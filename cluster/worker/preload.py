@@ -10,19 +10,22 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 from cluster.spawn import PRELOAD_VARIABLE
+from cluster.worker.fence import start_death_timer
 
 threads = 1
 """Threads of the forkserver after preloading. More than one: forking it is not safe."""
 
 
-def _preload(plan: dict[str, object]) -> int:
+def _preload(plan: dict[str, Any]) -> int:
     from cluster.discovery import import_jobs  # only the forkserver pays for these
     from cluster.worker import main  # noqa: F401 - to share its pages
 
+    start_death_timer(plan["fence"])
     with contextlib.suppress(Exception):
-        import_jobs(tuple(plan["modules"]), Path(str(plan["app_dir"])))  # type: ignore[arg-type]
+        import_jobs(tuple(plan["modules"]), Path(plan["app_dir"]))
     gc.collect()
     gc.freeze()  # the collector would touch, and so copy, every shared page
     return max(threading.active_count(), _kernel_threads())

@@ -20,6 +20,7 @@ from psycopg.adapt import Transformer
 
 from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, PRIORITY, QUEUE, RUN_AT, FrameProtocol, Report, integer
 from cluster.job import Job, Row
+from cluster.lease_clock import boottime
 from cluster.notes import Notes
 from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
 
@@ -36,7 +37,7 @@ class Runner:
         self._notes = notes
         self._loop = asyncio.get_running_loop()
         self._channel = FrameProtocol(self._receive, self._lost_coordinator)
-        self._waiting: collections.deque[tuple[int, Decoder, Sequence[bytes | None]]] = collections.deque()
+        self._waiting: collections.deque[tuple[int, float, Decoder, Sequence[bytes | None]]] = collections.deque()
         self._free = list(range(slots))
         self._attempts: dict[tuple[int, int], Attempt | None] = {}
         """In progress; None while the row is being made into a job."""
@@ -64,10 +65,10 @@ class Runner:
 
     def _receive(self, frame: tuple[Any, ...]) -> None:
         match frame:
-            case ("perform", job_type, oids, rows):
+            case ("perform", job_type, fence, oids, rows):
                 decoder: Decoder = Transformer()
                 decoder.set_loader_types(oids, pq.Format.BINARY)
-                self._waiting.extend((job_type, decoder, row) for row in rows)
+                self._waiting.extend((job_type, fence, decoder, row) for row in rows)
                 self._fill()
             case ("stop", keys, reason):
                 self._stop(keys, reason)
@@ -83,7 +84,7 @@ class Runner:
                 attempt.stop(reason)
 
     def _return(self) -> None:
-        keys = [(job_type, integer(row[ID])) for job_type, _, row in self._waiting]
+        keys = [(job_type, integer(row[ID])) for job_type, _, _, row in self._waiting]
         self._waiting.clear()
         self._channel.send(("returned", keys))
 
@@ -101,7 +102,10 @@ class Runner:
 
     def _fill(self) -> None:
         while self._free and self._waiting:
-            job_type, decoder, row = self._waiting.popleft()
+            job_type, fence, decoder, row = self._waiting.popleft()
+            if boottime() >= fence:  # claimed under a lease that may be over: the row may be somebody else's
+                self._channel.send(("returned", [(job_type, integer(row[ID]))]))
+                continue
             slot = self._free.pop()
             steps = Steps(self._perform(slot, job_type, decoder, row), self._notes, slot)
             task = self._loop.create_task(steps)

@@ -51,17 +51,13 @@ def test_growing_backoffs_stop_at_a_day_or_at_their_cap() -> None:
 
 
 @given(attempt=ATTEMPTS, factor=st.floats(min_value=1, max_value=1e9), jitter=JITTERS)
-def test_no_attempt_makes_an_exponential_backoff_exceed_its_cap(
-    attempt: int, factor: float, jitter: float
-) -> None:
+def test_no_attempt_makes_an_exponential_backoff_exceed_its_cap(attempt: int, factor: float, jitter: float) -> None:
     backoff = ExponentialBackoff(timedelta(seconds=1), factor=factor, jitter=jitter)
     assert timedelta(0) <= backoff(attempt) <= LONGEST
 
 
 @given(attempt=ATTEMPTS, power=st.floats(min_value=0, max_value=1e6), jitter=JITTERS)
-def test_no_attempt_makes_a_polynomial_backoff_exceed_its_cap(
-    attempt: int, power: float, jitter: float
-) -> None:
+def test_no_attempt_makes_a_polynomial_backoff_exceed_its_cap(attempt: int, power: float, jitter: float) -> None:
     assert timedelta(0) <= PolynomialBackoff(power=power, jitter=jitter)(attempt) <= LONGEST
 
 

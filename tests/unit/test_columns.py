@@ -44,9 +44,7 @@ def ddl(annotation: Any, **field: Any) -> str:
 
 
 def sent(annotation: Any, given: Any) -> Any:
-    made: Any = type(
-        "MadeJob", (Job,), {"__annotations__": {"value": annotation}, "perform": lambda self: None}
-    )
+    made: Any = type("MadeJob", (Job,), {"__annotations__": {"value": annotation}, "perform": lambda self: None})
     return definition(made).columns[0].value(made(value=given).value)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import struct
 from datetime import timedelta
 from typing import NamedTuple
+from uuid import UUID
 
 import pytest
 
 from cluster import ConstantBackoff, Job
 from cluster.coordinator.crash import Death, reports_after
 from cluster.coordinator.job_types import JobType, job_types
+from cluster.coordinator.lease import Lease
 from cluster.coordinator.process import Claim, Key, Kill
 from cluster.frames import ATTEMPTS, COLUMNS, CRASHES, ID
 from cluster.notes import Note
@@ -48,7 +50,7 @@ def claim(held: Held) -> Claim:
     row: list[bytes | None] = [None] * COLUMNS
     row[ID] = struct.pack(">q", held.key[1])
     row[ATTEMPTS], row[CRASHES] = struct.pack(">i", held.attempts), struct.pack(">i", held.crashes)
-    return Claim(row, claimed_at=100.0)
+    return Claim(row, claimed_at=100.0, lease=Lease(UUID(int=1), 0.0, 30.0))
 
 
 def verdicts(*jobs: Held, kill: Kill | None = None) -> dict[Key, tuple[tuple[object, ...], str | None]]:

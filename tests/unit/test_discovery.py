@@ -78,9 +78,7 @@ def test_a_package_without_init_file_is_searched(tmp_path: Path) -> None:
     assert names(["found"], tmp_path) == ["AJob"]
 
 
-def test_the_working_directory_is_where_modules_are_looked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_working_directory_is_where_modules_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"here.py": job("AJob")})
     monkeypatch.chdir(tmp_path)
     assert [job_class.__name__ for job_class in import_jobs(["here"])] == ["AJob"]
@@ -159,9 +157,7 @@ def test_whatever_a_module_raises_is_told_in_one_line(tmp_path: Path, text: str,
 def test_a_missing_module_is_told_with_what_may_be_meant(tmp_path: Path) -> None:
     write(tmp_path, {"worker_jobs/__init__.py": "", "worker_jobs/mail.py": job("AJob"), "plain.py": ""})
     assert "no module worker_job: did you mean 'worker_jobs'?" in refusal(["worker_job"], tmp_path)
-    assert "no module worker_jobs.mial: did you mean 'worker_jobs.mail'?" in refusal(
-        ["worker_jobs.mial"], tmp_path
-    )
+    assert "no module worker_jobs.mial: did you mean 'worker_jobs.mail'?" in refusal(["worker_jobs.mial"], tmp_path)
     message = refusal(["quite_different"], tmp_path)
     assert f"no module quite_different in {tmp_path.resolve()}: it has plain, worker_jobs" in message
     assert "plain, which is not a package" in refusal(["plain.thing"], tmp_path)

@@ -78,9 +78,7 @@ def test_a_misspelt_option_is_refused(wrong: str, right: str) -> None:
     assert f"did you mean {right!r}?" in refusal(**{wrong: 3})
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right"), [("after_sucess", "after_success"), ("before_performs", "before_perform")]
-)
+@pytest.mark.parametrize(("wrong", "right"), [("after_sucess", "after_success"), ("before_performs", "before_perform")])
 def test_a_misspelt_hook_is_refused(wrong: str, right: str) -> None:
     def hook(self: Job) -> None: ...
 
@@ -402,9 +400,7 @@ def test_a_job_logs_to_the_configured_structlog_logger() -> None:
 
     configure(logger=structlog.wrap_logger(None, processors=[keep]).bind(app="shop"))
     EmailJob(customer_id=1).log.info("sent", size=3)
-    assert events == [
-        {"event": "sent", "app": "shop", "job_type": "EmailJob", "id": None, "attempt": None, "size": 3}
-    ]
+    assert events == [{"event": "sent", "app": "shop", "job_type": "EmailJob", "id": None, "attempt": None, "size": 3}]
 
 
 @pytest.mark.usefixtures("restored")

@@ -169,9 +169,7 @@ def test_dashboard_auth_is_basic_none_or_a_function() -> None:
 
 
 def test_the_database_url_falls_back_to_database_url_and_then_to_libpq() -> None:
-    assert (
-        load_settings({"CLUSTER_DATABASE_URL": URL, "DATABASE_URL": "postgresql://x/y"}).database_url == URL
-    )
+    assert load_settings({"CLUSTER_DATABASE_URL": URL, "DATABASE_URL": "postgresql://x/y"}).database_url == URL
     assert load_settings({"DATABASE_URL": URL}).database_configured
     settings = load_settings({"PGHOST": "db"})
     assert settings.database_url == ""
@@ -189,10 +187,7 @@ def test_the_direct_url_falls_back_to_the_database_url() -> None:
 
 def test_a_database_flag_never_leaves_the_direct_url_on_another_database() -> None:
     environ = {"CLUSTER_DATABASE_URL": URL, "CLUSTER_DIRECT_DATABASE_URL": URL}
-    assert (
-        load_settings(environ, database_url="postgresql://here/x").direct_database_url
-        == "postgresql://here/x"
-    )
+    assert load_settings(environ, database_url="postgresql://here/x").direct_database_url == "postgresql://here/x"
 
 
 def test_libpq_uris_with_several_hosts_and_plain_conninfo_are_accepted() -> None:
@@ -214,9 +209,7 @@ def test_every_secret_may_live_in_a_file(tmp_path: Path, name: str, file_name: s
     variable = f"CLUSTER_{name}"
     file = tmp_path / (variable.lower() if file_name == "lower" else variable)
     file.write_text(f"{URL}\n")
-    environ = (
-        {f"{variable}_FILE": str(file)} if file_name == "_FILE" else {"CREDENTIALS_DIRECTORY": str(tmp_path)}
-    )
+    environ = {f"{variable}_FILE": str(file)} if file_name == "_FILE" else {"CREDENTIALS_DIRECTORY": str(tmp_path)}
     settings = load_settings(environ)
     assert getattr(settings, name.lower()) == URL
     assert described(settings, variable)[1] == "file"
@@ -292,9 +285,7 @@ def test_a_port_variable_of_no_service_is_still_refused() -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    message = refusal(
-        {"CLUSTER_PROCESSES": "x", "CLUSTER_LEASE": "y\nz", "CLUSTER_LEASES": "1", "DATABASE_URL": "q"}
-    )
+    message = refusal({"CLUSTER_PROCESSES": "x", "CLUSTER_LEASE": "y\nz", "CLUSTER_LEASES": "1", "DATABASE_URL": "q"})
     for part in ("CLUSTER_PROCESSES='x'", r"CLUSTER_LEASE='y\nz'", "CLUSTER_LEASES is not", "DATABASE_URL: "):
         assert part in message
 
@@ -367,8 +358,7 @@ V2 = {"proc/self/cgroup": "0::/app.slice/app.service"}
         (V2 | {"sys/fs/cgroup/app.slice/cpu.max": "200000 100000"}, 2),
         (V2 | {"sys/fs/cgroup/app.slice/app.service/cpu.max": "200000 100000"}, 2),
         (
-            V1
-            | {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+            V1 | {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
             8,
         ),
         (

@@ -1,0 +1,78 @@
+"""The process from which workers are forked: its preloading, and the time at which the kernel is to end it.
+
+Owned by the pool. multiprocess keeps one forkserver per process and starts a new one when it has died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import struct
+import sys
+from typing import Any
+
+import multiprocess
+from multiprocess import forkserver
+
+from cluster.coordinator.lease import Lease
+from cluster.spawn import PRELOAD_MODULE, PRELOAD_VARIABLE, WorkerOptions
+
+_DEADLINE = struct.Struct("=d")
+
+
+class Forkserver:
+    """A context that forks workers from a process which has imported the job modules."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self.context: Any = multiprocess.get_context("forkserver")
+        self.preloads = True
+        """Job modules are imported once, in the forkserver; False: in every worker, since importing them starts threads."""
+        self._options = options
+        self._lease: Lease | None = None
+        self._up: int | None = None
+        """Pid of the forkserver that is known to listen to signals: before, SIGUSR1 would end it."""
+        self._memory = os.memfd_create("jobcluster-fence") if sys.platform == "linux" else -1
+        self._write(0.0)
+        self.context.set_forkserver_preload([PRELOAD_MODULE])
+        self._plan()
+
+    @property
+    def pid(self) -> int | None:
+        """None: not started yet."""
+        pid: int | None = forkserver._forkserver._forkserver_pid
+        return pid
+
+    def fence(self, lease: Lease) -> None:
+        """The kernel is to end it, and all workers with it, when this lease can no longer be trusted."""
+        self._lease = lease
+        self._write(0.0 if lease.ended else lease.fence_at)
+        if self._up is not None and self._up == self.pid and self._memory >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._up, signal.SIGUSR1)
+
+    def forked(self, pid: int | None) -> None:
+        """A worker of this forkserver is up, so it is itself: it is told again what it may have missed while starting."""
+        if self._up != pid:
+            self._up = pid
+            if self._lease is not None:
+                self.fence(self._lease)
+
+    def stop_preloading(self) -> None:
+        """Starts it anew without the job modules: forking a process with threads is not safe."""
+        self.preloads = False
+        self._plan()
+        forkserver._forkserver._stop()
+
+    def _plan(self) -> None:
+        memory = f"/proc/{os.getpid()}/fd/{self._memory}" if self._memory >= 0 else ""
+        os.environ[PRELOAD_VARIABLE] = json.dumps({
+            "modules": self._options.modules if self.preloads else [],
+            "app_dir": str(self._options.app_dir),
+            "fence": memory,
+        })  # fmt: skip
+
+    def _write(self, deadline: float) -> None:
+        if self._memory >= 0:
+            os.pwrite(self._memory, _DEADLINE.pack(deadline), 0)
