@@ -84,6 +84,11 @@ def job_set_aside(job_type: str, job_id: int, error: Exception) -> None:
               hint="a trigger or constraint refuses the cluster's update of this row")  # fmt: skip
 
 
+def claim_refused(job_type: str, error: Exception) -> None:
+    log.warning("claim_refused", job_type=job_type, error=str(error).partition("\n")[0],
+                hint="no single row was refused when looked at again: tried again")  # fmt: skip
+
+
 def worker_started(pid: int, seconds: float) -> None:
     log.debug("worker_started", pid=pid, seconds=round(seconds, 3))
 

@@ -161,7 +161,7 @@ class Claimer:
         except errors.LockNotAvailable:
             await connection.rollback()
             await self._leave_out_locked(connection, present)
-            return []
+            return await self._look_at_tables(connection)  # at once: the others' rows may not ring again
         except (errors.UndefinedTable, errors.UndefinedColumn):
             # A table was dropped or renamed under us: find out which, go on with the others.
             await connection.rollback()
@@ -289,6 +289,7 @@ class Claimer:
     ) -> None:
         """A user's trigger or constraint refused the claim's update of some row: find it, fail it or leave it alone."""
         job_type = head.job_type
+        found = False
         cursor = await connection.execute(job_type.statement("list_claimable_jobs"), parameters)
         for (job_id,) in await cursor.fetchall():
             try:
@@ -298,11 +299,12 @@ class Claimer:
             except errors.OperationalError:
                 raise
             except psycopg.Error as refusal:
+                found = True
                 job_type.set_aside[job_id] = time.monotonic() + SET_ASIDE_FOR
                 events.job_set_aside(job_type.name, job_id, refusal)
                 await self._refuse(connection, job_type, job_id, refusal)
-        if not job_type.set_aside:
-            raise error
+        if not found:
+            events.claim_refused(job_type.name, error)
 
     async def _refuse(
         self, connection: AsyncConnection[Any], job_type: JobType, job_id: int, refusal: psycopg.Error
