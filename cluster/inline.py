@@ -16,6 +16,7 @@ from cluster.job import Job, definition
 
 def perform_now(job: Job) -> Any:
     """What `perform` returns. Its error is raised here, after the hooks. An async job gets an event loop of its own."""
+    job.attempt = 1
     if not definition(type(job)).is_async:
         return _perform(job)
     if _loop_is_running():
@@ -28,6 +29,7 @@ def perform_now(job: Job) -> Any:
 
 async def aperform_now(job: Job) -> Any:
     """As perform_now; a plain job runs in a thread, so that the event loop goes on."""
+    job.attempt = 1
     if definition(type(job)).is_async:
         return await _perform_async(job)
     return await asyncio.to_thread(_perform, job)

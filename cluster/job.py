@@ -12,6 +12,7 @@ import typing
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, dataclass_transform
 
 import pydantic
@@ -63,9 +64,9 @@ class Definition:
     hooks: frozenset[str]
     """Names of the hooks that the class really has: the others are not called."""
 
-    @property
-    def column_names(self) -> list[str]:
-        return [column.name for column in self.columns]
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(pydantic.Field,))

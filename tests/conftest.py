@@ -23,9 +23,7 @@ RUN_SERVER = pytest.StashKey[RunServer]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`make test PG=DIR` and continuous integration use these."""
-    parser.addoption(
-        "--pg-bin", metavar="DIR", help="bin directory of the Postgres to test with (or TEST_PG_BIN)"
-    )
+    parser.addoption("--pg-bin", metavar="DIR", help="bin directory of the Postgres to test with (or TEST_PG_BIN)")
     parser.addoption(
         "--no-unexpected-skips",
         action="store_true",

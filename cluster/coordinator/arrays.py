@@ -14,6 +14,8 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 
 _HEADER = struct.Struct(">iiIii")  # dimensions, has nulls, element type, length, lower bound
+_EMPTY = struct.Struct(">iiI")
+_NULL = struct.pack(">i", -1)
 
 
 class PackedArray:
@@ -27,14 +29,16 @@ class PackedArray:
         self.values = values
 
     def pack(self) -> bytes:
-        width = struct.calcsize(f">{self.element}")
-        head = _HEADER.pack(1, None in self.values, self.element_oid, len(self.values), 1)
-        if None in self.values:
-            one = struct.Struct(f">i{self.element}")
-            null = struct.pack(">i", -1)
-            return head + b"".join(null if value is None else one.pack(width, value) for value in self.values)
-        flat = [part for value in self.values for part in (width, value)]
-        return head + struct.pack(f">{('i' + self.element) * len(self.values)}", *flat)
+        elements = self._elements()
+        head = _HEADER.pack(1, None in elements, self.element_oid, len(elements), 1)
+        width = struct.pack(">i", struct.calcsize(f">{self.element}"))
+        if None in elements:
+            return head + b"".join(_NULL if value is None else width + value for value in elements)
+        return head + width + width.join(elements) if elements else _EMPTY.pack(0, 0, self.element_oid)  # type: ignore[arg-type]
+
+    def _elements(self) -> Sequence[bytes | None]:
+        pack = struct.Struct(f">{self.element}").pack
+        return [None if value is None else pack(value) for value in self.values]
 
 
 class Integers(PackedArray):
@@ -59,6 +63,9 @@ class Timestamps(PackedArray):
     """timestamptz[] from the 8 raw bytes that the database sent for each."""
 
     element, element_oid, array_oid = "8s", 1184, 1185
+
+    def _elements(self) -> Sequence[bytes | None]:
+        return self.values
 
 
 def register(connection: AsyncConnection[Any]) -> None:

@@ -1,25 +1,29 @@
-"""Looks for work and claims it: the loop that turns waiting rows into running ones.
+"""Claims jobs: the loop that turns waiting rows into running ones.
 
-Owns the claim connection and the decision when to look next. Wakes on the doorbell, on room in the pool, and on its own timer.
+Owns the claim connection and the decision when to look next. A tick is one round trip: claims of what the last look found,
+and the next look behind them. Wakes on the doorbell, on room in the pool, and on its own timer.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, errors
+from psycopg import AsyncConnection, AsyncCursor, errors, pq
 from psycopg.types.string import ByteaBinaryLoader
 
 from cluster import events, locks, statements
 from cluster.coordinator.doorbell import Doorbell
-from cluster.coordinator.job_types import JobType, forget, resolve
+from cluster.coordinator.job_types import JobType, forget
 from cluster.coordinator.lease import Lease
+from cluster.coordinator.look import Head, Looker, View
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pool import Pool
+from cluster.coordinator.refusal import find_refused, set_aside
 from cluster.coordinator.session import Session, TransientDatabaseError
 from cluster.frames import ID, PRIORITY, RUN_AT
 
@@ -30,216 +34,266 @@ BUSY_INTERVAL = 0.002
 BUSY_FOR = 0.05
 """Seconds without a job after which a node goes on watch."""
 RETRY_INTERVAL = 0.01
-"""Seconds until the next look at rows that could not be had."""
-SET_ASIDE_FOR = 60.0
-PROMOTE_BATCH = 1000
+"""Seconds until rows that could not be had are tried again; doubled each time, up to 64 times."""
 CLAIM_BYTES = 16 * 2**20
 """Bytes that one claim may fetch, going by the rows seen before."""
 FIRST_CLAIM = 8
 """Rows of the first claim of a type, when nobody knows how large they are."""
+LOWEST_PRIORITY = 100
 
 
-class Head(NamedTuple):
-    """The best waiting row of one queue of one job type. room: under the type's limit; None: it has none."""
+class Plan(NamedTuple):
+    """One claim. priority: the worst it may take; slots: how many can begin at once; demand: how many to take."""
 
-    job_type: JobType
-    queue: str
+    head: Head
     priority: int
-    room: int | None
+    slots: int
+    demand: int
+
+
+class Miss(NamedTuple):
+    """A head that could not be had. until: CLOCK_MONOTONIC seconds before which it is not tried again."""
+
+    times: int
+    until: float
 
 
 class Claimer:
-    """Claims for the pool. `tick` is one look with the claims that follow from it."""
+    """Claims for the pool. `tick` is one round trip."""
 
-    def __init__(
-        self,
-        session: Session,
-        doorbell: Doorbell,
-        pool: Pool,
-        types: list[JobType],
-        queues: tuple[str, ...],
-        sweep: float,
-    ) -> None:
+    def __init__(self, session: Session, doorbell: Doorbell, pool: Pool, looker: Looker) -> None:
         self.wakeup = Wakeup()
         self.lease: Lease | None = None
         """Under which to claim; None: not now (not registered, or draining)."""
         self._session = session
         self._doorbell = doorbell
         self._pool = pool
-        self._types = types
-        self._queues = None if "*" in queues else list(queues)
-        self._sweep = sweep
-        self._swept_at = 0.0
+        self._looker = looker
+        self._heads: list[Head] = []
+        """What the last look found, best first."""
+        self._due_at = 0.0
+        """CLOCK_MONOTONIC seconds when the next row is due."""
+        self._looked_at = 0.0
         self._claimed_at: dict[tuple[int, str], float] = {}
         """When each type's queue last got something: equal priorities take turns."""
+        self._missed: dict[tuple[int, str], Miss] = {}
+        """Heads that could not be had, being locked or set aside: they must not keep the rest from being claimed."""
+        self._queues: dict[int, tuple[str, int | None]] = {}
+        """Queue and room of each table's best row when last seen: what to claim first when its doorbell rings."""
+        self._careful = False
+        """The last round trip failed: claim and look one by one, to find out what is in the way."""
         self._last_work = 0.0
-        self._misses = 0
-        self._raw: tuple[AsyncConnection[Any], AsyncCursor[Any]] | None = None
+        self._raw: tuple[AsyncConnection[Any], dict[bool, AsyncCursor[Any]]] | None = None
 
     async def tick(self) -> float | None:
-        """One look. Returns the seconds until the next one."""
+        """One round trip. Returns the seconds until the next one."""
         lease = self.lease
         if lease is None or not lease.valid:
-            await self._doorbell.leave()
+            await self._leave_watch()
             return None if lease is None else LOOK_INTERVAL
+        plans, full = self._plan()
+        if full and not plans and time.monotonic() - self._looked_at < LOOK_INTERVAL:
+            await self._hand_over()
+            return LOOK_INTERVAL  # room wakes this loop
         async with self._session.use() as connection:
-            await self._sweep_tables(connection)
-            heads, due_in = await self._look(connection)
-            if due_in is not None and due_in <= 0:
-                await self._promote(connection)
-                return 0
-            claimed, full = await self._claim_all(connection, lease, heads)
+            await self._looker.sweep(connection)
+            claimed, view = await (self._one_by_one if self._careful else self._at_once)(connection, lease, plans)
+            if view is None:
+                return 0  # the same again, one by one
+        now = self._looked_at = time.monotonic()
+        self._due_at = now + (math.inf if view.due_in is None else view.due_in)
+        self._heads = sorted(
+            view.heads,
+            key=lambda head: (head.priority, self._claimed_at.get((head.job_type.index, head.queue), 0.0)),
+        )
+        there = {(head.job_type.index, head.queue) for head in self._heads}
+        self._missed = {key: miss for key, miss in self._missed.items() if key in there}
+        for head in reversed(self._heads):
+            self._queues[head.job_type.oid] = head.queue, head.room
         try:
-            return await self._next_look(heads, claimed, full, due_in)
+            return await self._next(claimed)
         except TransientDatabaseError:
             return LOOK_INTERVAL  # without the direct connection nobody is on watch: look by the clock
 
-    # --- when to look next ---
+    # --- what to claim, and when ---
 
-    async def _next_look(self, heads: list[Head], claimed: int, full: bool, due_in: float | None) -> float:
+    def _plan(self) -> tuple[list[Plan], bool]:
+        """The claims of this round trip: of jobs that share a process and of those that need their own, one each.
+
+        Also says whether something that waits has no place in this node.
+        """
+        heads = self._takable() or self._rung_heads()
+        plans: dict[bool, Plan] = {}
+        full = alone_waits = False
+        for place, head in enumerate(heads):
+            exclusive = head.job_type.exclusive
+            if exclusive in plans:
+                continue
+            slots, demand = self._pool.demand(head.job_type)
+            if demand:
+                next_priority = heads[place + 1].priority if place + 1 < len(heads) else LOWEST_PRIORITY
+                plans[exclusive] = Plan(head, next_priority, slots, _bounded(head.job_type, demand))
+            else:
+                full = True
+                # Room may be kept free for it, but not from a better priority.
+                alone_waits = alone_waits or (exclusive and head.priority == heads[0].priority)
+        if alone_waits:
+            self._pool.reserve()
+        else:
+            self._pool.unreserve()
+        return list(plans.values()), full
+
+    def _takable(self) -> list[Head]:
+        """What waits, best first, but for what could not be had just now."""
         now = time.monotonic()
-        due_in = LOOK_INTERVAL if due_in is None else due_in
+        return [head for head in self._heads if head.has_room and not self._is_missed(head, now)]
+
+    def _is_missed(self, head: Head, now: float) -> bool:
+        miss = self._missed.get((head.job_type.index, head.queue))
+        return miss is not None and now < miss.until
+
+    def _rung_heads(self) -> list[Head]:
+        """Nothing was known to wait; whose doorbell rang has something now, most likely where it last had."""
+        types = {job_type.oid: job_type for job_type in self._looker.present}
+        return [
+            Head(types[table], queue, LOWEST_PRIORITY, None if room is None else max(1, room))
+            for table in self._doorbell.take_rung()
+            if table in types and table in self._queues
+            for queue, room in [self._queues[table]]
+        ]
+
+    async def _next(self, claimed: int) -> float:
+        """Seconds until the next round trip."""
+        now = time.monotonic()
+        due_in = max(0.0, self._due_at - now)
+        if self._doorbell.often_rung:
+            await self._leave_watch()  # looking costs this node less than notifying costs the producers
         if claimed:
-            self._last_work, self._misses = now, 0
-            if self._doorbell.often_rung:
-                await self._doorbell.leave()
-            return min(due_in, BUSY_INTERVAL if not full else LOOK_INTERVAL)
-        if full:
-            # Room wakes this loop; until then others should have what waits.
-            await self._doorbell.hand_over()
-            return min(due_in, LOOK_INTERVAL)
-        takable = [head for head in heads if head.room is None or head.room > 0]
-        if takable:
-            self._misses += 1
-            growing = RETRY_INTERVAL * 2.0 ** min(self._misses, 6)
-            return min(due_in, LOOK_INTERVAL, growing * random.uniform(0.5, 1))
-        self._misses = 0
+            self._last_work = now
+        if self._takable():
+            return 0
+        waiting = [self._missed[head.job_type.index, head.queue].until - now for head in self._heads if head.has_room]
+        if waiting and min(waiting) < BUSY_FOR:
+            return max(0.0, min(due_in, *waiting))
+        due_in = min(due_in, *waiting, LOOK_INTERVAL)
+        if claimed:
+            return min(due_in, BUSY_INTERVAL)
         if now - self._last_work < BUSY_FOR and not self._doorbell.watching:
             return min(due_in, BUSY_INTERVAL * 2)
         return await self._watch(due_in)
 
     async def _watch(self, due_in: float) -> float:
         """Goes on watch; what it newly watches needs a second look before it may sleep."""
-        watch = await self._doorbell.watch([job_type.oid for job_type in self._types if job_type.oid])
+        if self._doorbell.often_rung:
+            return min(due_in, RETRY_INTERVAL)
+        watch = await self._doorbell.watch([job_type.oid for job_type in self._looker.present])
         if watch.new:
             return 0
         if watch.producers:
             return min(due_in, RETRY_INTERVAL)
         return min(due_in, LOOK_INTERVAL * random.uniform(0.75, 1.25))
 
-    # --- looking ---
+    async def _leave_watch(self) -> None:
+        try:
+            await self._doorbell.leave()
+        except TransientDatabaseError:
+            return  # its session is gone, and the watch with it
 
-    async def _look(self, connection: AsyncConnection[Any]) -> tuple[list[Head], float | None]:
-        """What waits in every table, best first, and in how many seconds the next row is due."""
-        heads: list[Head] = []
-        due: list[float] = []
-        for job_type, cursor in await self._look_at_tables(connection):
-            for queue, priority, room, due_in in await cursor.fetchall():
-                if queue is not None:
-                    heads.append(Head(job_type, queue, priority, room))
-                elif due_in is not None:
-                    due.append(due_in)
-        heads.sort(key=lambda head: (head.priority, self._claimed_at.get((head.job_type.index, head.queue), 0.0)))
-        return heads, min(due, default=None)
+    async def _hand_over(self) -> None:
+        try:
+            await self._doorbell.hand_over()
+        except TransientDatabaseError:
+            return
 
-    async def _look_at_tables(self, connection: AsyncConnection[Any]) -> list[tuple[JobType, AsyncCursor[Any]]]:
-        now = time.monotonic()
-        present = [job_type for job_type in self._types if job_type.oid and job_type.locked_until < now]
+    # --- one round trip ---
+
+    async def _at_once(
+        self, connection: AsyncConnection[Any], lease: Lease, plans: list[Plan]
+    ) -> tuple[int, View | None]:
+        """Claims, and looks behind them, in one pipeline. No view: something is in the way.
+
+        Limited claims come first: their BEGIN must find no transaction open, and the rest of a pipeline is one.
+        """
+        before = time.monotonic()
+        claims: list[tuple[Plan, AsyncCursor[Any]]] = []
         try:
             async with connection.pipeline():
-                return [
-                    (
-                        job_type,
-                        await connection.execute(
-                            job_type.statement("look_for_jobs"),
-                            {"table": job_type.oid, "queues": self._queues},
-                            binary=True,
-                        ),
-                    )
-                    for job_type in present
-                ]
-        except errors.LockNotAvailable:
+                for plan in sorted(plans, key=lambda plan: plan.head.room is None):
+                    cursor = await self._send(connection, lease, plan)
+                    claims.append((plan, cursor))  # at once: what was sent counts, whatever fails after it
+                if before >= self._due_at:
+                    await self._looker.promote(connection)
+                answers = await self._looker.send(connection)
+        except psycopg.Error:
+            if connection.closed:
+                raise
+            self._careful = True  # one by one, the statement that is to blame says why
+        if self._careful:
             await connection.rollback()
-            await self._leave_out_locked(connection, present)
-            return await self._look_at_tables(connection)  # at once: the others' rows may not ring again
-        except (errors.UndefinedTable, errors.UndefinedColumn):
-            # A table was dropped or renamed under us: find out which, go on with the others.
-            await connection.rollback()
-            await resolve(connection, self._types)
-            return []
+            # A limited claim is a transaction of its own, and may stand although what came after it failed.
+            claims = [(plan, cursor) for plan, cursor in claims if plan.head.room is not None and _has_rows(cursor)]
+        claimed = sum([await self._take(plan, cursor, lease, before) for plan, cursor in claims])
+        return claimed, None if self._careful else await self._looker.read(answers)
 
-    async def _leave_out_locked(self, connection: AsyncConnection[Any], types: list[JobType]) -> None:
-        """Somebody holds a whole table locked: find out which, go on with the others."""
-        for job_type in types:
-            try:
-                await connection.execute(
-                    job_type.statement("look_for_jobs"), {"table": job_type.oid, "queues": self._queues}, binary=True
-                )
-            except errors.LockNotAvailable:
-                job_type.locked_until = time.monotonic() + LOOK_INTERVAL
+    async def _one_by_one(
+        self, connection: AsyncConnection[Any], lease: Lease, plans: list[Plan]
+    ) -> tuple[int, View | None]:
+        """The same, a statement at a time: what is in the way is found, and left out of the next round trips."""
+        claimed = 0
+        for plan in plans:
+            claimed += await self._claim_alone(connection, lease, plan)
+        view = await self._looker.look(connection)
+        if view.due_in is not None and view.due_in <= 0:
+            await self._looker.promote(connection)
+        self._careful = False
+        return claimed, view
 
-    async def _sweep_tables(self, connection: AsyncConnection[Any]) -> None:
-        now = time.monotonic()
-        if now - self._swept_at > self._sweep:
-            await resolve(connection, self._types)
-            self._swept_at = now
-
-    async def _promote(self, connection: AsyncConnection[Any]) -> None:
-        async with connection.pipeline():
-            for job_type in self._types:
-                if job_type.oid and job_type.locked_until < time.monotonic():
-                    await connection.execute(job_type.statement("promote_jobs"), {"limit": PROMOTE_BATCH})
-
-    # --- claiming ---
-
-    async def _claim_all(self, connection: AsyncConnection[Any], lease: Lease, heads: list[Head]) -> tuple[int, bool]:
-        """Claims from the best priority down. Returns how many, and whether work was left for want of room in this node."""
-        claimed, full, alone_waits, waiting = 0, False, False, 100
-        for place, head in enumerate(heads):
-            if head.room is not None and head.room <= 0:
-                continue
-            slots, demand = self._pool.demand(head.job_type)
-            if not demand:
-                full, waiting = True, min(waiting, head.priority)
-                # Room may be kept free for it, but not from a better priority.
-                alone_waits = alone_waits or (head.job_type.exclusive and head.priority <= waiting)
-                continue
-            next_priority = heads[place + 1].priority if place + 1 < len(heads) else 100
-            got = await self._claim(connection, lease, head, next_priority, slots, demand)
-            claimed, waiting = claimed + got, min(waiting, head.priority) if got else waiting
-        if alone_waits:
-            self._pool.reserve()
-        else:
-            self._pool.unreserve()
-        return claimed, full
-
-    async def _claim(
-        self, connection: AsyncConnection[Any], lease: Lease, head: Head, priority: int, slots: int, demand: int
-    ) -> int:
-        job_type = head.job_type
-        parameters = {
-            "node": lease.node, "table": job_type.oid, "queue": head.queue, "priority": priority, "slots": slots,
-            "demand": _bounded(job_type, demand), "max_attempts": job_type.max_attempts,
-            "set_aside": self._set_aside(job_type),
-        }  # fmt: skip
+    async def _claim_alone(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> int:
         before = time.monotonic()
+        job_type = plan.head.job_type
         try:
-            cursor = await self._execute(connection, head, parameters)
+            cursor = await self._send(connection, lease, plan)
+        except errors.LockNotAvailable:
+            await connection.rollback()  # the look that follows finds the locked table
+            return 0
         except (errors.UndefinedTable, errors.UndefinedColumn):
+            await connection.rollback()
             forget(job_type)
-            self._swept_at = 0.0
+            self._looker.sweep_soon()
             return 0
         except (errors.OperationalError, errors.FeatureNotSupported, errors.ReadOnlySqlTransaction):
             raise
         except psycopg.Error as error:
             await connection.rollback()
-            await self._find_refused(connection, head, parameters, error)
+            await find_refused(connection, job_type, _parameters(lease, plan), error)
             return 0
+        return await self._take(plan, cursor, lease, before)
+
+    async def _send(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> AsyncCursor[Any]:
+        """Sends one claim; in a pipeline, its answer is there only after that."""
+        job_type = plan.head.job_type
+        cursor = self._raw_cursor(connection, job_type)
+        if plan.head.room is None:
+            return await cursor.execute(job_type.statement("claim_jobs"), _parameters(lease, plan))
+        await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        lock = {"class": locks.CLAIM, "table": job_type.oid}
+        await connection.execute(statements.statement("try_claim_lock"), lock)
+        await cursor.execute(job_type.statement("claim_limited_jobs"), _parameters(lease, plan))
+        await connection.execute("COMMIT")
+        return cursor
+
+    async def _take(self, plan: Plan, cursor: AsyncCursor[Any], lease: Lease, before: float) -> int:
+        """Hands claimed rows to the pool, best first."""
+        job_type = plan.head.job_type
         rows = await cursor.fetchall()
         now = time.monotonic()
-        events.claimed(job_type.name, head.queue, len(rows), now - before)
-        if rows:
-            self._claimed_at[job_type.index, head.queue] = now
+        events.claimed(job_type.name, plan.head.queue, len(rows), now - before)
+        key = job_type.index, plan.head.queue
+        if not rows:
+            self._missed[key] = _miss(self._missed.get(key), now)
+        else:
+            self._missed.pop(key, None)
+            self._claimed_at[key] = now
             _note_size(job_type, rows)
             if len(rows) > 1:
                 rows.sort(key=itemgetter(PRIORITY, RUN_AT, ID))  # big-endian, so bytes sort as what they stand for
@@ -249,73 +303,40 @@ class Claimer:
             self._pool.place(job_type, oids, rows, now, lease)
         return len(rows)
 
-    async def _execute(
-        self, connection: AsyncConnection[Any], head: Head, parameters: dict[str, Any]
-    ) -> AsyncCursor[Any]:
-        cursor = self._raw_cursor(connection)
-        if head.room is None:
-            return await cursor.execute(head.job_type.statement("claim_jobs"), parameters)
-        async with connection.pipeline():
-            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            await connection.execute(
-                statements.statement("try_claim_lock"), {"class": locks.CLAIM, "table": head.job_type.oid}
-            )
-            await cursor.execute(head.job_type.statement("claim_limited_jobs"), parameters)
-            await connection.execute("COMMIT")
-        return cursor
-
-    def _raw_cursor(self, connection: AsyncConnection[Any]) -> AsyncCursor[Any]:
+    def _raw_cursor(self, connection: AsyncConnection[Any], job_type: JobType) -> AsyncCursor[Any]:
         """A cursor whose values are the bytes that the database sent: workers decode them."""
         if self._raw is None or self._raw[0] is not connection:
-            cursor = connection.cursor(binary=True)
-            for info in cursor.adapters.types:
-                cursor.adapters.register_loader(info.oid, ByteaBinaryLoader)
-                if info.array_oid:
-                    cursor.adapters.register_loader(info.array_oid, ByteaBinaryLoader)
-            cursor.adapters.register_loader(0, ByteaBinaryLoader)
-            self._raw = connection, cursor
-        return self._raw[1]
+            self._raw = connection, {exclusive: _raw_cursor(connection) for exclusive in (False, True)}
+        return self._raw[1][job_type.exclusive]
 
-    # --- rows that can't be claimed ---
 
-    def _set_aside(self, job_type: JobType) -> list[int]:
-        if job_type.set_aside:
-            now = time.monotonic()
-            job_type.set_aside = {job_id: until for job_id, until in job_type.set_aside.items() if until > now}
-        return list(job_type.set_aside)
+def _miss(before: Miss | None, now: float) -> Miss:
+    """Longer each time, jittered, so that nodes which compete for a limit do not stay in step."""
+    times = min(before.times + 1, 7) if before is not None else 1
+    return Miss(times, now + RETRY_INTERVAL * 2.0 ** (times - 1) * random.uniform(0.5, 1))
 
-    async def _find_refused(
-        self, connection: AsyncConnection[Any], head: Head, parameters: dict[str, Any], error: psycopg.Error
-    ) -> None:
-        """A user's trigger or constraint refused the claim's update of some row: find it, fail it or leave it alone."""
-        job_type = head.job_type
-        found = False
-        cursor = await connection.execute(job_type.statement("list_claimable_jobs"), parameters)
-        for (job_id,) in await cursor.fetchall():
-            try:
-                async with connection.transaction(force_rollback=True):
-                    others = {**parameters, "demand": 1, "set_aside": parameters["set_aside"]}
-                    await connection.execute(job_type.statement("probe_job"), {**others, "id": job_id})
-            except errors.OperationalError:
-                raise
-            except psycopg.Error as refusal:
-                found = True
-                job_type.set_aside[job_id] = time.monotonic() + SET_ASIDE_FOR
-                events.job_set_aside(job_type.name, job_id, refusal)
-                await self._refuse(connection, job_type, job_id, refusal)
-        if not found:
-            events.claim_refused(job_type.name, error)
 
-    async def _refuse(
-        self, connection: AsyncConnection[Any], job_type: JobType, job_id: int, refusal: psycopg.Error
-    ) -> None:
-        text = f"the database refuses to let this job run: {refusal}"
-        try:
-            await connection.execute(job_type.statement("refuse_job"), {"id": job_id, "error": text})
-        except errors.OperationalError:
-            raise
-        except psycopg.Error:
-            return  # refused as well: the row stays as it is
+def _parameters(lease: Lease, plan: Plan) -> dict[str, Any]:
+    job_type = plan.head.job_type
+    return {
+        "node": lease.node, "table": job_type.oid, "queue": plan.head.queue, "priority": plan.priority,
+        "slots": plan.slots, "demand": plan.demand, "max_attempts": job_type.max_attempts,
+        "set_aside": set_aside(job_type),
+    }  # fmt: skip
+
+
+def _raw_cursor(connection: AsyncConnection[Any]) -> AsyncCursor[Any]:
+    cursor = connection.cursor(binary=True)
+    for info in cursor.adapters.types:
+        cursor.adapters.register_loader(info.oid, ByteaBinaryLoader)
+        if info.array_oid:
+            cursor.adapters.register_loader(info.array_oid, ByteaBinaryLoader)
+    cursor.adapters.register_loader(0, ByteaBinaryLoader)
+    return cursor
+
+
+def _has_rows(cursor: AsyncCursor[Any]) -> bool:
+    return cursor.pgresult is not None and cursor.pgresult.status == pq.ExecStatus.TUPLES_OK
 
 
 def _bounded(job_type: JobType, demand: int) -> int:

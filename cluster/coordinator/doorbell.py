@@ -40,6 +40,7 @@ class Doorbell:
         self._ring = ring
         self._cancel = cancel
         self._watched: set[int] = set()
+        self._rung: set[int] = set()
         self._connections = 0
         self._rings = 0.0
         self._rung_at = 0.0
@@ -51,7 +52,12 @@ class Doorbell:
     @property
     def often_rung(self) -> bool:
         """More than OFTEN a second, lately."""
-        return self._rings > OFTEN / 4
+        return self._rings_lately() > OFTEN / 4
+
+    def take_rung(self) -> list[int]:
+        """Oids of the tables whose doorbell rang since the last call."""
+        rung, self._rung = list(self._rung), set()
+        return rung
 
     @property
     def pid(self) -> int | None:
@@ -138,7 +144,12 @@ class Doorbell:
                 self._cancel(*numbers)
         elif payload in {"", _CALL} or not self._watched.isdisjoint(numbers):
             now = time.monotonic()
-            self._rings = self._rings * max(0.0, 1 - 4 * (now - self._rung_at)) + 1  # over the last quarter of a second
+            self._rings = self._rings_lately() + 1
             self._rung_at = now
+            self._rung |= self._watched.intersection(numbers)
             events.rang()
             self._ring()
+
+    def _rings_lately(self) -> float:
+        """Of the last quarter of a second, fading out."""
+        return self._rings * max(0.0, 1 - 4 * (time.monotonic() - self._rung_at))

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, errors
@@ -27,8 +27,10 @@ from cluster.error_text import storable
 from cluster.frames import LOCKED_AT, QUEUE, WAIT
 
 LARGEST_BATCH = 2000
-LOCKED_PAUSE = 0.05
-"""Seconds until rows that somebody else has locked are tried again."""
+LOCKED_PAUSE = 0.005
+"""Seconds until rows that somebody else has locked are tried again; doubled each time. Mostly it is another node's claim, whose
+snapshot was older: it has locked the row, found it taken, and lets go at its commit."""
+LONGEST_LOCKED_PAUSE = 0.5
 TABLE_LOCKED_PAUSE = 1.0
 """Seconds until a table that somebody holds locked as a whole is tried again; the others go on."""
 REFUSED_PAUSE = 60.0
@@ -53,6 +55,7 @@ class Finisher:
         self._writing: list[Finished] = []
         self._away: TransientDatabaseError | None = None
         """Why a part of the last batch went back to the pending ones."""
+        self._locked_pause = LOCKED_PAUSE / 2
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -114,16 +117,14 @@ class Finisher:
     async def _write_type(self, job_type: JobType, batch: list[Finished]) -> None:
         if not job_type.oid:
             return  # the table is gone, and its rows with it
-        gone, kept = [], batch
-        if job_type.job_class.retention == timedelta(0):
-            gone = [item for item in batch if item[1][2] == "succeeded"]
-            kept = [item for item in batch if item[1][2] != "succeeded"]
-        # Of one node id each: after a fence there may be outcomes under the one before.
-        for node in {claim.lease.node for claim, _ in batch}:
-            for name, items in (("delete_finished_jobs", gone), ("finish_jobs", kept)):
-                mine = [item for item in items if item[0].lease.node == node]
-                if mine:
-                    await self._write(job_type, mine, name)
+        by_statement: dict[tuple[str, UUID], list[Finished]] = {}
+        success = "delete_finished_jobs" if job_type.job_class.retention == timedelta(0) else "finish_succeeded_jobs"
+        for item in batch:
+            # Of one node id each: after a fence there may be outcomes under the one before.
+            name = success if item[1][3] == "succeeded" else "finish_jobs"
+            by_statement.setdefault((name, item[0].lease.node), []).append(item)
+        for (name, _), items in by_statement.items():
+            await self._write(job_type, items, name)
         if job_type.job_class.max_concurrency is not None:
             self._limit_freed()
 
@@ -133,7 +134,7 @@ class Finisher:
         try:
             async with self._session.use() as connection:
                 cursor = await connection.execute(
-                    job_type.statement(name), self._parameters(connection, batch), binary=True
+                    job_type.statement(name), self._parameters(connection, batch, name), binary=True
                 )
                 hit = {job_id for (job_id,) in await cursor.fetchall()}
                 missed = [item for item in batch if item[1][1] not in hit]
@@ -156,14 +157,19 @@ class Finisher:
         self._count(job_type, written)
         locked = [item for item in missed if held.get(item[1][1])]
         if locked:
-            self._later.append((time.monotonic() + LOCKED_PAUSE, job_type.index, locked))
+            self._locked_pause = min(LONGEST_LOCKED_PAUSE, self._locked_pause * 2)
+            self._later.append((time.monotonic() + self._locked_pause, job_type.index, locked))
+        elif hit:
+            self._locked_pause = LOCKED_PAUSE / 2
         lost = [item[1][1] for item in missed if item[1][1] not in held]
         if lost:
             events.claims_lost(job_type.name, lost)
 
     async def _refused(self, job_type: JobType, batch: list[Finished], name: str, error: psycopg.Error) -> None:
         if name == "delete_finished_jobs":
-            await self._write(job_type, batch, "finish_jobs")  # another table still references a row: keep them
+            await self._write(
+                job_type, batch, "finish_succeeded_jobs"
+            )  # another table still references a row: keep them
         elif len(batch) > 1:
             half = len(batch) // 2
             await self._write(job_type, batch[:half], name)
@@ -197,41 +203,53 @@ class Finisher:
         cursor = await connection.execute(job_type.statement("list_held_claims"), parameters, binary=True)
         return dict(await cursor.fetchall())
 
-    def _parameters(self, connection: AsyncConnection[Any], batch: list[Finished]) -> dict[str, Any]:
-        encoding = connection.info.parameter_status("server_encoding") or "UTF8"
-        python_encoding = _PYTHON_ENCODINGS.get(encoding, "utf-8" if encoding == "UTF8" else "ascii")
-        reports = [report for _, report in batch]
-        return {
+    def _parameters(
+        self, connection: AsyncConnection[Any], batch: list[Finished], name: str = "finish_jobs"
+    ) -> dict[str, Any]:
+        values: dict[str, Any] = {
             "node": batch[0][0].lease.node,
-            "id": arrays.BigIntegers([report[1] for report in reports]),
+            "id": arrays.BigIntegers([report[1] for _, report in batch]),
             "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in batch]),
+            "begun": arrays.Floats([max(0.0, report[8] - claim.claimed_at) for claim, report in batch]),
+        }
+        if name != "finish_jobs":
+            return values
+        encoding = connection.info.parameter_status("server_encoding") or "UTF8"
+        python_encoding = _PYTHON_ENCODINGS.get(encoding, "ascii")
+        reports = [report for _, report in batch]
+        return values | {
             "status": [report[2] for report in reports],
             "delay": arrays.Floats([report[4] for report in reports]),
             "error": [None if report[5] is None else storable(report[5], python_encoding) for report in reports],
             "attempts": arrays.Integers([report[6] for report in reports]),
             "crashes": arrays.Integers([report[7] for report in reports]),
-            "begun": arrays.Floats([max(0.0, report[8] - claim.claimed_at) for claim, report in batch]),
         }
 
     # --- metrics ---
 
     def _count(self, job_type: JobType, written: list[Finished]) -> None:
+        """Per batch and label set, not per job."""
         self.written += len(written)
-        outcomes: Counter[tuple[bytes, str]] = Counter()
-        for claim, report in written:
-            queue, outcome = claim.row[QUEUE] or b"", report[3]
-            outcomes[queue, outcome] += 1
-            if outcome != "released":
-                labels = job_type.name, queue.decode()
-                metrics.run_seconds.labels(*labels, outcome).observe(report[9] - report[8])
-                due_before_claim = _FLOAT8.unpack(claim.row[WAIT] or b"\0" * 8)[0]
-                metrics.wait_seconds.labels(*labels).observe(max(0.0, due_before_claim + report[8] - claim.claimed_at))
-        for (queue, outcome), count in outcomes.items():
+        series: dict[tuple[bytes | None, str], list[Finished]] = {}
+        for item in written:
+            series.setdefault((item[0].row[QUEUE], item[1][3]), []).append(item)
+        for (queue, outcome), items in series.items():
             if outcome == "released":
-                self.released += count
-                metrics.released.labels(job_type.name).inc(count)
-            else:
-                metrics.finished.labels(job_type.name, queue.decode(), outcome).inc(count)
+                self.released += len(items)
+                metrics.released.labels(job_type.name).inc(len(items))
+                continue
+            labels = job_type.name, (queue or b"").decode()
+            metrics.finished.labels(*labels, outcome).inc(len(items))
+            metrics.run_seconds.observe((*labels, outcome), [report[9] - report[8] for _, report in items])
+            metrics.wait_seconds.observe(
+                labels,
+                [max(0.0, _seconds(claim.row[WAIT]) + report[8] - claim.claimed_at) for claim, report in items],
+            )
+
+
+def _seconds(value: bytes | None) -> float:
+    seconds: float = _FLOAT8.unpack(value or bytes(8))[0]
+    return seconds
 
 
 _PYTHON_ENCODINGS = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import time
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from cluster.coordinator.heartbeat import Heartbeat, Load
 from cluster.coordinator.http import Health, serve
 from cluster.coordinator.job_types import JobType, job_types
 from cluster.coordinator.lease import Lease
+from cluster.coordinator.look import Looker
 from cluster.coordinator.loop import Wakeup, repeat
 from cluster.coordinator.pool import STOP_GRACE, Pool
 from cluster.coordinator.prune import Pruner
@@ -42,6 +44,7 @@ _VERSION = version("jobcluster")
 def run_node(settings: Settings, job_classes: list[type[Job]], app_dir: Path) -> None:
     """Runs one node until it is told to stop. ClusterError: it can't start, or can't go on."""
     check_database(settings, job_classes)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of ends as an event of ours
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Node(settings, job_classes, app_dir).run())
@@ -98,14 +101,8 @@ class Node:
             self._finisher.add,
             self._wake_claimer,
         )
-        self._claimer = Claimer(
-            self._claims,
-            self._doorbell,
-            self._pool,
-            self._types,
-            settings.queues,
-            settings.poll_interval.total_seconds(),
-        )
+        looker = Looker(self._types, settings.queues, settings.poll_interval.total_seconds())
+        self._claimer = Claimer(self._claims, self._doorbell, self._pool, looker)
         self._heartbeat = Heartbeat(
             settings, _VERSION, self._by_name, self._load,
             registered=self._registered, renewed=self._pool.forkserver.fence, fenced=self._fenced,

@@ -26,9 +26,10 @@ STOP_GRACE = 3.0
 BLOCKED = 30.0
 """Seconds without a turn of a worker's loop after which the job that holds it is taken for hung."""
 CHECK_INTERVAL = 0.25
-PREFETCH = 0.03
-"""Seconds of work to hold beyond the slots, at the rate measured."""
-LONGEST_PREFETCH = 500
+PREFETCH = 0.05
+"""Seconds of work to hold beyond the slots, at the rate measured: a few round trips."""
+LONGEST_PREFETCH = 1000
+RATE_INTERVAL = 0.05
 BOOT_FAILURES = 3
 
 Finished = tuple[Claim, Report]
@@ -149,11 +150,17 @@ class Pool:
         if job_type.exclusive:
             idle = max(0, sum(worker.idle for worker in self._workers) - len(self._alone))
             return idle, idle
-        free = sum(max(0, worker.free_slots) for worker in self._workers)
+        free = held = 0
+        open_to_all = False
+        for worker in self._workers:
+            free += max(0, worker.free_slots)
+            held += max(0, -worker.free_slots)
+            open_to_all = open_to_all or (worker.ready and not worker.alone and not worker.reserved)
+        self._measure_rates(time.monotonic())
         ahead = min(LONGEST_PREFETCH, int(self._rates.get(job_type.index, 0.0) * PREFETCH))
-        held = sum(max(0, -worker.free_slots) for worker in self._workers)
-        open_to_all = any(worker.ready and not worker.alone and not worker.reserved for worker in self._workers)
-        return free, free + max(0, ahead - held) if open_to_all else 0
+        if not open_to_all or (not free and held > ahead / 2):
+            return 0, 0  # half of what is to be ahead: claims come in batches, and workers do not run dry meanwhile
+        return free, free + max(0, ahead - held)
 
     def reserve(self) -> None:
         """A job that must be alone waits, and every worker is busy: the emptiest one takes nothing more until it is empty."""
@@ -338,10 +345,14 @@ class Pool:
                 worker.kill(Kill("timed_out", (note.type, note.id)))
 
     def _measure_rates(self, now: float) -> None:
-        elapsed, self._rated_at = now - self._rated_at, now
+        """Jobs of each type begun and ended a second: up at once, down slowly."""
+        elapsed = now - self._rated_at
+        if elapsed < RATE_INTERVAL:
+            return
+        self._rated_at = now
         for index in self._rates.keys() | self._ended.keys():
             latest = self._ended.get(index, 0) / max(elapsed, 0.001)
-            self._rates[index] = (self._rates.get(index, latest) + latest) / 2
+            self._rates[index] = max(latest, self._rates.get(index, 0.0) * 0.8)
         self._ended.clear()
 
 

@@ -144,6 +144,8 @@ class WorkerProcess:
 
     def cause_of_death(self) -> str:
         """The ended process in words: signal or exit code, likely cause, peak memory."""
+        if self.kill_reason is not None:
+            return "killed by its node"
         code = self._process.exitcode
         peak = f"; peak memory at least {self.peak_memory / 2**20:,.0f} MB" if self.peak_memory else ""
         if code is None or code >= 0:

@@ -4,6 +4,7 @@
 -- delay: seconds from now to the next attempt, NULL: run_at stays. attempts: 0, or -1 to give the attempt back.
 -- begun: seconds from the claim to the start of perform. Lock order: by id. Index: primary key; state and node are looked at
 -- only in what it has found, or the planner would take _running, whose dead entries a held snapshot keeps.
+-- What would run again is cancelled instead when that was asked for meanwhile, as a rescue does.
 -- Runs twice: the second hits nothing. Dies before COMMIT: the outcome is lost with the node, the job is rescued.
 WITH outcome AS (
     SELECT * FROM unnest(
@@ -14,15 +15,16 @@ WITH outcome AS (
     SELECT id, status, locked_by FROM {table} WHERE id = ANY (%(id)s::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE {table} AS job SET
-    status = o.status::cluster.job_status,
+    status = (CASE WHEN job.cancel_requested_at IS NOT NULL AND o.status IN ('retry', 'scheduled', 'not_started')
+                   THEN 'cancelled' ELSE o.status END)::cluster.job_status,
     run_at = CASE WHEN o.delay IS NULL THEN job.run_at ELSE now() + make_interval(secs => o.delay) END,
     attempts_count = job.attempts_count + o.attempts,
     crashes_count = job.crashes_count + o.crashes,
     last_error = coalesce(o.error, job.last_error),
     started_at = job.locked_at + make_interval(secs => o.begun),
-    finished_at = CASE WHEN o.status IN ('succeeded', 'failed', 'timed_out', 'cancelled') THEN now() END,
+    finished_at = CASE WHEN job.cancel_requested_at IS NOT NULL OR o.status IN ('succeeded', 'failed', 'timed_out', 'cancelled')
+                       THEN now() END,
     locked_at = NULL,
-    cancel_requested_at = CASE WHEN o.status IN ('succeeded', 'failed', 'timed_out', 'cancelled') THEN job.cancel_requested_at END,
     updated_at = now()
 FROM outcome AS o
 WHERE job.id = ANY (ARRAY(SELECT id FROM held WHERE status = 'running' AND locked_by = %(node)s))

@@ -1,4 +1,8 @@
--- running -> not_started, for one claim whose answer never reached its node: nobody performs it, so the attempt is not counted.
+-- running -> not_started, or cancelled when that was asked for: for one claim whose answer never reached its node. Nobody
+-- performs it, so the attempt is not counted.
 -- Guarded by node and time of the claim. Index: primary key.
-UPDATE {table} SET status = 'not_started', attempts_count = attempts_count - 1, locked_at = NULL, updated_at = now()
+UPDATE {table} SET
+    status = (CASE WHEN cancel_requested_at IS NULL THEN 'not_started' ELSE 'cancelled' END)::cluster.job_status,
+    finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN now() END,
+    attempts_count = attempts_count - 1, locked_at = NULL, updated_at = now()
 WHERE id = %(id)s AND status = 'running' AND locked_by = %(node)s AND locked_at = %(locked_at)s

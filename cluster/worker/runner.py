@@ -194,6 +194,6 @@ class Steps(Coroutine[Any, Any, None]):
 
 def _job(performer: Performer, values: Sequence[Any]) -> Job:
     job = performer.build(dict(zip(performer.definition.column_names, values[COLUMNS:], strict=True)))
-    job.id, job.attempt = values[ID], values[ATTEMPTS]
-    job.row = Row(values[QUEUE], values[PRIORITY], values[RUN_AT], values[ATTEMPTS], values[CREATED_AT])
+    row = Row(values[QUEUE], values[PRIORITY], values[RUN_AT], values[ATTEMPTS], values[CREATED_AT])
+    vars(job).update(id=values[ID], attempt=values[ATTEMPTS], row=row)
     return job

@@ -171,10 +171,7 @@ async def test_an_async_connection_gives_an_awaitable(
     tables: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
     queued = await MailJob(customer_id=1).perform_later(aconn, delay=timedelta(hours=1))
-    assert (
-        await MailJob.perform_many(aconn, [MailJob(customer_id=2)], run_at=datetime(2100, 1, 1, tzinfo=UTC))
-        == 1
-    )
+    assert await MailJob.perform_many(aconn, [MailJob(customer_id=2)], run_at=datetime(2100, 1, 1, tzinfo=UTC)) == 1
     assert queued.id == 1
     assert rows(tables, "SELECT customer_id, status::text FROM mail_jobs ORDER BY id") == [
         (1, "scheduled"),
@@ -244,9 +241,9 @@ def test_no_jobs_are_no_rows(tables: psycopg.Connection) -> None:
 def test_many_jobs_take_one_time_queue_and_priority(tables: psycopg.Connection) -> None:
     jobs = [MailJob(customer_id=i) for i in range(3)]
     MailJob.perform_many(tables, jobs, delay=timedelta(hours=1), queue="slow", priority=7)
-    assert rows(
-        tables, "SELECT DISTINCT queue, priority, status::text, run_at - created_at FROM mail_jobs"
-    ) == [("slow", 7, "scheduled", timedelta(hours=1))]
+    assert rows(tables, "SELECT DISTINCT queue, priority, status::text, run_at - created_at FROM mail_jobs") == [
+        ("slow", 7, "scheduled", timedelta(hours=1))
+    ]
 
 
 def test_jobs_may_be_made_from_rows_read_on_the_same_connection(tables: psycopg.Connection) -> None:
@@ -383,12 +380,8 @@ def test_a_fault_in_a_users_trigger_is_not_taken_for_a_missing_table(tables: psy
 
 
 def test_a_row_that_a_trigger_discards_is_told(tables: psycopg.Connection) -> None:
-    tables.execute(
-        "CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
-    )
-    tables.execute(
-        "CREATE TRIGGER drop_row BEFORE INSERT ON mail_jobs FOR EACH ROW EXECUTE FUNCTION drop_row()"
-    )
+    tables.execute("CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$")
+    tables.execute("CREATE TRIGGER drop_row BEFORE INSERT ON mail_jobs FOR EACH ROW EXECUTE FUNCTION drop_row()")
     with pytest.raises(EnqueueError, match="trigger of table mail_jobs discarded"):
         MailJob(customer_id=1).perform_later(tables)
     assert MailJob.perform_many(tables, [MailJob(customer_id=1)]) == 0
@@ -469,9 +462,7 @@ def test_a_client_takes_its_database_from_configure_then_from_the_environment(
     assert rows(tables, "SELECT count(*) FROM mail_jobs") == [(2,)]
 
 
-async def test_an_async_client_commits_each_job(
-    async_client: AsyncClient, tables: psycopg.Connection
-) -> None:
+async def test_an_async_client_commits_each_job(async_client: AsyncClient, tables: psycopg.Connection) -> None:
     assert (await async_client.enqueue(MailJob(customer_id=1))).id == 1
     assert await async_client.enqueue_many(MailJob(customer_id=i) for i in range(3)) == 3
     assert await async_client.enqueue_many([]) == 0
@@ -490,8 +481,6 @@ async def test_an_async_clients_transaction_ends_with_its_block(
     assert rows(tables, "SELECT customer_id FROM mail_jobs") == [(2,)]
 
 
-async def test_an_async_client_is_shared_by_many_tasks(
-    async_client: AsyncClient, tables: psycopg.Connection
-) -> None:
+async def test_an_async_client_is_shared_by_many_tasks(async_client: AsyncClient, tables: psycopg.Connection) -> None:
     await asyncio.gather(*(async_client.enqueue(MailJob(customer_id=i)) for i in range(20)))
     assert rows(tables, "SELECT count(*) FROM mail_jobs") == [(20,)]

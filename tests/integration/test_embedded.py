@@ -338,9 +338,7 @@ def test_a_normal_user_keeps_the_data_in_the_project(project: Path, place: Path,
 
 
 @pytest.mark.root
-def test_root_leaves_a_users_server_to_the_user(
-    project: Path, place: Path, pg_bin: Path, serve: Serve
-) -> None:
+def test_root_leaves_a_users_server_to_the_user(project: Path, place: Path, pg_bin: Path, serve: Serve) -> None:
     account = programs.account_for(project)
     assert account is not None
     os.chown(project, account.uid, account.gid)
@@ -355,9 +353,7 @@ def test_root_leaves_a_users_server_to_the_user(
 
 def as_user(uid: int, directory: Path, bin_dir: Path) -> str:
     command = [sys.executable, "-m", "tests.support.as_user", str(uid), str(directory), str(bin_dir)]
-    finished = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
-    )
+    finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout.strip()
 

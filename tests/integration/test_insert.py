@@ -187,9 +187,7 @@ def producer(orders: psycopg.Connection) -> Iterator[psycopg.Connection]:
     """The same connection as a role that may do nothing but INSERT the columns of a producer."""
     role = sql.Identifier(f"producer_{uuid.uuid4().hex}")
     orders.execute(sql.SQL("CREATE ROLE {}").format(role))
-    orders.execute(
-        sql.SQL("GRANT INSERT (customer_id, queue, priority, run_at) ON order_jobs TO {}").format(role)
-    )
+    orders.execute(sql.SQL("GRANT INSERT (customer_id, queue, priority, run_at) ON order_jobs TO {}").format(role))
     orders.execute(sql.SQL("SET ROLE {}").format(role))
     yield orders
     orders.execute("RESET ROLE")
@@ -211,9 +209,7 @@ def test_a_role_with_nothing_but_insert_can_enqueue_now_and_for_later(producer: 
     assert [row[0] for row in found] == ["not_started", "scheduled"]
 
 
-def test_a_role_with_nothing_but_insert_rings_the_doorbell(
-    producer: psycopg.Connection, database_url: str
-) -> None:
+def test_a_role_with_nothing_but_insert_rings_the_doorbell(producer: psycopg.Connection, database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as watch:
         watch.execute("LISTEN cluster_doorbell")
         watch.execute("SELECT pg_advisory_lock(1751, 'order_jobs'::regclass::oid::integer)")
@@ -222,9 +218,7 @@ def test_a_role_with_nothing_but_insert_rings_the_doorbell(
     assert [ring.channel for ring in rings] == ["cluster_doorbell"]
 
 
-def test_an_insert_does_not_notify_when_nobody_is_on_watch(
-    orders: psycopg.Connection, database_url: str
-) -> None:
+def test_an_insert_does_not_notify_when_nobody_is_on_watch(orders: psycopg.Connection, database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as listener:
         listener.execute("LISTEN cluster_doorbell")
         orders.execute("INSERT INTO order_jobs (customer_id) VALUES (1)")
@@ -343,9 +337,7 @@ def test_retry_of_an_unfinished_job_is_refused(orders: psycopg.Connection, origi
 
 
 @pytest.mark.parametrize("function", ["cancel", "retry"])
-def test_a_job_that_does_not_exist_gives_null(
-    orders: psycopg.Connection, function: Literal["cancel", "retry"]
-) -> None:
+def test_a_job_that_does_not_exist_gives_null(orders: psycopg.Connection, function: Literal["cancel", "retry"]) -> None:
     assert call(orders, function, 999) is None
 
 

@@ -112,13 +112,7 @@ def test_twenty_deploys_may_migrate_at_once(empty_database_url: str) -> None:
     with ThreadPoolExecutor(20) as pool:
         done = list(pool.map(deploy, range(20)))
     assert (
-        len(
-            [
-                statements
-                for statements in done
-                if any("CREATE" in line or "create" in line for line in statements)
-            ]
-        )
+        len([statements for statements in done if any("CREATE" in line or "create" in line for line in statements)])
         == 1
     )
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
@@ -169,9 +163,7 @@ def test_a_dry_run_changes_nothing_and_its_sql_yields_the_same_schema(empty: psy
 
 
 @pytest.mark.needs("psql")
-def test_the_sql_of_a_dry_run_can_be_piped_into_psql(
-    empty: psycopg.Connection, empty_database_url: str
-) -> None:
+def test_the_sql_of_a_dry_run_can_be_piped_into_psql(empty: psycopg.Connection, empty_database_url: str) -> None:
     script = "".join(f"{statement};\n" for statement in planned_changes(empty, [StockJob]))
     command = ["psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", empty_database_url]
     done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
@@ -279,9 +271,7 @@ def test_a_domain_counts_as_its_base_type(conn: psycopg.Connection) -> None:
 def test_a_column_of_another_type_is_named(conn: psycopg.Connection) -> None:
     conn.execute("CREATE TABLE stock_jobs (item_id text NOT NULL)")
     message = misfit(lambda: migrate_jobs(conn, [made("StockJob", {"item_id": int})]))
-    assert (
-        "column item_id of table stock_jobs is text, but the class needs bigint (StockJob.item_id)" in message
-    )
+    assert "column item_id of table stock_jobs is text, but the class needs bigint (StockJob.item_id)" in message
 
 
 def test_a_standard_column_of_another_type_is_named(conn: psycopg.Connection) -> None:
@@ -316,9 +306,7 @@ def test_a_key_that_fills_itself_with_nothing_is_explained(conn: psycopg.Connect
 
 
 def test_a_column_of_another_tool_gets_the_default_that_inserts_rely_on(conn: psycopg.Connection) -> None:
-    conn.execute(
-        "CREATE TABLE stock_jobs (run_at timestamptz, created_at timestamptz, queue text, priority smallint)"
-    )
+    conn.execute("CREATE TABLE stock_jobs (run_at timestamptz, created_at timestamptz, queue text, priority smallint)")
     migrate_jobs(conn, [StockJob])
     conn.execute("INSERT INTO stock_jobs (item_id) VALUES (1)")
     row = conn.execute("SELECT queue, priority, num_nulls(run_at, created_at) FROM stock_jobs").fetchone()
@@ -344,9 +332,7 @@ def test_an_extra_column_that_fills_itself_is_accepted(conn: psycopg.Connection,
 
 def test_an_extra_generated_column_is_accepted(conn: psycopg.Connection) -> None:
     migrate_jobs(conn, [made()])
-    conn.execute(
-        "ALTER TABLE stock_jobs ADD COLUMN twice bigint NOT NULL GENERATED ALWAYS AS (id * 2) STORED"
-    )
+    conn.execute("ALTER TABLE stock_jobs ADD COLUMN twice bigint NOT NULL GENERATED ALWAYS AS (id * 2) STORED")
     check_schema(conn, [made()])
 
 

@@ -48,9 +48,7 @@ class RunServer:
         name = f"test_{uuid4().hex[:16]}"
         with self._admin() as conn:
             conn.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                    sql.Identifier(name), sql.Identifier(template)
-                )
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
             )
         try:
             yield self.postgres.url(name)

@@ -152,7 +152,7 @@ def test_fields_may_be_named_like_methods_of_pydantic_and_parts_of_a_date() -> N
 
     job = OddJob(copy="c", json=1, schema=True, month=date(2026, 1, 1))
     assert (job.copy, job.json, job.schema, job.month) == ("c", 1, True, date(2026, 1, 1))
-    assert definition(OddJob).column_names == [
+    assert list(definition(OddJob).column_names) == [
         "copy",
         "json",
         "schema",
@@ -265,7 +265,7 @@ def test_a_class_without_perform_is_only_a_base() -> None:
 
         def perform(self) -> None: ...
 
-    assert definition(Child).column_names == ["tenant", "customer_id"]
+    assert definition(Child).column_names == ("tenant", "customer_id")
     assert Child(tenant=1, customer_id=2).tenant == 1
 
 

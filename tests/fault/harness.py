@@ -1,0 +1,286 @@
+"""One run of one scenario: a server of its own, nodes, load, the fault, and the account of what became of every job."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from cluster.embedded import EmbeddedPostgres, free_port
+from cluster.lease_clock import boottime
+from cluster.migrate import migrate_jobs, migrate_schema
+from tests.fault import checker
+from tests.fault.checker import Change, Final, History, Kind, Violation
+from tests.fault.journal import Coroner, Execution, Job, parse
+from tests.fault.load import HEARTBEAT, LEASE, LIMITS, TABLES, Producer, leave_trails, source
+from tests.fault.nodes import FaultNode
+from tests.support.nodes import job_classes, wait_until, write_jobs
+from tests.support.postgres import make_run_folder
+
+if TYPE_CHECKING:
+    from tests.fault.scenarios import Scenario
+
+WARM_UP = 1.5
+"""Seconds of load before the fault."""
+SETTLE = 90.0
+"""Seconds in which every job must be at its end after the load has ended."""
+
+
+@dataclass
+class Outcome:
+    """What one run showed: one line of the results."""
+
+    scenario: str
+    fault: str
+    seconds: float
+    jobs: int
+    executions: int
+    interrupted: int
+    violations: dict[str, int]
+    late_writes_refused: int
+    nodes_lost: int
+    fences: int
+    recovery: float
+    slowest: str
+    """Whose recovery that was."""
+    details: list[str] = field(default_factory=list)
+
+    def as_row(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Stage:
+    """Where a scenario plays. Subclasses put something between nodes and server, or replace the server."""
+
+    PROGRAMS: tuple[str, ...] = ()
+    ROOT = False
+
+    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int) -> None:
+        self.folder = folder
+        self.server = EmbeddedPostgres(
+            folder / "data", bin_dir, port=free_port(), fast=True, settings=self.server_settings()
+        )
+        self.journal = folder / "journal"
+        self.faults: list[float] = []
+        self.deleted: set[Job] = set()
+        self.may_fail: set[Job] = set()
+        self.nodes: list[FaultNode] = []
+        self._node_count = nodes
+        self._source = source(self.journal, folder / "locks")
+        self._coroner = Coroner(self.journal)
+        self.producer: Producer | None = None
+
+    # --- what subclasses replace ---
+
+    def server_settings(self) -> dict[str, str]:
+        """Further lines of postgresql.conf."""
+        return {}
+
+    def start_server(self) -> None:
+        self.server.start()
+
+    def stop_server(self) -> None:
+        self.server.stop("immediate")
+
+    @property
+    def url(self) -> str:
+        """How the harness and the producer reach the database, whatever happens to the nodes."""
+        return self.server.url()
+
+    def node_url(self, number: int) -> str:
+        """How a node reaches it."""
+        del number
+        return self.server.url()
+
+    def node_options(self, number: int) -> dict[str, Any]:
+        """Further arguments of FaultNode."""
+        del number
+        return {}
+
+    # --- life ---
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Stage]:
+        """Server and nodes are up, load is on; nothing is left afterwards."""
+        (self.folder / "locks").mkdir()
+        self.journal.touch()
+        try:
+            self.start_server()
+            self._migrate()
+            self._coroner.start()
+            for _ in range(self._node_count):
+                self.add_node()
+            for node in self.nodes:
+                node.wait_ready()
+            self.producer = Producer(self.url)
+            yield self
+        finally:
+            self._close()
+
+    def _migrate(self) -> None:
+        write_jobs(self.folder / "app", self._source)
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            migrate_schema(connection)
+            migrate_jobs(connection, job_classes(self.folder / "app"))
+            leave_trails(connection)
+
+    def _close(self) -> None:
+        if self.producer is not None:
+            with contextlib.suppress(AssertionError, RuntimeError):
+                self.producer.stop()
+        for node in self.nodes:
+            with contextlib.suppress(ProcessLookupError, ValueError):
+                node.clean_up()
+        with contextlib.suppress(RuntimeError):
+            self._coroner.stop()
+        self.stop_server()
+
+    # --- what scenarios use ---
+
+    def add_node(self) -> FaultNode:
+        """One more node, started, not yet ready."""
+        number = len(self.nodes)
+        folder = self.folder / f"node{number}"
+        write_jobs(folder, self._source)
+        node = FaultNode(
+            number, self.node_url(number), folder, processes=2, lease=LEASE, heartbeat_interval=HEARTBEAT,
+            shutdown_timeout=12, **self.node_options(number),
+        )  # fmt: skip
+        self.nodes.append(node)
+        node.start()
+        return node
+
+    def replace(self, node: FaultNode) -> FaultNode:
+        """What a supervisor does when a node has ended."""
+        del node
+        new = self.add_node()
+        new.wait_ready()
+        return new
+
+    def fault(self) -> None:
+        """Now something is broken."""
+        self.faults.append(boottime())
+
+    def wait(self, seconds: float) -> None:
+        """Lets it go on under load."""
+        time.sleep(seconds)
+
+    def executions(self) -> list[Execution]:
+        """So far."""
+        text = self.journal.read_text()
+        return parse(text[: text.rfind("\n") + 1].splitlines())
+
+    def running(self) -> list[Execution]:
+        """Executions in progress now."""
+        return [e for e in self.executions() if e.ended is None and e.pid not in self._coroner.deaths]
+
+    def connect(self) -> psycopg.Connection:
+        """In autocommit."""
+        return psycopg.connect(self.url, autocommit=True)
+
+    # --- the end ---
+
+    def settle(self) -> None:
+        """Waits until every job is at its end."""
+        assert self.producer is not None
+        self.producer.stop()
+        wait_until(self._all_final, "every job is at its end", SETTLE, self._unfinished)
+
+    def _all_final(self) -> bool:
+        return not self._unfinished()
+
+    def _unfinished(self) -> str:
+        try:
+            with self.connect() as connection:
+                rows = [(name, *row) for name in self._tables(connection) for row in connection.execute(
+                    sql.SQL("SELECT id, status::text, locked_by::text, attempts_count, last_error FROM {} WHERE status NOT IN "
+                            "('succeeded', 'failed', 'timed_out', 'cancelled') LIMIT 5").format(sql.Identifier(TABLES[name])))
+                ]  # fmt: skip
+        except psycopg.OperationalError as error:
+            return str(error)
+        return "\n".join(map(str, rows))
+
+    def _tables(self, connection: psycopg.Connection) -> list[str]:
+        return [
+            name
+            for name, table in TABLES.items()
+            if connection.execute("SELECT to_regclass(%s)", [table]).fetchone() != (None,)
+        ]
+
+    def stop_nodes(self) -> list[str]:
+        """SIGTERM to all that run; what was wrong about their ends."""
+        living = [node for node in self.nodes if node.exit_code is None]
+        for node in living:
+            node.terminate()
+        codes = {node.number: node.wait_exit(30) for node in living}
+        return [f"node {number} ended with {code}" for number, code in codes.items() if code != 0]
+
+    def history(self) -> History:
+        """Everything that is known once all is over."""
+        offset = time.time() - boottime()
+        with self.connect() as connection:
+            rows = {
+                (name, job_id): Final(status, attempts)
+                for name in self._tables(connection)
+                for job_id, status, attempts in connection.execute(
+                    sql.SQL("SELECT id, status::text, attempts_count FROM {}").format(sql.Identifier(TABLES[name]))
+                )
+            }
+            changes = [
+                Change((name, job_id), at - offset, *rest)
+                for name, job_id, at, *rest in connection.execute(
+                    "SELECT job_type, id, extract(epoch FROM at)::float8, old, new, attempts_before, attempts FROM trail ORDER BY n"
+                )
+            ]
+        assert self.producer is not None
+        return History(
+            self.executions(), self._coroner.deaths, changes, rows, frozenset(self.producer.acknowledged), LIMITS,
+            frozenset(self.deleted), may_fail=frozenset(self.may_fail),
+        )  # fmt: skip
+
+    def count_logged(self, event: str) -> int:
+        """Log lines of all nodes, or what they count."""
+        return sum(int(line.get("count", 1)) for node in self.nodes for line in node.log(event))
+
+
+def run(scenario: Scenario, bin_dir: Path | None = None, *, keep: bool = False) -> Outcome:
+    """Plays a scenario once. AssertionError: it did not come to its end."""
+    folder = make_run_folder()
+    begun = time.monotonic()
+    stage = scenario.stage(folder, bin_dir, scenario.nodes)
+    try:
+        with stage.open():
+            assert stage.producer is not None
+            stage.producer.start()
+            wait_until(lambda: {e.job[0] for e in stage.running()} >= scenario.busy_with, "the load is on", 20)
+            stage.wait(WARM_UP)
+            scenario.inject(stage)
+            stage.wait(scenario.afterwards)
+            stage.settle()
+            problems = stage.stop_nodes()
+            history = stage.history()
+            return _outcome(scenario, stage, history, problems, time.monotonic() - begun)
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _outcome(scenario: Scenario, stage: Stage, history: History, problems: list[str], seconds: float) -> Outcome:
+    violations: list[Violation] = checker.check(history)
+    recovery, slowest = checker.recovery(history, stage.faults)
+    counts = {kind.value: sum(v.kind is kind for v in violations) for kind in Kind}
+    return Outcome(
+        scenario.name, scenario.fault, round(seconds, 1), len(history.rows) + len(history.deleted - history.rows.keys()),
+        len(history.executions), sum(not e.completed for e in history.executions),
+        {**counts, "other": len(problems)}, stage.count_logged("claims_lost"), stage.count_logged("node_lost"),
+        stage.count_logged("lease_lost"), round(recovery, 2), slowest,
+        [f"{v.kind}: {v.text}" for v in violations][:20] + problems,
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""The figures of many runs: kept as lines of JSON, and shown as the table of docs/guarantees.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "guarantees.md"
+BEGIN, END = "<!-- figures: written by python -m tests.fault --guarantees -->", "<!-- end of figures -->"
+COLUMNS = (
+    "Fault", "Runs", "Jobs", "Interrupted", "Lost", "Run twice at once", "Over a limit", "Late writes", "…refused",
+    "Slowest recovery",
+)  # fmt: skip
+GROUPS = (("lost", "stuck", "miscount", "other"), ("overlap", "unclaimed"), ("overshoot",), ("late write",))
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """One more line."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def write_guarantees(path: Path) -> None:
+    """Puts the table in its place in the document."""
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown: a line for each fault, and their sum. A run that did not come to its end counts as a broken promise."""
+    by_fault: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_fault.setdefault(row["fault"], []).append(row)
+    lines = [_line(COLUMNS), _line(["---", *["---:"] * (len(COLUMNS) - 1)])]
+    lines += [_line(_cells(fault, runs)) for fault, runs in by_fault.items()]
+    lines.append(_line([f"**{cell}**" for cell in _cells("all", rows)]))
+    return "\n".join(lines)
+
+
+def _cells(name: str, runs: list[dict[str, Any]]) -> list[str]:
+    def total(key: str) -> int:
+        return sum(int(run.get(key, 0)) for run in runs)
+
+    broken = [sum(int(run["violations"].get(kind, 0)) for run in runs for kind in group) for group in GROUPS]
+    slowest = max(float(run.get("recovery", 0)) for run in runs)
+    figures = [len(runs), total("jobs"), total("interrupted"), *broken, total("late_writes_refused")]
+    return [name, *(f"{figure:,}" for figure in figures), f"{slowest:.1f} s"]
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"

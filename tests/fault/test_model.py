@@ -1,0 +1,349 @@
+"""The statements that change a job's state, in random order from several connections, against a small model in Python.
+
+The model knows what each of them may do to a row. Whatever the order, both must agree on every row after every step: on its
+state, its attempts, who holds it, and on what a node was told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from psycopg import errors, sql
+
+from cluster import locks, statements
+from tests.support.postgres import RunServer
+
+LIMIT, MAX_ATTEMPTS, NODES = 2, 3, 3
+TABLES = {"Free": None, "Limited": LIMIT}
+"""Types by name, with their limits."""
+FINAL = ("succeeded", "failed", "timed_out", "cancelled")
+OUTCOMES = ("succeeded", "failed", "timed_out", "cancelled", "retry", "scheduled", "not_started")
+LATER = 3600.0
+"""Seconds: not due within this test."""
+SOME_NODE, SOME_JOB, SOME_TYPE = st.integers(0, NODES - 1), st.integers(0, 30), st.sampled_from(sorted(TABLES))
+
+
+@dataclass
+class Row:
+    """What the model knows of a row. claim: which node holds it, and the time that the claim was given."""
+
+    status: str = "not_started"
+    attempts: int = 0
+    claim: tuple[UUID, datetime] | None = None
+    cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """A claim as its node remembers it, whether or not it still holds."""
+
+    name: str
+    id: int
+    node: UUID
+    locked_at: datetime
+
+
+class Jobs(RuleBasedStateMachine):
+    """url: set by the test; a database with schema `cluster`."""
+
+    url: str
+
+    @initialize()
+    def begin(self) -> None:
+        self.connections = [psycopg.connect(self.url, autocommit=True) for _ in range(NODES)]
+        for connection in self.connections:
+            connection.execute("SET lock_timeout = '1s'")
+        self.tables = {name: f"model_{name.lower()}_{uuid4().hex[:8]}" for name in TABLES}
+        self.nodes = [uuid4() for _ in range(NODES)]
+        self.live = [True] * NODES
+        self.rows: dict[tuple[str, int], Row] = {}
+        self.remembered: list[Held] = []
+        control = self.connections[0]
+        control.execute("DELETE FROM cluster.job_types")
+        control.execute("DELETE FROM cluster.nodes")
+        for name, limit in TABLES.items():
+            control.execute("SELECT cluster.create_job_table(%s)", [self.tables[name]])
+            control.execute(
+                "UPDATE cluster.job_types SET max_concurrency = %s, max_attempts = %s WHERE job_table = %s::regclass",
+                [limit, MAX_ATTEMPTS, self.tables[name]],
+            )
+        for node in self.nodes:
+            self._register(control, node)
+
+    def teardown(self) -> None:
+        for table in getattr(self, "tables", {}).values():
+            self.connections[0].execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(table)))
+        for connection in getattr(self, "connections", []):
+            connection.close()
+
+    def _register(self, connection: psycopg.Connection, node: UUID) -> None:
+        connection.execute(
+            statements.statement("register_node"),
+            {"id": node, "hostname": "h", "pid": 1, "version": "0", "queues": ["*"], "jobs": [], "lease": "30 s",
+             "slots": 1, "session_pid": None, "listen_pid": None},
+        )  # fmt: skip
+
+    def _table(self, name: str, statement: str) -> bytes:
+        return statements.for_table(statement, (self.tables[name],))
+
+    def _pick(self, number: int) -> tuple[str, int]:
+        """Some row there is."""
+        return sorted(self.rows)[number % len(self.rows)]
+
+    # --- what producers and people do ---
+
+    @rule(name=SOME_TYPE, later=st.booleans(), node=SOME_NODE)
+    def insert(self, name: str, later: bool, node: int) -> None:
+        query = sql.SQL(
+            "INSERT INTO {} (run_at) VALUES (now() + make_interval(secs => %s)) RETURNING id, status::text"
+        ).format(sql.Identifier(self.tables[name]))
+        row = self.connections[node].execute(query, [LATER if later else 0.0]).fetchone()
+        assert row is not None
+        assert row[1] == ("scheduled" if later else "not_started")
+        self.rows[name, row[0]] = Row(row[1])
+
+    @precondition(lambda self: self.rows)
+    @rule(job=SOME_JOB, node=SOME_NODE)
+    def run_now(self, job: int, node: int) -> None:
+        """A user's UPDATE of run_at, of rows that are not running."""
+        name, job_id = self._pick(job)
+        row = self.rows[name, job_id]
+        query = sql.SQL("UPDATE {} SET run_at = now() WHERE id = %s AND status IN ('scheduled', 'retry')").format(
+            sql.Identifier(self.tables[name])
+        )
+        self.connections[node].execute(query, [job_id])
+        if row.status in {"scheduled", "retry"}:
+            row.status = "not_started"
+
+    @precondition(lambda self: self.rows)
+    @rule(job=SOME_JOB, node=SOME_NODE)
+    def cancel(self, job: int, node: int) -> None:
+        name, job_id = self._pick(job)
+        row = self.rows[name, job_id]
+        answer = self.connections[node].execute(
+            "SELECT cluster.cancel(%s::regclass, %s)::text", [self.tables[name], job_id]
+        ).fetchone()  # fmt: skip
+        if row.status in {"scheduled", "not_started", "retry"}:
+            row.status = "cancelled"
+        elif row.status == "running":
+            row.cancelled = True
+        assert answer == (row.status,)
+
+    @precondition(lambda self: self.rows)
+    @rule(job=SOME_JOB, node=SOME_NODE)
+    def retry(self, job: int, node: int) -> None:
+        name, job_id = self._pick(job)
+        row = self.rows[name, job_id]
+        refused = (
+            contextlib.nullcontext() if row.status in FINAL else pytest.raises(errors.ObjectNotInPrerequisiteState)
+        )
+        with refused:
+            self.connections[node].execute("SELECT cluster.retry(%s::regclass, %s)", [self.tables[name], job_id])
+        if row.status in FINAL:
+            self.rows[name, job_id] = Row()
+
+    # --- what nodes do ---
+
+    @rule(name=SOME_TYPE, node=SOME_NODE, demand=st.integers(1, 4), slots=st.integers(1, 4))
+    def claim(self, name: str, node: int, demand: int, slots: int) -> None:
+        claimed = self._claim(name, node, demand, slots)
+        waiting = sum(row.status == "not_started" for (type_name, _), row in self.rows.items() if type_name == name)
+        running = sum(row.status == "running" for (type_name, _), row in self.rows.items() if type_name == name)
+        limit = TABLES[name]
+        room = demand if limit is None else max(0, min(demand, limit - running))
+        most = min(waiting, room) if self.live[node] else 0
+        assert len(claimed) <= most
+        assert len(claimed) >= min(most, slots)  # beyond its slots a node takes no row that is on its last attempt
+        for job_id, attempts, locked_at in claimed:
+            row = self.rows[name, job_id]
+            assert row.status == "not_started"
+            assert attempts == row.attempts + 1
+            row.status, row.attempts, row.claim = "running", attempts, (self.nodes[node], locked_at)
+            self.remembered.append(Held(name, job_id, self.nodes[node], locked_at))
+
+    @rule(name=SOME_TYPE, first=SOME_NODE, second=SOME_NODE)
+    def claim_at_once(self, name: str, first: int, second: int) -> None:
+        """The second claim comes while the first one's transaction is open: between them they never take too much."""
+        if first == second or TABLES[name] is None:
+            return
+        with self.connections[first].transaction():
+            before = self._claim_in_transaction(name, first, 4, 4)
+            after = self._claim(name, second, 4, 4)
+        assert not after, "a limited type was claimed while another held the mutex"
+        for job_id, attempts, locked_at in before:
+            row = self.rows[name, job_id]
+            row.status, row.attempts, row.claim = "running", attempts, (self.nodes[first], locked_at)
+            self.remembered.append(Held(name, job_id, self.nodes[first], locked_at))
+
+    def _claim(self, name: str, node: int, demand: int, slots: int) -> list[tuple[Any, ...]]:
+        with self.connections[node].transaction():
+            return self._claim_in_transaction(name, node, demand, slots)
+
+    def _claim_in_transaction(self, name: str, node: int, demand: int, slots: int) -> list[tuple[Any, ...]]:
+        connection = self.connections[node]
+        row = connection.execute("SELECT %s::regclass::oid", [self.tables[name]]).fetchone()
+        assert row is not None
+        parameters = {
+            "node": self.nodes[node], "table": row[0], "queue": "default", "priority": 100, "set_aside": [],
+            "demand": demand, "slots": slots, "max_attempts": MAX_ATTEMPTS,
+        }  # fmt: skip
+        form = "claim_jobs"
+        if TABLES[name] is not None:
+            connection.execute(statements.statement("try_claim_lock"), {"class": locks.CLAIM, "table": row[0]})
+            form = "claim_limited_jobs"
+        claimed = connection.execute(self._table(name, form), parameters).fetchall()
+        return [(job_id, attempts, locked_at) for job_id, attempts, _, locked_at, *_ in claimed]
+
+    @precondition(lambda self: self.remembered)
+    @rule(number=st.integers(0, 50), status=st.sampled_from(OUTCOMES), node=SOME_NODE)
+    def finish(self, number: int, status: str, node: int) -> None:
+        """By whoever remembers the claim, however long ago it was lost: then it hits nothing."""
+        held = self.remembered[number % len(self.remembered)]
+        attempts = -1 if status in {"scheduled", "not_started"} else 0
+        parameters = {
+            "node": held.node, "id": [held.id], "locked_at": [held.locked_at], "status": [status], "error": [None],
+            "delay": [LATER if status in {"retry", "scheduled"} else None], "attempts": [attempts], "crashes": [0],
+            "begun": [0.0],
+        }  # fmt: skip
+        form = "finish_succeeded_jobs" if status == "succeeded" else "finish_jobs"
+        hit = self.connections[node].execute(self._table(held.name, form), parameters).fetchall()
+        self._leave(held, bool(hit), status, attempts)
+
+    @precondition(lambda self: self.remembered)
+    @rule(number=st.integers(0, 50), node=SOME_NODE)
+    def give_back(self, number: int, node: int) -> None:
+        """As reconciliation does with a claim whose answer was lost."""
+        held = self.remembered[number % len(self.remembered)]
+        parameters = {"id": held.id, "locked_at": held.locked_at, "node": held.node}
+        cursor = self.connections[node].execute(self._table(held.name, "release_claim"), parameters)
+        self._leave(held, cursor.rowcount == 1, "not_started", -1)
+
+    def _leave(self, held: Held, hit: bool, status: str, attempts: int) -> None:
+        row = self.rows[held.name, held.id]
+        assert hit == (row.claim == (held.node, held.locked_at)), "a claim was guarded wrongly"
+        if hit:
+            again = status not in FINAL
+            row.status = "cancelled" if again and row.cancelled else status
+            row.claim, row.attempts = None, row.attempts + attempts
+
+    @rule(name=SOME_TYPE, node=SOME_NODE)
+    def promote(self, name: str, node: int) -> None:
+        """Nothing is due: what waits for its time stays."""
+        cursor = self.connections[node].execute(self._table(name, "promote_jobs"), {"limit": 100})
+        assert cursor.rowcount == 0
+
+    @precondition(lambda self: self.rows)
+    @rule(job=SOME_JOB, node=SOME_NODE)
+    def promote_what_is_due(self, job: int, node: int) -> None:
+        """Time is made to pass for one row; its own trigger must not notice."""
+        name, job_id = self._pick(job)
+        row = self.rows[name, job_id]
+        if row.status not in {"scheduled", "retry"}:
+            return
+        with self.connections[node].transaction():
+            self.connections[node].execute("SET LOCAL session_replication_role = replica")
+            self.connections[node].execute(
+                sql.SQL("UPDATE {} SET run_at = now() - interval '1 s' WHERE id = %s").format(
+                    sql.Identifier(self.tables[name])
+                ),
+                [job_id],
+            )
+        self.connections[node].execute(self._table(name, "promote_jobs"), {"limit": 100})
+        row.status = "not_started"
+
+    # --- rescue ---
+
+    @rule(victim=SOME_NODE, node=SOME_NODE)
+    def close_node(self, victim: int, node: int) -> None:
+        connection = self.connections[node]
+        found = connection.execute(
+            "SELECT heartbeat_at FROM cluster.nodes WHERE id = %s", [self.nodes[victim]]
+        ).fetchone()
+        assert found is not None
+        closed = connection.execute(
+            statements.statement("close_node"), {"id": self.nodes[victim], "heartbeat_at": found[0]}
+        ).fetchone()
+        assert (closed is not None) == self.live[victim]
+        self.live[victim] = False
+
+    @precondition(lambda self: not all(self.live))
+    @rule(victim=SOME_NODE)
+    def renew(self, victim: int) -> None:
+        """A node that was declared lost is told so, and comes back under a new id."""
+        values = {"lease": "30 s", "running": 0, "slots": 1, "session_pid": None, "listen_pid": None, "draining": False}
+        renewed = self.connections[victim].execute(
+            statements.statement("renew_lease"), {**values, "id": self.nodes[victim]}
+        ).fetchone()  # fmt: skip
+        assert (renewed is not None) == self.live[victim]
+        if not self.live[victim]:
+            self.nodes[victim], self.live[victim] = uuid4(), True
+            self._register(self.connections[victim], self.nodes[victim])
+
+    @rule(name=SOME_TYPE, node=SOME_NODE)
+    def rescue(self, name: str, node: int) -> None:
+        alive = {self.nodes[number] for number in range(NODES) if self.live[number]}
+        lost = [
+            row for (type_name, _), row in self.rows.items()
+            if type_name == name and row.claim is not None and row.claim[0] not in alive
+        ]  # fmt: skip
+        cursor = self.connections[node].execute(
+            self._table(name, "rescue_jobs"), {"limit": 100, "max_attempts": MAX_ATTEMPTS}
+        )
+        assert cursor.rowcount == len(lost)
+        for row in lost:
+            used_up = row.attempts >= MAX_ATTEMPTS
+            row.status = "cancelled" if row.cancelled else "failed" if used_up else "not_started"
+            row.claim = None
+
+    # --- both agree ---
+
+    @invariant()
+    def every_row_is_as_the_model_says(self) -> None:
+        for name in getattr(self, "tables", {}):
+            query = sql.SQL(
+                "SELECT id, status::text, attempts_count, locked_at, locked_by, cancel_requested_at IS NOT NULL FROM {}"
+            ).format(sql.Identifier(self.tables[name]))
+            found = {job_id: rest for job_id, *rest in self.connections[0].execute(query)}
+            assert found.keys() == {job_id for type_name, job_id in self.rows if type_name == name}
+            for job_id, (status, attempts, locked_at, locked_by, cancelled) in found.items():
+                row = self.rows[name, job_id]
+                claim = None if locked_at is None else (locked_by, locked_at)
+                assert (status, attempts, claim) == (row.status, row.attempts, row.claim), (name, job_id)
+                assert cancelled == row.cancelled
+            limit = TABLES[name]
+            assert limit is None or sum(rest[0] == "running" for rest in found.values()) <= limit
+
+
+@pytest.fixture
+def model_url(run_server: RunServer) -> Iterator[str]:
+    with run_server.database(run_server.template()) as url:
+        yield url
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_statements_do_what_the_model_says(model_url: str) -> None:
+    machine = type("JobsHere", (Jobs,), {"url": model_url})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
