@@ -1,7 +1,7 @@
 """Claims jobs: the loop that turns waiting rows into running ones.
 
-Owns the claim connection and the decision when to look next. A tick is one round trip: claims of what the last look found,
-and the next look behind them. Wakes on the doorbell, on room in the pool, and on its own timer.
+Owns the claim connection and the decision when to look next. A tick is one round trip: a claim of what the last look found,
+and the next look behind it. Wakes on the doorbell, on room in the pool, and on its own timer.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Claimer:
         self._due_at = 0.0
         """CLOCK_MONOTONIC seconds when the next row is due."""
         self._looked_at = 0.0
-        self._claimed_at: dict[tuple[int, str], float] = {}
-        """When each type's queue last got something: equal priorities take turns."""
+        self._claimed_at: dict[int, float] = {}
+        """When each type last got something: at equal priority types take turns, and the queues of one go by run_at."""
         self._missed: dict[tuple[int, str], Miss] = {}
         """Heads that could not be had, being locked or set aside: they must not keep the rest from being claimed."""
         self._queues: dict[int, tuple[str, int | None]] = {}
@@ -83,7 +83,7 @@ class Claimer:
         self._careful = False
         """The last round trip failed: claim and look one by one, to find out what is in the way."""
         self._last_work = 0.0
-        self._raw: tuple[AsyncConnection[Any], dict[bool, AsyncCursor[Any]]] | None = None
+        self._raw: tuple[AsyncConnection[Any], AsyncCursor[Any]] | None = None
 
     async def tick(self) -> float | None:
         """One round trip. Returns the seconds until the next one."""
@@ -91,20 +91,20 @@ class Claimer:
         if lease is None or not lease.valid:
             await self._leave_watch()
             return None if lease is None else LOOK_INTERVAL
-        plans, full = self._plan()
-        if full and not plans and time.monotonic() - self._looked_at < LOOK_INTERVAL:
+        plan, full = self._plan()
+        if full and plan is None and time.monotonic() - self._looked_at < LOOK_INTERVAL:
             await self._hand_over()
             return LOOK_INTERVAL  # room wakes this loop
         async with self._session.use() as connection:
             await self._looker.sweep(connection)
-            claimed, view = await (self._one_by_one if self._careful else self._at_once)(connection, lease, plans)
+            claimed, view = await (self._one_by_one if self._careful else self._at_once)(connection, lease, plan)
             if view is None:
                 return 0  # the same again, one by one
         now = self._looked_at = time.monotonic()
         self._due_at = now + (math.inf if view.due_in is None else view.due_in)
         self._heads = sorted(
             view.heads,
-            key=lambda head: (head.priority, self._claimed_at.get((head.job_type.index, head.queue), 0.0)),
+            key=lambda head: (head.priority, self._claimed_at.get(head.job_type.index, 0.0), head.run_at),
         )
         there = {(head.job_type.index, head.queue) for head in self._heads}
         self._missed = {key: miss for key, miss in self._missed.items() if key in there}
@@ -117,31 +117,27 @@ class Claimer:
 
     # --- what to claim, and when ---
 
-    def _plan(self) -> tuple[list[Plan], bool]:
-        """The claims of this round trip: of jobs that share a process and of those that need their own, one each.
+    def _plan(self) -> tuple[Plan | None, bool]:
+        """The claim of this round trip: of the best head that this node has room for. Also: whether one had to be passed over.
 
-        Also says whether something that waits has no place in this node.
+        One claim a round trip, so that a better priority never waits longer than for one.
         """
         heads = self._takable() or self._rung_heads()
-        plans: dict[bool, Plan] = {}
-        full = alone_waits = False
+        plan, full, alone_waits = None, False, False
         for place, head in enumerate(heads):
-            exclusive = head.job_type.exclusive
-            if exclusive in plans:
-                continue
             slots, demand = self._pool.demand(head.job_type)
             if demand:
                 next_priority = heads[place + 1].priority if place + 1 < len(heads) else LOWEST_PRIORITY
-                plans[exclusive] = Plan(head, next_priority, slots, _bounded(head.job_type, demand))
-            else:
-                full = True
-                # Room may be kept free for it, but not from a better priority.
-                alone_waits = alone_waits or (exclusive and head.priority == heads[0].priority)
+                plan = Plan(head, next_priority, slots, _bounded(head.job_type, demand))
+                break
+            full = True
+            # Room may be kept free for it, but not from a better priority.
+            alone_waits = alone_waits or (head.job_type.exclusive and head.priority == heads[0].priority)
         if alone_waits:
             self._pool.reserve()
         else:
             self._pool.unreserve()
-        return list(plans.values()), full
+        return plan, full
 
     def _takable(self) -> list[Head]:
         """What waits, best first, but for what could not be had just now."""
@@ -156,7 +152,7 @@ class Claimer:
         """Nothing was known to wait; whose doorbell rang has something now, most likely where it last had."""
         types = {job_type.oid: job_type for job_type in self._looker.present}
         return [
-            Head(types[table], queue, LOWEST_PRIORITY, None if room is None else max(1, room))
+            Head(types[table], queue, LOWEST_PRIORITY, None, None if room is None else max(1, room))
             for table in self._doorbell.take_rung()
             if table in types and table in self._queues
             for queue, room in [self._queues[table]]
@@ -208,19 +204,18 @@ class Claimer:
     # --- one round trip ---
 
     async def _at_once(
-        self, connection: AsyncConnection[Any], lease: Lease, plans: list[Plan]
+        self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None
     ) -> tuple[int, View | None]:
-        """Claims, and looks behind them, in one pipeline. No view: something is in the way.
+        """Claims, and looks behind it, in one pipeline. No view: something is in the way.
 
-        Limited claims come first: their BEGIN must find no transaction open, and the rest of a pipeline is one.
+        The claim comes first: the BEGIN of a limited one must find no transaction open, and the rest of a pipeline is one.
         """
         before = time.monotonic()
-        claims: list[tuple[Plan, AsyncCursor[Any]]] = []
+        claim: AsyncCursor[Any] | None = None
         try:
             async with connection.pipeline():
-                for plan in sorted(plans, key=lambda plan: plan.head.room is None):
-                    cursor = await self._send(connection, lease, plan)
-                    claims.append((plan, cursor))  # at once: what was sent counts, whatever fails after it
+                if plan is not None:
+                    claim = await self._send(connection, lease, plan)
                 if before >= self._due_at:
                     await self._looker.promote(connection)
                 answers = await self._looker.send(connection)
@@ -228,20 +223,18 @@ class Claimer:
             if connection.closed:
                 raise
             self._careful = True  # one by one, the statement that is to blame says why
-        if self._careful:
             await connection.rollback()
             # A limited claim is a transaction of its own, and may stand although what came after it failed.
-            claims = [(plan, cursor) for plan, cursor in claims if plan.head.room is not None and _has_rows(cursor)]
-        claimed = sum([await self._take(plan, cursor, lease, before) for plan, cursor in claims])
+            stands = plan is not None and plan.head.room is not None and claim is not None and _has_rows(claim)
+            claim = claim if stands else None
+        claimed = await self._take(plan, claim, lease, before) if plan is not None and claim is not None else 0
         return claimed, None if self._careful else await self._looker.read(answers)
 
     async def _one_by_one(
-        self, connection: AsyncConnection[Any], lease: Lease, plans: list[Plan]
+        self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None
     ) -> tuple[int, View | None]:
         """The same, a statement at a time: what is in the way is found, and left out of the next round trips."""
-        claimed = 0
-        for plan in plans:
-            claimed += await self._claim_alone(connection, lease, plan)
+        claimed = await self._claim_alone(connection, lease, plan) if plan is not None else 0
         view = await self._looker.look(connection)
         if view.due_in is not None and view.due_in <= 0:
             await self._looker.promote(connection)
@@ -272,7 +265,7 @@ class Claimer:
     async def _send(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> AsyncCursor[Any]:
         """Sends one claim; in a pipeline, its answer is there only after that."""
         job_type = plan.head.job_type
-        cursor = self._raw_cursor(connection, job_type)
+        cursor = self._raw_cursor(connection)
         if plan.head.room is None:
             return await cursor.execute(job_type.statement("claim_jobs"), _parameters(lease, plan))
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
@@ -293,7 +286,7 @@ class Claimer:
             self._missed[key] = _miss(self._missed.get(key), now)
         else:
             self._missed.pop(key, None)
-            self._claimed_at[key] = now
+            self._claimed_at[job_type.index] = now
             _note_size(job_type, rows)
             if len(rows) > 1:
                 rows.sort(key=itemgetter(PRIORITY, RUN_AT, ID))  # big-endian, so bytes sort as what they stand for
@@ -303,11 +296,11 @@ class Claimer:
             self._pool.place(job_type, oids, rows, now, lease)
         return len(rows)
 
-    def _raw_cursor(self, connection: AsyncConnection[Any], job_type: JobType) -> AsyncCursor[Any]:
+    def _raw_cursor(self, connection: AsyncConnection[Any]) -> AsyncCursor[Any]:
         """A cursor whose values are the bytes that the database sent: workers decode them."""
         if self._raw is None or self._raw[0] is not connection:
-            self._raw = connection, {exclusive: _raw_cursor(connection) for exclusive in (False, True)}
-        return self._raw[1][job_type.exclusive]
+            self._raw = connection, _raw_cursor(connection)
+        return self._raw[1]
 
 
 def _miss(before: Miss | None, now: float) -> Miss:

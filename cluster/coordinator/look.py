@@ -6,6 +6,7 @@ Called by the claimer, on its connection. Leaves out tables that are gone, or th
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
 from psycopg import AsyncConnection, AsyncCursor, errors
@@ -18,11 +19,12 @@ LOCKED_OUT = 1.5
 
 
 class Head(NamedTuple):
-    """The best waiting row of one queue of one job type. room: under the type's limit; None: it has none."""
+    """The best waiting row of one queue of one job type. run_at None: not known. room: under the limit; None: it has none."""
 
     job_type: JobType
     queue: str
     priority: int
+    run_at: datetime | None
     room: int | None
 
     @property
@@ -72,9 +74,9 @@ class Looker:
         heads: list[Head] = []
         due: list[float] = []
         for job_type, cursor in answers:
-            for queue, priority, room, due_in in await cursor.fetchall():
+            for queue, priority, run_at, room, due_in in await cursor.fetchall():
                 if queue is not None:
-                    heads.append(Head(job_type, queue, priority, room))
+                    heads.append(Head(job_type, queue, priority, run_at, room))
                 elif due_in is not None:
                     due.append(due_in)
         return View(heads, min(due, default=None))

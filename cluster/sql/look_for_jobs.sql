@@ -1,4 +1,4 @@
--- Where work waits in one job table: a row per queue with its best priority and the room under the type's limit (NULL: no
+-- Where work waits in one job table: a row per queue with its best priority, that row's run_at, and the room under the type's limit (NULL: no
 -- limit), and one row without a queue that says in how many seconds the next row is due (NULL: none is).
 -- A plain look, without locks or SKIP LOCKED: a row that another transaction holds still counts as there.
 -- Indexes: _claim (loose scan over queues, then the head of each), _due, _running.
@@ -14,13 +14,13 @@ WITH RECURSIVE waiting AS (
 ), room AS MATERIALIZED (
     SELECT most - CASE WHEN most IS NOT NULL THEN (SELECT count(*) FROM {table} WHERE status = 'running') END AS room FROM job_type
 )
-SELECT waiting.queue, head.priority, room.room, NULL::float8 AS due_in
+SELECT waiting.queue, head.priority, head.run_at, room.room, NULL::float8 AS due_in
 FROM waiting, room, LATERAL (
-    SELECT priority FROM {table} WHERE status = 'not_started' AND queue = waiting.queue ORDER BY priority, run_at, id LIMIT 1
+    SELECT priority, run_at FROM {table} WHERE status = 'not_started' AND queue = waiting.queue ORDER BY priority, run_at, id LIMIT 1
 ) AS head
 WHERE (%(queues)s::text[] IS NULL OR waiting.queue = ANY (%(queues)s::text[]))
   AND NOT EXISTS (SELECT FROM cluster.queues WHERE name = waiting.queue AND paused_at IS NOT NULL)
 UNION ALL
-SELECT NULL, NULL, NULL, extract(epoch FROM (
+SELECT NULL, NULL, NULL, NULL, extract(epoch FROM (
     SELECT run_at FROM {table} WHERE status IN ('scheduled', 'retry') ORDER BY run_at LIMIT 1
 ) - clock_timestamp())::float8

@@ -80,6 +80,8 @@ class History:
     deleted: frozenset[Job] = frozenset()
     ended_at: float = float("inf")
     """When the harness had ended every process."""
+    loaded_until: float = float("inf")
+    """When the producer ended."""
     may_fail: frozenset[Job] = frozenset()
     """Jobs that may end otherwise than succeeded."""
 
@@ -236,7 +238,7 @@ def _counts(history: History) -> Iterator[Violation]:
 
 def recovery(history: History, faults: Sequence[float]) -> tuple[float, str]:
     """Seconds of the slowest recovery, and whose: of an interrupted job until it began again, of a claim that got
-    lost until its job began, or of all until anything began."""
+    lost until its job began, or the longest time in which nothing began."""
     starts: dict[Job, list[float]] = defaultdict(list)
     for execution in history.executions:
         starts[execution.job].append(execution.begun)
@@ -247,10 +249,8 @@ def recovery(history: History, faults: Sequence[float]) -> tuple[float, str]:
         if not execution.completed and before and again:
             waits.append((min(again) - max(before), _name(execution.job)))
     waits += _never_begun(history, starts)
-    begun = sorted(execution.begun for execution in history.executions)
-    for earlier, later in pairwise(begun):
-        if any(earlier <= fault <= later for fault in faults):
-            waits.append((later - min(fault for fault in faults if earlier <= fault <= later), "all"))
+    begun = sorted(execution.begun for execution in history.executions if execution.begun < history.loaded_until)
+    waits += [(later - earlier, "all") for earlier, later in pairwise(begun) if faults and later > faults[0]]
     return max(waits)
 
 

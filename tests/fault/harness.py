@@ -19,7 +19,7 @@ from cluster.migrate import migrate_jobs, migrate_schema
 from tests.fault import checker
 from tests.fault.checker import Change, Final, History, Kind, Violation
 from tests.fault.journal import Coroner, Execution, Job, parse
-from tests.fault.load import HEARTBEAT, LEASE, LIMITS, TABLES, Producer, leave_trails, source
+from tests.fault.load import HEARTBEAT, LIMITS, TABLES, Producer, leave_trails, source
 from tests.fault.nodes import FaultNode
 from tests.support.nodes import job_classes, wait_until, write_jobs
 from tests.support.postgres import make_run_folder
@@ -63,8 +63,11 @@ class Stage:
     PROGRAMS: tuple[str, ...] = ()
     ROOT = False
 
-    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int) -> None:
+    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
         self.folder = folder
+        self.lease = 3.0 if short else 6.0
+        """Seconds."""
+        self._short = short
         self.server = EmbeddedPostgres(
             folder / "data", bin_dir, port=free_port(), fast=True, settings=self.server_settings()
         )
@@ -74,9 +77,10 @@ class Stage:
         self.may_fail: set[Job] = set()
         self.nodes: list[FaultNode] = []
         self._node_count = nodes
-        self._source = source(self.journal, folder / "locks")
+        self._source = source(self.journal, folder / "locks", self.lease + 1)
         self._coroner = Coroner(self.journal)
         self.producer: Producer | None = None
+        self._loaded_until = float("inf")
 
     # --- what subclasses replace ---
 
@@ -151,7 +155,7 @@ class Stage:
         folder = self.folder / f"node{number}"
         write_jobs(folder, self._source)
         node = FaultNode(
-            number, self.node_url(number), folder, processes=2, lease=LEASE, heartbeat_interval=HEARTBEAT,
+            number, self.node_url(number), folder, processes=2, lease=self.lease, heartbeat_interval=HEARTBEAT,
             shutdown_timeout=12, **self.node_options(number),
         )  # fmt: skip
         self.nodes.append(node)
@@ -164,6 +168,10 @@ class Stage:
         new = self.add_node()
         new.wait_ready()
         return new
+
+    def rounds(self, number: int) -> range:
+        """How often to repeat a fault."""
+        return range(1 if self._short else number)
 
     def fault(self) -> None:
         """Now something is broken."""
@@ -192,6 +200,7 @@ class Stage:
         """Waits until every job is at its end."""
         assert self.producer is not None
         self.producer.stop()
+        self._loaded_until = boottime()
         wait_until(self._all_final, "every job is at its end", SETTLE, self._unfinished)
 
     def _all_final(self) -> bool:
@@ -243,7 +252,7 @@ class Stage:
         assert self.producer is not None
         return History(
             self.executions(), self._coroner.deaths, changes, rows, frozenset(self.producer.acknowledged), LIMITS,
-            frozenset(self.deleted), may_fail=frozenset(self.may_fail),
+            frozenset(self.deleted), loaded_until=self._loaded_until, may_fail=frozenset(self.may_fail),
         )  # fmt: skip
 
     def count_logged(self, event: str) -> int:
@@ -251,11 +260,11 @@ class Stage:
         return sum(int(line.get("count", 1)) for node in self.nodes for line in node.log(event))
 
 
-def run(scenario: Scenario, bin_dir: Path | None = None, *, keep: bool = False) -> Outcome:
-    """Plays a scenario once. AssertionError: it did not come to its end."""
+def run(scenario: Scenario, bin_dir: Path | None = None, *, keep: bool = False, short: bool = False) -> Outcome:
+    """Plays a scenario once; short: with a short lease, and its fault once. AssertionError: it did not come to its end."""
     folder = make_run_folder()
     begun = time.monotonic()
-    stage = scenario.stage(folder, bin_dir, scenario.nodes)
+    stage = scenario.stage(folder, bin_dir, scenario.nodes, short=short)
     try:
         with stage.open():
             assert stage.producer is not None
@@ -263,7 +272,7 @@ def run(scenario: Scenario, bin_dir: Path | None = None, *, keep: bool = False) 
             wait_until(lambda: {e.job[0] for e in stage.running()} >= scenario.busy_with, "the load is on", 20)
             stage.wait(WARM_UP)
             scenario.inject(stage)
-            stage.wait(scenario.afterwards)
+            stage.wait(0.5 if short else scenario.afterwards)
             stage.settle()
             problems = stage.stop_nodes()
             history = stage.history()

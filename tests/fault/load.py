@@ -16,9 +16,7 @@ TABLES = {
     "FastJob": "fast_jobs", "SlowJob": "slow_jobs", "StrictJob": "strict_jobs", "CpuJob": "cpu_jobs", "LongJob": "long_jobs",
 }  # fmt: skip
 LIMITS = {"SlowJob": 3, "StrictJob": 1}
-LEASE, HEARTBEAT = 6.0, 1.0
-LONG = 7.0
-"""Seconds of a LongJob: longer than the lease."""
+HEARTBEAT = 1.0
 
 SOURCE = """
 import asyncio, fcntl, os, time
@@ -131,9 +129,9 @@ EXECUTE FUNCTION leave_trail({job_type})
 """
 
 
-def source(journal: Path, locks: Path) -> str:
-    """The package `jobs` of every node."""
-    return SOURCE.format(journal=str(journal), locks=str(locks), long=LONG)
+def source(journal: Path, locks: Path, long: float) -> str:
+    """The package `jobs` of every node. long: seconds of a LongJob."""
+    return SOURCE.format(journal=str(journal), locks=str(locks), long=long)
 
 
 def leave_trails(connection: psycopg.Connection) -> None:

@@ -77,8 +77,8 @@ class NetworkStage(Stage):
     PROGRAMS = ("ip",)
     ROOT = True
 
-    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int) -> None:
-        super().__init__(folder, bin_dir, nodes)
+    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
+        super().__init__(folder, bin_dir, nodes, short=short)
         self.server.port = None
         self.network = Network()
 

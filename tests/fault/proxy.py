@@ -96,8 +96,8 @@ class Proxy:
 class ProxyStage(Stage):
     """Every node reaches the server through a proxy of its own."""
 
-    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int) -> None:
-        super().__init__(folder, bin_dir, nodes)
+    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
+        super().__init__(folder, bin_dir, nodes, short=short)
         self.proxies: list[Proxy] = []
 
     def node_url(self, number: int) -> str:

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.fault.harness import Stage
-from tests.fault.load import HEARTBEAT, LEASE, TABLES
+from tests.fault.load import HEARTBEAT, TABLES
 from tests.fault.network import SERVER, NetworkStage
 from tests.fault.nodes import FaultNode, children, stopped
 from tests.fault.proxy import Loss, ProxyStage
 from tests.fault.servers import ClockStage, FailoverStage, PoolerStage
 from tests.support.nodes import wait_until
 
-PAST_THE_LEASE = LEASE * 1.5
 STOP_GRACE = 3.0
 """Seconds that a job has to stop before its process is killed."""
 
@@ -57,14 +56,14 @@ def calm(stage: Stage) -> None:
 
 
 def kill_workers(stage: Stage) -> None:
-    for _ in range(4):
+    for _ in stage.rounds(4):
         stage.fault()
         os.kill(busy_worker(stage, busy_node(stage)), signal.SIGKILL)
         stage.wait(1)
 
 
 def kill_coordinator(stage: Stage) -> None:
-    for _ in range(2):
+    for _ in stage.rounds(2):
         node = busy_node(stage)
         stage.fault()
         node.kill()
@@ -74,7 +73,7 @@ def kill_coordinator(stage: Stage) -> None:
 
 
 def kill_forkserver(stage: Stage) -> None:
-    for _ in range(3):
+    for _ in stage.rounds(3):
         node = busy_node(stage)
         stage.fault()
         os.kill(node.forkserver, signal.SIGKILL)
@@ -83,7 +82,7 @@ def kill_forkserver(stage: Stage) -> None:
 
 
 def kill_node(stage: Stage) -> None:
-    for _ in range(2):
+    for _ in stage.rounds(2):
         node = busy_node(stage)
         stage.fault()
         node.kill_all()
@@ -107,26 +106,26 @@ def stop_worker(stage: Stage) -> None:
     worker = busy_worker(stage, busy_node(stage))
     stage.fault()
     with stopped([worker]):
-        stage.wait(PAST_THE_LEASE)
+        stage.wait(stage.lease * 1.5)
 
 
 def stop_forkserver(stage: Stage) -> None:
     forkserver = busy_node(stage).forkserver
     stage.fault()
     with stopped([forkserver]):
-        stage.wait(PAST_THE_LEASE)
+        stage.wait(stage.lease * 1.5)
 
 
 def stop_coordinator(stage: Stage) -> None:
     node = busy_node(stage)
     stage.fault()
     with stopped([node.pid]):
-        stage.wait(PAST_THE_LEASE)
+        stage.wait(stage.lease * 1.5)
 
 
 def stop_coordinator_briefly(stage: Stage) -> None:
     """As long as the fence takes: the moment at which both might believe that the jobs are theirs."""
-    for pause in (LEASE * 0.7, LEASE * 0.8, LEASE * 0.9):
+    for pause in (stage.lease * 0.7, stage.lease * 0.8, stage.lease * 0.9):
         node = busy_node(stage)
         stage.fault()
         with stopped([node.pid]):
@@ -138,7 +137,7 @@ def stop_node(stage: Stage) -> None:
     node = busy_node(stage)
     stage.fault()
     with stopped(node.processes()):
-        stage.wait(PAST_THE_LEASE)
+        stage.wait(stage.lease * 1.5)
 
 
 def rolling_restart(stage: Stage) -> None:
@@ -169,7 +168,7 @@ def _cut(stage: Stage, *directions: str) -> None:
     node = busy_node(stage)
     stage.fault()
     stage.network.cut(node.number, *directions)
-    stage.wait(PAST_THE_LEASE + 3)
+    stage.wait(stage.lease * 1.5 + 3)
     stage.network.heal(node.number, *directions)
     stage.wait(2)
 
@@ -191,7 +190,7 @@ def cut_server(stage: Stage) -> None:
     assert isinstance(stage, NetworkStage)
     stage.fault()
     stage.network.cut(SERVER, "from", "to")
-    stage.wait(PAST_THE_LEASE)
+    stage.wait(stage.lease * 1.5)
     stage.network.heal(SERVER, "from", "to")
     stage.wait(4)
 
@@ -240,14 +239,14 @@ def _lose_answers(stage: Stage, session: str, *, hang: bool, rounds: int = 5) ->
 
 
 def restart_immediate(stage: Stage) -> None:
-    for _ in range(2):
+    for _ in stage.rounds(2):
         stage.fault()
         stage.server.restart("immediate")
         stage.wait(3)
 
 
 def restart_fast(stage: Stage) -> None:
-    for _ in range(2):
+    for _ in stage.rounds(2):
         stage.fault()
         stage.server.restart("fast")
         stage.wait(3)
@@ -256,7 +255,7 @@ def restart_fast(stage: Stage) -> None:
 def away_past_the_lease(stage: Stage) -> None:
     stage.fault()
     stage.server.stop("fast")
-    stage.wait(PAST_THE_LEASE)
+    stage.wait(stage.lease * 1.5)
     stage.server.start()
     stage.wait(3)
 
@@ -277,7 +276,7 @@ def stop_server(stage: Stage) -> None:
     assert postmaster is not None
     stage.fault()
     with stopped([postmaster, *children(postmaster)]):
-        stage.wait(PAST_THE_LEASE)
+        stage.wait(stage.lease * 1.5)
     stage.wait(3)
 
 
@@ -294,7 +293,7 @@ def pooler(stage: Stage) -> None:
 
 def restart_pooler(stage: Stage) -> None:
     assert isinstance(stage, PoolerStage)
-    for _ in range(2):
+    for _ in stage.rounds(2):
         stage.fault()
         stage.stop_pooler()
         stage.wait(2)
@@ -405,17 +404,17 @@ SCENARIOS = {
     for scenario in (
         Scenario("calm", "none", calm),
         Scenario("kill_workers", "kill -9 of worker processes", kill_workers, in_short=True),
-        Scenario("kill_coordinator", "kill -9 of a coordinator", kill_coordinator, in_short=True),
+        Scenario("kill_coordinator", "kill -9 of a coordinator", kill_coordinator),
         Scenario("kill_forkserver", "kill -9 of a forkserver", kill_forkserver),
         Scenario("kill_node", "kill -9 of a whole node", kill_node, nodes=3, in_short=True),
         Scenario("kill_all_nodes", "kill -9 of all nodes at once", kill_all_nodes),
         Scenario("stop_worker", "a worker process stopped past the lease", stop_worker),
         Scenario("stop_forkserver", "a forkserver stopped past the lease", stop_forkserver),
-        Scenario("stop_coordinator", "a coordinator stopped past the lease", stop_coordinator),
+        Scenario("stop_coordinator", "a coordinator stopped past the lease", stop_coordinator, in_short=True),
         Scenario(
             "stop_coordinator_briefly", "a coordinator stopped about as long as the lease", stop_coordinator_briefly
         ),
-        Scenario("stop_node", "a whole node stopped past the lease", stop_node, in_short=True),
+        Scenario("stop_node", "a whole node stopped past the lease", stop_node),
         Scenario("rolling_restart", "all nodes restarted one by one", rolling_restart),
         Scenario("cut_both", "a node cut off from Postgres, silently", cut_both, NetworkStage),
         Scenario("cut_requests", "a one-way cut: nothing reaches Postgres", cut_requests, NetworkStage),
@@ -428,7 +427,7 @@ SCENARIOS = {
         Scenario("lose_outcomes", "the answer to committed outcomes is lost", lose_outcomes, ProxyStage),
         Scenario("lose_outcomes_silently", "the same, and the connection hangs", lose_outcomes_silently, ProxyStage),
         Scenario("lose_renewals", "the answer to a renewed lease is lost", lose_renewals, ProxyStage),
-        Scenario("restart_immediate", "Postgres restarted, mode immediate (a crash)", restart_immediate),
+        Scenario("restart_immediate", "Postgres restarted, mode immediate (a crash)", restart_immediate, in_short=True),
         Scenario("restart_fast", "Postgres restarted, mode fast", restart_fast),
         Scenario("away_past_the_lease", "Postgres away for longer than the lease", away_past_the_lease),
         Scenario("terminate_backends", "all sessions ended every 300 ms", terminate_backends),

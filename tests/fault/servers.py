@@ -23,8 +23,8 @@ REPLICATION = "host replication all 127.0.0.1/32 trust\nhost all all 127.0.0.1/3
 class FailoverStage(Stage):
     """A primary and a synchronous standby; nodes know both addresses."""
 
-    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int) -> None:
-        super().__init__(folder, bin_dir, nodes)
+    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
+        super().__init__(folder, bin_dir, nodes, short=short)
         self._standby_port = free_port()
         self._standby = folder / "standby"
         self._account = account_for(self.server.data_dir)
@@ -91,8 +91,8 @@ class PoolerStage(Stage):
 
     PROGRAMS = ("pgbouncer",)
 
-    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int) -> None:
-        super().__init__(folder, bin_dir, nodes)
+    def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
+        super().__init__(folder, bin_dir, nodes, short=short)
         self._port = free_port()
         self._pooler: subprocess.Popen[bytes] | None = None
 
@@ -157,7 +157,7 @@ class ClockStage(Stage):
     def node_options(self, number: int) -> dict[str, Any]:
         self._clock(number).write_text("+0\n")
         library = subprocess.run(
-            ["faketime", "+0", "printenv", "LD_PRELOAD"], check=True, capture_output=True, text=True
+            ["faketime", "-f", "+0", "printenv", "LD_PRELOAD"], check=True, capture_output=True, text=True
         ).stdout.strip()
         return {
             "environment": {

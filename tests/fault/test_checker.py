@@ -138,7 +138,7 @@ def test_the_slowest_recovery_is_that_of_the_interrupted_job_or_of_the_cluster()
         deaths={PID: 18.0},
     )
     assert recovery(account, [11.0]) == (9.0, "SlowJob 1")
-    assert recovery(account, [15.0]) == (5.0, "all")
+    assert recovery(account, [15.0]) == (8.0, "all")
 
 
 def test_a_claim_that_got_lost_is_a_recovery_too() -> None:

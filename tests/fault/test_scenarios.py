@@ -13,22 +13,27 @@ from tests.fault.harness import run
 from tests.fault.obstacles import obstacle
 from tests.fault.scenarios import SCENARIOS, Scenario
 
-SHORT = [scenario for scenario in SCENARIOS.values() if scenario.in_short]
-LONG = [scenario for scenario in SCENARIOS.values() if not scenario.in_short]
+ALL = [pytest.param(scenario, id=scenario.name) for scenario in SCENARIOS.values()]
+SHORT = [pytest.param(scenario, id=scenario.name) for scenario in SCENARIOS.values() if scenario.in_short]
 
 
+@pytest.mark.fault
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "scenario",
-    [
-        *(pytest.param(scenario, id=scenario.name) for scenario in SHORT),
-        *(pytest.param(scenario, id=scenario.name, marks=pytest.mark.fault) for scenario in LONG),
-    ],
-)
+@pytest.mark.parametrize("scenario", ALL)
 def test_no_promise_is_broken(scenario: Scenario, pg_bin: Path) -> None:
+    play(scenario, pg_bin, short=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SHORT)
+def test_no_promise_is_broken_in_short(scenario: Scenario, pg_bin: Path) -> None:
+    play(scenario, pg_bin, short=True)
+
+
+def play(scenario: Scenario, pg_bin: Path, *, short: bool) -> None:
     reason = obstacle(scenario)
     if reason:
         pytest.skip(reason)
-    outcome = run(scenario, pg_bin)
+    outcome = run(scenario, pg_bin, short=short)
     assert not any(outcome.violations.values()), "\n".join(outcome.details)
     assert outcome.jobs > 50, "there was hardly any load"
