@@ -10,6 +10,7 @@ PYTHON = $(shell for p in $(PYTHONS); do \
 PG =
 TESTS = tests
 CHECKS = lint types
+MARKERS = not fault
 PYTEST_OPTIONS =
 
 BIN := .venv/bin
@@ -25,7 +26,7 @@ demo: $(DEMO) ## See a cluster at work, on a Postgres of its own
 	$(BIN)/cluster demo
 
 test: $(DEV) $(CHECKS) ## Run the linters, the type checker and all tests
-	$(BIN)/pytest -n auto $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS) $(TESTS)
+	$(BIN)/pytest -n auto -m "$(MARKERS)" $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS) $(TESTS)
 
 fmt: $(DEV) ## Format the code
 	$(BIN)/ruff check --fix-only --quiet

@@ -114,7 +114,7 @@ def test_a_console_traceback_follows_its_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["console", "json"])
-def test_events_below_the_level_are_dropped(name: str, format: Any) -> None:
+def test_events_below_the_level_are_dropped(name: str, format: Any) -> None:  # noqa: A002 - the name of the fixture it replaces
     stream = io.StringIO()
     configure_logs(format, "warning", stream)
     get_logger(name).info("quiet")
