@@ -32,6 +32,15 @@ def unroutable_tables(tables: list[str]) -> None:
     )
 
 
+def concurrency_key_ignored(job_types: list[str]) -> None:
+    log.warning("concurrency_key_ignored", job_types=job_types,
+                hint="limits per key are not there yet: max_concurrency holds for the whole type")  # fmt: skip
+
+
+def reload_refused() -> None:
+    log.warning("reload_refused", hint="job code is loaded once: restart the node")
+
+
 def table_missing(job_type: str, table: str) -> None:
     log.error("table_missing", job_type=job_type, table=table, hint="the node goes on with its other job types")
 

@@ -77,6 +77,9 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
         others = [table for name, _, table in rows if name not in known]
         if others:
             events.unroutable_tables(others)
+        keyed = [cls.__name__ for cls in job_classes if cls.concurrency_key is not None]
+        if keyed:
+            events.concurrency_key_ignored(keyed)
 
 
 class Node:
@@ -129,6 +132,7 @@ class Node:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_signal)
+        loop.add_signal_handler(signal.SIGHUP, events.reload_refused)
         server = serve(self._settings.http_host, self._settings.http_port, self._health)
         try:
             async with asyncio.TaskGroup() as services:

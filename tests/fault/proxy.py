@@ -22,6 +22,8 @@ class Line:
         self.session = ""
         self.mute = False
         """Answers are swallowed from now on; nobody is told."""
+        self.dead = False
+        """Nothing passes any more, not even the end of the connection: as if the node's host had lost its power."""
         self._writers = (upstream, downstream)
 
     def close(self) -> None:
@@ -37,6 +39,8 @@ class Proxy:
         self.delay = 0.0
         """Seconds by which everything is late, in both directions."""
         self.answered: Callable[[Line, bytes], bool] = lambda line, data: True
+        self.asked: Callable[[Line, bytes], bytes] = lambda line, data: data
+        """Sees every piece of a request first, and says what passes."""
         self._target = target
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -72,20 +76,23 @@ class Proxy:
         pumps = [self._ask(line, reader, server_writer), self._answer(line, server_reader, writer)]
         with contextlib.suppress(ConnectionError, OSError):
             await asyncio.gather(*pumps)
-        line.close()
+        if not line.dead:
+            line.close()
 
     async def _ask(self, line: Line, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             if not line.session and (found := re.search(rb"jobcluster (\w+)", data)):
                 line.session = found[1].decode()
+            data = b"" if line.dead else self.asked(line, data)
             await asyncio.sleep(self.delay)
             writer.write(data)
             await writer.drain()
-        line.close()
+        if not line.dead:
+            line.close()
 
     async def _answer(self, line: Line, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
-            if not self.answered(line, data) or line.mute:
+            if line.dead or not self.answered(line, data) or line.mute:
                 continue
             await asyncio.sleep(self.delay)
             writer.write(data)
@@ -130,3 +137,34 @@ class Loss:
         else:
             line.close()
         return False
+
+
+class HalfClaim:
+    """Lets a claim of a limited type through without its COMMIT, and nothing more on that connection."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+
+    def __call__(self, line: Line, data: bytes) -> bytes:
+        if self.done.is_set() or line.session != "claim":
+            return data
+        statement = _before_commit(data)
+        if statement is None:
+            return data
+        self.done.set()
+        line.dead = True
+        return statement
+
+
+def _before_commit(data: bytes) -> bytes | None:
+    """A request of BEGIN, lock, claim and COMMIT, up to the claim. None: it is another one.
+
+    Each message is a letter and its length; an `E` executes one statement.
+    """
+    position, executed = 0, []
+    while position + 5 <= len(data):
+        letter = data[position : position + 1]
+        position += 1 + int.from_bytes(data[position + 1 : position + 5])
+        if letter == b"E":
+            executed.append(position)
+    return data[: executed[2]] if position == len(data) and len(executed) >= 4 else None

@@ -11,7 +11,7 @@ from tests.fault.harness import Stage
 from tests.fault.load import HEARTBEAT, TABLES
 from tests.fault.network import SERVER, NetworkStage
 from tests.fault.nodes import FaultNode, children, stopped
-from tests.fault.proxy import Loss, ProxyStage
+from tests.fault.proxy import HalfClaim, Loss, ProxyStage
 from tests.fault.servers import ClockStage, FailoverStage, PoolerStage
 from tests.support.nodes import wait_until
 
@@ -235,6 +235,15 @@ def _lose_answers(stage: Stage, session: str, *, hang: bool, rounds: int = 5) ->
         stage.wait(12 if hang else 0.5)
 
 
+def lose_half_a_claim(stage: Stage) -> None:
+    """The COMMIT never arrives, nor does anything else on that connection: the server keeps an open transaction."""
+    assert isinstance(stage, ProxyStage)
+    half = stage.proxies[0].asked = HalfClaim()
+    stage.fault()
+    assert half.done.wait(10), "no claim of a limited type"
+    stage.wait(15)
+
+
 # --- Postgres ---
 
 
@@ -427,6 +436,9 @@ SCENARIOS = {
         Scenario("lose_outcomes", "the answer to committed outcomes is lost", lose_outcomes, ProxyStage),
         Scenario("lose_outcomes_silently", "the same, and the connection hangs", lose_outcomes_silently, ProxyStage),
         Scenario("lose_renewals", "the answer to a renewed lease is lost", lose_renewals, ProxyStage),
+        Scenario(
+            "lose_half_a_claim", "a claim arrives without its COMMIT, then silence", lose_half_a_claim, ProxyStage
+        ),
         Scenario("restart_immediate", "Postgres restarted, mode immediate (a crash)", restart_immediate, in_short=True),
         Scenario("restart_fast", "Postgres restarted, mode fast", restart_fast),
         Scenario("away_past_the_lease", "Postgres away for longer than the lease", away_past_the_lease),
