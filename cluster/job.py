@@ -5,11 +5,10 @@ Defines and checks classes; enqueueing is in `client`, performing in `worker`. N
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -24,22 +23,22 @@ from pydantic_core import ArgsKwargs
 from cluster.backoff import Backoff, ConstantBackoff
 from cluster.columns import Column, CopyOf, column_of
 from cluster.errors import JobArgumentError, JobDefinitionError
+from cluster.job_checks import (
+    HOOKS,
+    OPTIONS,
+    check_names,
+    check_option,
+    check_options,
+    did_you_mean,
+    first_line,
+    is_class_variable,
+    is_table_name,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
-OPTIONS = (
-    "table", "queue", "priority", "max_attempts", "max_crashes", "timeout", "backoff", "max_concurrency",
-    "concurrency_key", "isolation", "retention", "retention_failed",
-)  # fmt: skip
-HOOKS = ("before_perform", "after_perform", "after_success", "after_failure")
-PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many")
-ATTRIBUTES = ("id", "attempt", "row", "now", "log")
-STANDARD_COLUMNS = (
-    "id", "queue", "priority", "run_at", "status", "attempts_count", "crashes_count", "last_error", "locked_at", "locked_by",
-    "started_at", "finished_at", "cancel_requested_at", "created_at", "updated_at",
-)  # fmt: skip
-_RESERVED = frozenset(OPTIONS + HOOKS + PERFORM + ATTRIBUTES + STANDARD_COLUMNS + ("traceparent", "parked"))
 _CONFIG = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False)
 
 
@@ -107,13 +106,13 @@ class Job:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _check_names(cls)
-        _check_options(cls)
+        check_names(cls)
+        check_options(cls)
         _copy_mutable_defaults(cls)
         try:
             pydantic.dataclasses.dataclass(cls, kw_only=True, config=_CONFIG)
         except (pydantic.errors.PydanticUserError, TypeError) as error:
-            raise JobDefinitionError(f"{cls.__qualname__}: {_first_line(error)}") from error
+            raise JobDefinitionError(f"{cls.__qualname__}: {first_line(error)}") from error
         # pydantic put its own __init__ into the class; ours explains unknown arguments.
         cls.__init__ = Job.__init__  # type: ignore[method-assign]
         cls.__definition__ = _define(cls) if hasattr(cls, "perform") else None
@@ -124,7 +123,7 @@ class Job:
         unknown = [name for name in arguments if name not in fields]
         if unknown:
             raise JobArgumentError(
-                f"{type(self).__name__} has no field {unknown[0]!r}{_did_you_mean(unknown[0], fields)}"
+                f"{type(self).__name__} has no field {unknown[0]!r}{did_you_mean(unknown[0], fields)}"
                 f"; its fields are: {', '.join(fields) or 'none'}"
             )
         try:
@@ -259,13 +258,11 @@ def set_defaults(defaults: Mapping[str, Any]) -> None:
     for name, value in defaults.items():
         if name not in allowed:
             raise JobDefinitionError(
-                f"there is no default {name!r}{_did_you_mean(name, allowed)}; the defaults are: {', '.join(allowed)}"
+                f"there is no default {name!r}{did_you_mean(name, allowed)}; the defaults are: {', '.join(allowed)}"
             )
-        fits, wanted = _OPTION_CHECKS[name]
-        if not fits(value):
-            raise JobDefinitionError(f"the default {name} must be {wanted}, not {value!r}")
+        check_option("the default " + name, name, value)
     for name, value in defaults.items():
-        _set_option(Job, name, value)
+        set_option(Job, name, value)
 
 
 def table_name(class_name: str) -> str:
@@ -273,9 +270,6 @@ def table_name(class_name: str) -> str:
     stem = class_name.removesuffix("Job") or class_name
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", stem).lower()
     return f"{snake}_jobs"
-
-
-# --- checks of a class, before pydantic sees it ---
 
 
 def _define(cls: type[Job]) -> Definition:
@@ -299,150 +293,17 @@ def _define(cls: type[Job]) -> Definition:
     if cls.concurrency_key is not None and cls.concurrency_key not in fields:
         raise JobDefinitionError(
             f"{cls.__qualname__}.concurrency_key names no field of the class: {cls.concurrency_key!r}"
-            f"{_did_you_mean(cls.concurrency_key, fields)}"
+            f"{did_you_mean(cls.concurrency_key, fields)}"
         )
     table = cls.table or table_name(cls.__name__)
-    if not _is_table_name(table):
+    if not is_table_name(table):
         raise JobDefinitionError(f"{cls.__qualname__}: a table's name has at most 63 bytes: set `table`")
     return Definition(cls.__name__, table, columns, is_async, hooks)
-
-
-def _check_names(cls: type[Job]) -> None:
-    annotations = inspect.get_annotations(cls)
-    for name, annotation in annotations.items():
-        if _is_class_variable(annotation):
-            _refuse_near_miss(cls, name)
-        elif name in OPTIONS:
-            raise JobDefinitionError(
-                f"{cls.__qualname__}.{name} is an option, but its annotation makes it a column: write `{name} = …` without one"
-            )
-        elif name in _RESERVED:
-            raise JobDefinitionError(
-                f"{cls.__qualname__}.{name}: every job has an attribute or a standard column of that name; rename the field"
-            )
-        elif name.startswith("_") or len(name.encode()) > 63:
-            raise JobDefinitionError(
-                f"{cls.__qualname__}.{name}: a column's name has 1 to 63 bytes and no underscore in front"
-            )
-        elif name in vars(cls):
-            # `max_attempt: int = 3` is a valid column, but hardly ever what was meant.
-            _refuse_near_miss(cls, name, [option for option in OPTIONS if "_" in option])
-    for name, value in vars(cls).items():
-        if name in annotations or name.startswith("_") or name in _RESERVED:
-            continue
-        _refuse_near_miss(cls, name)
-        if (
-            not name.isupper()
-            and not callable(value)
-            and not hasattr(value, "__get__")
-            and not _is_pydantic_decorator(value)
-        ):
-            raise JobDefinitionError(
-                f"{cls.__qualname__}.{name} is neither an option nor a column: annotate a column, write a constant in capitals"
-                f" or as ClassVar; the options are: {', '.join(OPTIONS)}"
-            )
-
-
-def _refuse_near_miss(cls: type[Job], name: str, known: Iterable[str] = OPTIONS + HOOKS + ("perform",)) -> None:
-    hint = "" if name in _RESERVED or name.isupper() else _did_you_mean(name, known)
-    if hint:
-        raise JobDefinitionError(f"{cls.__qualname__} has no option or hook {name!r}{hint}")
-
-
-def _is_class_variable(annotation: Any) -> bool:
-    if isinstance(annotation, str):
-        return re.match(r"(typing\.|t\.)?ClassVar\b", annotation) is not None
-    return annotation is ClassVar or typing.get_origin(annotation) is ClassVar
-
-
-def _is_pydantic_decorator(value: Any) -> bool:
-    return type(value).__module__.startswith("pydantic.")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
-    return f": did you mean {close[0]!r}?" if close else ""
-
-
-_OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "table": (
-        lambda value: value == "" or _is_table_name(value),
-        "table or schema.table, each of 1 to 63 bytes",
-    ),
-    "queue": (lambda value: isinstance(value, str) and value != "", "a name that is not empty"),
-    "priority": (lambda value: _is_int(value, 1, 100), "a whole number from 1 (first) to 100"),
-    "max_attempts": (lambda value: _is_int(value, 0), "a whole number of executions"),
-    "max_crashes": (lambda value: _is_int(value, 1), "a whole number from 1"),
-    "timeout": (
-        lambda value: value is None or _is_duration(value, above_zero=True),
-        "a timedelta above zero, or None",
-    ),
-    "backoff": (
-        lambda value: _is_backoff(value),  # noqa: PLW0108 - defined below
-        "a callable from the attempt's number to a timedelta, such as ConstantBackoff(timedelta(seconds=30))",
-    ),
-    "max_concurrency": (
-        lambda value: value is None or _is_int(value, 1),
-        "a whole number from 1, or None for no limit",
-    ),
-    "concurrency_key": (lambda value: value is None or isinstance(value, str), "a field's name, or None"),
-    "isolation": (lambda value: value in ("process", "thread"), '"process" or "thread"'),
-    "retention": (
-        lambda value: value is None or _is_duration(value),
-        "a timedelta, or None to keep rows for ever",
-    ),
-    "retention_failed": (
-        lambda value: value is None or _is_duration(value),
-        "a timedelta, or None to keep rows for ever",
-    ),
-}
-
-
-def _check_options(cls: type[Job]) -> None:
-    for name in OPTIONS:
-        if name in vars(cls):
-            fits, wanted = _OPTION_CHECKS[name]
-            value = inspect.getattr_static(cls, name)
-            if not fits(getattr(cls, name)) or isinstance(value, property):
-                raise JobDefinitionError(f"{cls.__qualname__}.{name} must be {wanted}, not {value!r}")
-            _set_option(cls, name, getattr(cls, name))
-
-
-def _set_option(cls: type[Job], name: str, value: Any) -> None:
-    """A plain function, such as a backoff, would become a method of the job."""
-    setattr(cls, name, staticmethod(value) if inspect.isfunction(value) else value)
-
-
-def _is_table_name(value: Any) -> bool:
-    parts = value.split(".") if isinstance(value, str) else []
-    return len(parts) in (1, 2) and all(0 < len(part.encode()) <= 63 and "\0" not in part for part in parts)
-
-
-def _is_backoff(value: Any) -> bool:
-    if not callable(value) or isinstance(value, type):
-        return False
-    try:
-        inspect.signature(value).bind(1)
-    except (TypeError, ValueError):  # it takes something else, or it is built in and has no signature
-        return not inspect.isfunction(value)
-    return True
-
-
-def _is_int(value: Any, low: int, high: int | None = None) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
-
-
-def _is_duration(value: Any, *, above_zero: bool = False) -> bool:
-    return isinstance(value, timedelta) and (value > timedelta(0) if above_zero else value >= timedelta(0))
 
 
 def _copy_mutable_defaults(cls: type[Job]) -> None:
     """`tags: list[str] = []` means a new list for each job; dataclasses would refuse it."""
     for name, annotation in inspect.get_annotations(cls).items():
         value = vars(cls).get(name)
-        if value is not None and type(value).__hash__ is None and not _is_class_variable(annotation):
+        if value is not None and type(value).__hash__ is None and not is_class_variable(annotation):
             setattr(cls, name, pydantic.Field(default_factory=CopyOf(value)))

@@ -12,7 +12,8 @@ from typing import Any
 from psycopg import Connection, sql
 
 from cluster.columns import Column
-from cluster.job import STANDARD_COLUMNS, Job, definition
+from cluster.job import Job, definition
+from cluster.job_checks import STANDARD_COLUMNS
 
 
 @dataclass(frozen=True)

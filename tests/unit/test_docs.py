@@ -12,7 +12,8 @@ import pytest
 
 from cluster import events, metrics
 from cluster.errors import ExitCode
-from cluster.job import OPTIONS, STANDARD_COLUMNS, Job, definition
+from cluster.job import Job, definition
+from cluster.job_checks import OPTIONS, STANDARD_COLUMNS
 from cluster.settings import Settings
 
 ROOT = Path(__file__).parents[2]

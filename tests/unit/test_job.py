@@ -17,7 +17,8 @@ import structlog
 import cluster
 from cluster import ConstantBackoff, Job, configure
 from cluster.errors import ClusterError, JobArgumentError, JobDefinitionError, SettingsError
-from cluster.job import OPTIONS, definition, table_name
+from cluster.job import definition, table_name
+from cluster.job_checks import OPTIONS
 
 
 class EmailJob(Job):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from cluster.cpus import available_cpus
 from cluster.errors import ExitCode, SettingsError
-from cluster.settings import Settings, available_cpus, load_settings, mask_url
+from cluster.settings import Settings, load_settings, mask_url
 
 URL = "postgresql://app:geheim@db:5432/app"
 
