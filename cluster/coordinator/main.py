@@ -247,6 +247,13 @@ async def _prepare_planner(connection: AsyncConnection[object]) -> None:
     await connection.execute("SET enable_seqscan = off")
     await connection.execute("SET lock_timeout = '200ms'")
     await connection.execute("SET synchronous_commit = on")
+    # A request that a cut left unfinished would keep its locks, its node's row and a limit's mutex among them, for hours.
+    await connection.execute("SET tcp_keepalives_idle = 5")
+    await connection.execute("SET tcp_keepalives_interval = 2")
+    await connection.execute("SET tcp_keepalives_count = 3")
+    await connection.execute("SET tcp_user_timeout = 10000")
+    if connection.info.server_version >= 170000:
+        await connection.execute("SET transaction_timeout = '15s'")  # longer than any round trip may take
 
 
 async def _prepare_finish(connection: AsyncConnection[object]) -> None:

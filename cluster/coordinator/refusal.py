@@ -36,6 +36,8 @@ async def find_refused(
         try:
             async with connection.transaction(force_rollback=True):
                 await connection.execute(job_type.statement("probe_job"), {**parameters, "id": job_id})
+        except errors.LockNotAvailable:
+            continue  # somebody has it locked: not the one that is looked for, or not now
         except errors.OperationalError:
             raise
         except psycopg.Error as refusal:
