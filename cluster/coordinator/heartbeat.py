@@ -67,6 +67,8 @@ class Heartbeat:
         self._renewed = renewed
         self._fenced = fenced
         self._ended: list[UUID] = []
+        self._locked: tuple[AsyncConnection[Any], Lease] | None = None
+        """Session and lease for which the node's lock is held."""
         self._renewed_at = 0.0
         metrics.heartbeat_age.set_function(lambda: boottime() - self._renewed_at if self._renewed_at else 0.0)
 
@@ -137,6 +139,8 @@ class Heartbeat:
         elif not lease.ended:
             lease.renewed(sent_at)
             self._renewed(lease)
+            self.session.let_go()
+            await self._hold_lock(connection)
 
     def _values(self) -> dict[str, Any]:
         load = self._load()
@@ -161,13 +165,16 @@ class Heartbeat:
                 ("tcp_user_timeout", 300_000),
             ):
                 await connection.execute(f"SET {name} = {value}")
-            await self._hold_lock(connection)
 
     async def _hold_lock(self, connection: AsyncConnection[Any]) -> None:
-        if self.lease is not None and not self.session.pooled:
-            await connection.execute(
-                "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [locks.NODE, str(self.lease.node)]
-            )
+        """Once in every session and lease. The session before may still have it: tried again with the next renewal."""
+        if self.lease is None or self.session.pooled or self._locked == (connection, self.lease):
+            return
+        cursor = await connection.execute(
+            "SELECT pg_try_advisory_lock(%s, hashtext(%s))", [locks.NODE, str(self.lease.node)]
+        )
+        if await cursor.fetchone() == (True,):
+            self._locked = connection, self.lease
 
     def _session_says(self, connection: AsyncConnection[Any] | None) -> None:
         if connection is None:
@@ -175,8 +182,11 @@ class Heartbeat:
 
     def _after_failure(self, error: TransientDatabaseError) -> None:
         """A rescuer may have seen the session end, unless the server is down altogether: then nobody sees anything."""
-        if self.lease is not None and self.session.connected is None and not error.refused:
-            self.lease.session_lost()
+        if self.lease is not None and self.session.connected is None and not error.silent:
+            if error.refused:
+                self.lease.server_down()
+            else:
+                self.lease.session_lost()
             self._renewed(self.lease)
 
     # --- the fence ---

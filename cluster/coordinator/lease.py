@@ -21,11 +21,17 @@ class Lease:
     def __init__(self, node: UUID, sent_at: float, length: float) -> None:
         """sent_at: just before the registration was sent. length: seconds of the lease."""
         self.node = node
-        self.length = length
-        self.fence_at = sent_at + length * FENCE
-        """When this node's jobs must be dead, unless it has renewed."""
         self.ended = False
         """For good: this registration is never used again."""
+        self._length = length
+        self._renewed_at = sent_at
+        self._session_lost_at: float | None = None
+
+    @property
+    def fence_at(self) -> float:
+        """When this node's jobs must be dead, unless it has renewed."""
+        by_lease = self._renewed_at + self._length * FENCE
+        return by_lease if self._session_lost_at is None else min(by_lease, self._session_lost_at + GRACE / 2)
 
     @property
     def valid(self) -> bool:
@@ -33,8 +39,14 @@ class Lease:
 
     def renewed(self, sent_at: float) -> None:
         """Postgres has confirmed the renewal that was sent then."""
-        self.fence_at = sent_at + self.length * FENCE
+        self._renewed_at = sent_at
+        self._session_lost_at = None
 
     def session_lost(self) -> None:
-        """A rescuer may have seen the session end: without a renewal within half the grace the jobs must be dead."""
-        self.fence_at = min(self.fence_at, boottime() + GRACE / 2)
+        """The server has closed the session, and a rescuer may have seen that: the jobs must be dead within half the grace."""
+        if self._session_lost_at is None:
+            self._session_lost_at = boottime()
+
+    def server_down(self) -> None:
+        """No server is there that a rescuer could have been connected to: nobody has seen the session end."""
+        self._session_lost_at = None

@@ -29,12 +29,13 @@ BATCH = 1000
 class Sighting(NamedTuple):
     """A node's row as a look finds it. heartbeat: compared for change only, never with a clock. lease: in seconds.
 
-    held: the node's session lock is there.
+    session: pid of the node's heartbeat session; held: that very session holds the node's lock.
     """
 
     node: UUID
     heartbeat: object
     lease: float
+    session: int | None
     held: bool
 
 
@@ -42,6 +43,7 @@ class Sighting(NamedTuple):
 class _Record:
     heartbeat: object
     since: float
+    session: int | None
     was_held: bool
     free_since: float | None = None
 
@@ -64,9 +66,9 @@ class Observer:
     def _is_lost(self, sighting: Sighting, now: float) -> bool:
         record = self._records.get(sighting.node)
         if record is None or record.heartbeat != sighting.heartbeat:
-            self._records[sighting.node] = _Record(
-                sighting.heartbeat, now, sighting.held or (record is not None and record.was_held)
-            )
+            # What another session of the node held says nothing: that one may have ended while the node lives.
+            was_held = record is not None and record.was_held and record.session == sighting.session
+            self._records[sighting.node] = _Record(sighting.heartbeat, now, sighting.session, sighting.held or was_held)
             return False
         if sighting.held:
             record.was_held, record.free_since = True, None

@@ -29,12 +29,14 @@ Setup = Callable[[AsyncConnection[Any]], Awaitable[None]]
 class TransientDatabaseError(Exception):
     """Postgres is away, busy, or was in the way: try again after a pause. The statement may or may not have taken effect.
 
-    refused: the server's host answered that no server is there, or the server that it takes no connections. Silence is not that.
+    refused: the server's host answered that no server is there, or the server that it takes no connections.
+    silent: no answer came in time; the server may still hold the session.
     """
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
+    def __init__(self, message: str, *, refused: bool = False, silent: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+        self.silent = silent
 
 
 class TableLockedError(TransientDatabaseError):
@@ -64,6 +66,8 @@ class Session:
         self._connection: AsyncConnection[Any] | None = None
         self._turn = asyncio.Lock()
         self._reader: int | None = None
+        self._silent = False
+        self._kept: list[socket.socket] = []
 
     @contextlib.asynccontextmanager
     async def use(self, deadline: float = 10.0) -> AsyncIterator[AsyncConnection[Any]]:
@@ -84,20 +88,21 @@ class Session:
                 connection = await self._connected()
             # Cancelling would first ask the server to cancel, and wait for its answer: hang up instead.
             left = deadline - (time.monotonic() - started)
-            timer = asyncio.get_running_loop().call_later(left, _hang_up, connection)
+            timer = asyncio.get_running_loop().call_later(left, self._hang_up, connection)
             try:
                 yield connection
             finally:
                 timer.cancel()
         except TimeoutError as error:
             await self.close()
-            raise TransientDatabaseError(f"no connection to Postgres within {deadline:g} s") from error
+            raise TransientDatabaseError(f"no connection to Postgres within {deadline:g} s", silent=True) from error
         except errors.LockNotAvailable as error:
             await self._after_error(broken=False)
             raise TableLockedError(_first_line(error)) from error
         except (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction) as error:
             await self._after_error(broken=not isinstance(error, errors.TransactionRollback))
-            raise TransientDatabaseError(_first_line(error), refused=_refused(error)) from error
+            silent, self._silent = self._silent, False
+            raise TransientDatabaseError(_first_line(error), refused=_refused(error), silent=silent) from error
         except errors.FeatureNotSupported as error:
             await self.close()  # a prepared plan whose columns have changed type: prepare anew
             raise TransientDatabaseError(_first_line(error)) from error
@@ -109,6 +114,7 @@ class Session:
             raise
 
     async def close(self) -> None:
+        """The session is over; a silent one is kept on the server until `let_go`."""
         self._stop_listening()
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -160,6 +166,25 @@ class Session:
             except psycopg.Error:
                 await self.close()
 
+    # --- silence ---
+
+    def _hang_up(self, connection: AsyncConnection[Any]) -> None:
+        """Ends the wait for an answer that does not come, without a word to the server: it keeps the session, locks included.
+
+        Closing the socket would free this session's lock for a rescuer to see, although this node lives.
+        """
+        self._silent = True
+        with contextlib.suppress(psycopg.Error, OSError):
+            kept = socket.socket(fileno=os.dup(connection.fileno()))
+            kept.shutdown(socket.SHUT_RD)
+            self._kept.append(kept)
+
+    def let_go(self) -> None:
+        """Closes the sockets of sessions that fell silent: there is a new one that says this node lives."""
+        for kept in self._kept:
+            kept.close()
+        self._kept.clear()
+
     # --- between uses ---
 
     def _listen_when_idle(self) -> None:
@@ -190,12 +215,6 @@ class Session:
             self._listening(None)
         else:
             self._listening(connection)
-
-
-def _hang_up(connection: AsyncConnection[Any]) -> None:
-    """Ends a connection under a statement that waits for its answer, which then fails at once."""
-    with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
-        ours.shutdown(socket.SHUT_RDWR)
 
 
 def _refused(error: psycopg.Error) -> bool:

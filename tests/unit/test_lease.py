@@ -1,0 +1,114 @@
+"""How long a node believes in its claims, and when others stop believing in the node: pure, times are given."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from cluster.coordinator.lease import FENCE, GRACE, Lease
+from cluster.coordinator.rescue import MARGIN, Observer, Sighting
+from cluster.lease_clock import boottime
+
+NODE = UUID(int=1)
+LEASE = 30.0
+
+
+def seen(heartbeat: int, *, held: bool = True, session: int | None = 7) -> list[Sighting]:
+    return [Sighting(NODE, heartbeat, LEASE, session, held)]
+
+
+def test_a_node_whose_heartbeat_moves_is_never_lost() -> None:
+    observer = Observer()
+    for second in range(0, 300, 5):
+        assert observer.lost(seen(second, held=False), float(second)) == []
+
+
+def test_a_silent_node_is_lost_only_after_a_whole_lease() -> None:
+    observer = Observer()
+    assert observer.lost(seen(1), 100.0) == []
+    assert observer.lost(seen(1), 100.0 + LEASE + MARGIN) == []
+    assert observer.lost(seen(1), 100.0 + LEASE + MARGIN + 0.1) == [NODE]
+
+
+def test_a_node_whose_session_was_seen_to_end_is_lost_after_the_grace() -> None:
+    observer = Observer()
+    assert observer.lost(seen(1, held=True), 100.0) == []
+    assert observer.lost(seen(1, held=False), 101.0) == []
+    assert observer.lost(seen(1, held=False), 101.0 + GRACE - 0.1) == []
+    assert observer.lost(seen(1, held=False), 101.0 + GRACE) == [NODE]
+
+
+def test_a_node_that_dies_right_after_a_heartbeat_is_still_found_by_its_session() -> None:
+    observer = Observer()
+    observer.lost(seen(1, held=True), 100.0)
+    assert observer.lost(seen(2, held=False), 101.0) == []  # renewed and died between two looks
+    observer.lost(seen(2, held=False), 102.0)
+    assert observer.lost(seen(2, held=False), 102.0 + GRACE) == [NODE]
+
+
+def test_a_node_that_never_held_its_lock_is_lost_by_its_lease_only() -> None:
+    observer = Observer()
+    for second in range(int(LEASE)):
+        assert observer.lost(seen(1, held=False, session=None), 100.0 + second) == []
+
+
+def test_the_end_of_a_session_that_the_node_has_replaced_says_nothing() -> None:
+    observer = Observer()
+    observer.lost(seen(1, held=True, session=7), 100.0)
+    for second in range(1, int(LEASE)):
+        assert observer.lost(seen(2, held=False, session=8), 100.0 + second) == []
+
+
+def test_a_sign_of_life_within_the_grace_begins_the_count_anew() -> None:
+    observer = Observer()
+    observer.lost(seen(1, held=True), 100.0)
+    observer.lost(seen(1, held=False), 101.0)
+    assert observer.lost(seen(2, held=True, session=8), 101.0 + GRACE) == []
+    assert observer.lost(seen(2, held=True, session=8), 101.0 + 2 * GRACE) == []
+
+
+def test_after_a_reconnection_everybody_is_counted_anew() -> None:
+    observer = Observer()
+    observer.lost(seen(1, held=True), 100.0)
+    observer.forget()
+    assert observer.lost(seen(1, held=False), 100.0 + LEASE) == []
+    assert observer.lost(seen(1, held=False), 100.0 + LEASE + GRACE + 1) == []
+
+
+def test_a_node_fences_itself_well_before_anybody_may_rescue_its_jobs() -> None:
+    lease = Lease(NODE, boottime(), LEASE)
+    assert lease.valid
+    assert lease.fence_at == pytest.approx(boottime() + LEASE * FENCE, abs=1)
+    assert LEASE * FENCE < LEASE
+
+
+def test_a_lease_counts_from_before_its_renewal_was_sent() -> None:
+    lease = Lease(NODE, boottime() - LEASE, LEASE)
+    assert not lease.valid
+    lease.renewed(boottime() - LEASE * FENCE - 0.1)
+    assert not lease.valid
+    lease.renewed(boottime())
+    assert lease.valid
+
+
+def test_a_node_whose_session_was_closed_fences_itself_within_half_the_grace() -> None:
+    lease = Lease(NODE, boottime(), LEASE)
+    lease.session_lost()
+    assert lease.fence_at == pytest.approx(boottime() + GRACE / 2, abs=0.5)
+    lease.renewed(boottime())
+    assert lease.fence_at == pytest.approx(boottime() + LEASE * FENCE, abs=0.5)
+
+
+def test_a_server_that_is_down_has_no_rescuers() -> None:
+    lease = Lease(NODE, boottime(), LEASE)
+    lease.session_lost()
+    lease.server_down()
+    assert lease.fence_at == pytest.approx(boottime() + LEASE * FENCE, abs=0.5)
+
+
+def test_a_lease_that_has_ended_is_never_valid_again() -> None:
+    lease = Lease(NODE, boottime(), LEASE)
+    lease.ended = True
+    lease.renewed(boottime())
+    assert not lease.valid
