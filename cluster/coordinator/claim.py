@@ -71,6 +71,10 @@ class Claimer:
         self._looker = looker
         self._heads: list[Head] = []
         """What the last look found, best first."""
+        self._freed: set[int] = set()
+        """Limited types, by index, that have got room since the last look."""
+        self._wants_room = False
+        """Something waits that had no place in this node."""
         self._due_at = 0.0
         """CLOCK_MONOTONIC seconds when the next row is due."""
         self._looked_at = 0.0
@@ -85,6 +89,17 @@ class Claimer:
         self._last_work = 0.0
         self._raw: tuple[AsyncConnection[Any], AsyncCursor[Any]] | None = None
 
+    def room(self) -> None:
+        """A slot of this node is free."""
+        if self._wants_room:
+            self.wakeup.set()
+
+    def limit_freed(self, job_type: JobType) -> None:
+        """Jobs of a limited type have ended: there may be room under its limit, whatever the last look said."""
+        if any(head.job_type is job_type and head.room is not None for head in self._heads):
+            self._freed.add(job_type.index)
+            self.wakeup.set()
+
     async def tick(self) -> float | None:
         """One round trip. Returns the seconds until the next one."""
         lease = self.lease
@@ -92,6 +107,8 @@ class Claimer:
             await self._leave_watch()
             return None if lease is None else LOOK_INTERVAL
         plan, full = self._plan()
+        self._wants_room = full
+        self._freed.clear()
         if full and plan is None and time.monotonic() - self._looked_at < LOOK_INTERVAL:
             await self._hand_over()
             return LOOK_INTERVAL  # room wakes this loop
@@ -142,7 +159,11 @@ class Claimer:
     def _takable(self) -> list[Head]:
         """What waits, best first, but for what could not be had just now."""
         now = time.monotonic()
-        return [head for head in self._heads if head.has_room and not self._is_missed(head, now)]
+        return [
+            head
+            for head in self._heads
+            if (head.has_room or head.job_type.index in self._freed) and not self._is_missed(head, now)
+        ]
 
     def _is_missed(self, head: Head, now: float) -> bool:
         miss = self._missed.get((head.job_type.index, head.queue))

@@ -42,7 +42,7 @@ _FLOAT8 = struct.Struct(">d")
 class Finisher:
     """Takes ended attempts from the pool and writes them. limit_freed: called when a limited type has room again."""
 
-    def __init__(self, session: Session, types: list[JobType], limit_freed: Callable[[], None]) -> None:
+    def __init__(self, session: Session, types: list[JobType], limit_freed: Callable[[JobType], None]) -> None:
         self.wakeup = Wakeup()
         self.written = 0
         self.released = 0
@@ -125,8 +125,7 @@ class Finisher:
             by_statement.setdefault((name, item[0].lease.node), []).append(item)
         for (name, _), items in by_statement.items():
             await self._write(job_type, items, name)
-        if job_type.job_class.max_concurrency is not None:
-            self._limit_freed()
+        self._limit_freed(job_type)
 
     async def _write(self, job_type: JobType, batch: list[Finished], name: str) -> None:
         """Writes one batch; a batch that is refused for good is halved down to the row."""

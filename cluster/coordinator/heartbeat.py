@@ -25,7 +25,8 @@ from cluster.settings import Settings
 
 RETRY = 0.25
 """Seconds between attempts to renew while Postgres can't be had: quick, since the lease runs."""
-FENCE_CHECK = 0.1
+FENCE_CHECK = 0.5
+"""Seconds between looks at the fence: less than half the grace, which is how suddenly it may come near."""
 
 
 class Load(NamedTuple):
@@ -197,7 +198,8 @@ class Heartbeat:
             if lease is not None and not lease.valid:
                 events.lease_lost(str(lease.node), "it could not be renewed in time")
                 self._fence(lease)
-            await asyncio.sleep(FENCE_CHECK)
+            left = FENCE_CHECK if lease is None else lease.fence_at - boottime()
+            await asyncio.sleep(min(FENCE_CHECK, max(0.02, left)))
 
     def _fence(self, lease: Lease) -> None:
         """Ends this registration for good, jobs included; the next tick registers anew."""

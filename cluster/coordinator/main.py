@@ -96,13 +96,13 @@ class Node:
         self._claims = Session(settings.database_url, "claim", setup=_prepare_planner)
         self._finishes = Session(settings.database_url, "finish", setup=_prepare_finish)
         self._doorbell = Doorbell(settings.direct_database_url, self._wake_claimer, self._cancel)
-        self._finisher = Finisher(self._finishes, self._types, self._wake_claimer)
+        self._finisher = Finisher(self._finishes, self._types, self._limit_freed)
         self._pool = Pool(
             self._types,
             self._worker_options(app_dir),
             settings.processes,
             self._finisher.add,
-            self._wake_claimer,
+            self._room,
         )
         looker = Looker(self._types, settings.queues, settings.poll_interval.total_seconds())
         self._claimer = Claimer(self._claims, self._doorbell, self._pool, looker)
@@ -208,6 +208,12 @@ class Node:
     def _stop_signal(self) -> None:
         self._stops += 1
         (self._stop if self._stops == 1 else self._stop_now).set()
+
+    def _room(self) -> None:
+        self._claimer.room()
+
+    def _limit_freed(self, job_type: JobType) -> None:
+        self._claimer.limit_freed(job_type)
 
     def _wake_claimer(self) -> None:
         self._claimer.wakeup.set()

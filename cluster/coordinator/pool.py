@@ -25,7 +25,7 @@ STOP_GRACE = 3.0
 """Seconds from asking a job to stop to killing its process."""
 BLOCKED = 30.0
 """Seconds without a turn of a worker's loop after which the job that holds it is taken for hung."""
-CHECK_INTERVAL = 0.25
+CHECK_INTERVAL, IDLE_CHECK_INTERVAL = 0.25, 1.0
 PREFETCH = 0.05
 """Seconds of work to hold beyond the slots, at the rate measured: a few round trips."""
 LONGEST_PREFETCH = 1000
@@ -77,7 +77,7 @@ class Pool:
             for _ in range(self._processes):
                 group.create_task(self._keep_worker())
             while True:
-                await asyncio.sleep(CHECK_INTERVAL)
+                await asyncio.sleep(CHECK_INTERVAL if self.running else IDLE_CHECK_INTERVAL)
                 self._check()
 
     async def _keep_worker(self) -> None:
@@ -332,8 +332,8 @@ class Pool:
         """Kills a worker whose job overran its timeout and did not stop, or holds the loop for good."""
         holder = worker.notes.on_stack()
         turned = worker.notes.last_beat
-        if turned and now - turned > BLOCKED and (holder is not None or worker.notes.in_progress()):
-            # Without a holder it is something that a job left on the loop: nobody knows which job's.
+        if turned and now - turned > BLOCKED and worker.claims:
+            # Without a holder it is something that a job left on the loop, or the process is stopped: no job is to blame.
             worker.kill(Kill("blocked", (holder.type, holder.id) if holder is not None else None))
         for note in worker.notes.in_progress():
             timeout = self._types[note.type].timeout

@@ -264,13 +264,13 @@ def run(scenario: Scenario, bin_dir: Path | None = None, *, keep: bool = False, 
     """Plays a scenario once; short: with a short lease, and its fault once. AssertionError: it did not come to its end."""
     folder = make_run_folder()
     begun = time.monotonic()
-    stage = scenario.stage(folder, bin_dir, scenario.nodes, short=short)
+    stage = scenario.stage(folder, bin_dir, 2 if short else scenario.nodes, short=short)
     try:
         with stage.open():
             assert stage.producer is not None
             stage.producer.start()
             wait_until(lambda: {e.job[0] for e in stage.running()} >= scenario.busy_with, "the load is on", 20)
-            stage.wait(WARM_UP)
+            stage.wait(WARM_UP / 3 if short else WARM_UP)
             scenario.inject(stage)
             stage.wait(0.5 if short else scenario.afterwards)
             stage.settle()

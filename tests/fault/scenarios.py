@@ -109,6 +109,22 @@ def stop_worker(stage: Stage) -> None:
         stage.wait(stage.lease * 1.5)
 
 
+def stop_idle_worker(stage: Stage) -> None:
+    """It performs nothing at that moment, is sent jobs all the same, and is never continued."""
+    node = busy_node(stage)
+    idle: list[int] = []
+
+    def find_idle() -> bool:
+        busy = {execution.pid for execution in stage.running()}
+        idle[:] = [pid for pid in node.workers() if pid not in busy]
+        return bool(idle)
+
+    wait_until(find_idle, "a worker has nothing to do", 20)
+    os.kill(idle[0], signal.SIGSTOP)
+    stage.fault()
+    stage.wait(35)
+
+
 def stop_forkserver(stage: Stage) -> None:
     forkserver = busy_node(stage).forkserver
     stage.fault()
@@ -418,6 +434,7 @@ SCENARIOS = {
         Scenario("kill_node", "kill -9 of a whole node", kill_node, nodes=3, in_short=True),
         Scenario("kill_all_nodes", "kill -9 of all nodes at once", kill_all_nodes),
         Scenario("stop_worker", "a worker process stopped past the lease", stop_worker),
+        Scenario("stop_idle_worker", "an idle worker process stopped for good", stop_idle_worker),
         Scenario("stop_forkserver", "a forkserver stopped past the lease", stop_forkserver),
         Scenario("stop_coordinator", "a coordinator stopped past the lease", stop_coordinator, in_short=True),
         Scenario(
