@@ -107,7 +107,7 @@ class Attempt:
             _leave_forked_child()
             verdict = self._returned(result)
         self._task = None
-        if verdict is not RELEASED:
+        if self.performer.definition.hooks and verdict is not RELEASED:
             for name, arguments in self._hooks_after(verdict, cause):
                 try:
                     await _finished(getattr(self.job, name)(*arguments))
@@ -137,7 +137,7 @@ class Attempt:
         else:
             _leave_forked_child()
             verdict = self._returned(result)
-        if verdict is not RELEASED:
+        if self.performer.definition.hooks and verdict is not RELEASED:
             for name, arguments in self._hooks_after(verdict, cause):
                 try:
                     getattr(self.job, name)(*arguments)

@@ -41,7 +41,8 @@ class Runner:
         self._free = list(range(slots))
         self._attempts: dict[tuple[int, int], Attempt | None] = {}
         """In progress; None while the row is being made into a job."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        """By slot, so that none is collected while it runs."""
         self._reports: list[Report] = []
         self._gone = asyncio.Event()
 
@@ -108,9 +109,7 @@ class Runner:
                 continue
             slot = self._free.pop()
             steps = Steps(self._perform(slot, job_type, decoder, row), self._notes, slot)
-            task = self._loop.create_task(steps)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[slot] = self._loop.create_task(steps)
 
     async def _perform(self, slot: int, job_type: int, decoder: Decoder, row: Sequence[bytes | None]) -> None:
         job_id = integer(row[ID])

@@ -162,9 +162,8 @@ class Stage:
         node.start()
         return node
 
-    def replace(self, node: FaultNode) -> FaultNode:
-        """What a supervisor does when a node has ended."""
-        del node
+    def replace(self) -> FaultNode:
+        """What a supervisor does when a node has ended: starts another."""
         new = self.add_node()
         new.wait_ready()
         return new

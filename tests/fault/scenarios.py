@@ -68,7 +68,7 @@ def kill_coordinator(stage: Stage) -> None:
         stage.fault()
         node.kill()
         node.wait_gone()
-        stage.replace(node)
+        stage.replace()
         stage.wait(1)
 
 
@@ -87,7 +87,7 @@ def kill_node(stage: Stage) -> None:
         stage.fault()
         node.kill_all()
         stage.wait(3)
-        stage.replace(node)
+        stage.replace()
 
 
 def kill_all_nodes(stage: Stage) -> None:
@@ -95,8 +95,8 @@ def kill_all_nodes(stage: Stage) -> None:
     living = list(stage.nodes)
     for node in living:
         node.kill_all()
-    for node in living:
-        stage.replace(node)
+    for _ in living:
+        stage.replace()
 
 
 # --- processes stopped ---
@@ -160,7 +160,7 @@ def rolling_restart(stage: Stage) -> None:
     for node in list(stage.nodes):
         stage.fault()
         node.terminate()
-        stage.replace(node)
+        stage.replace()
         assert node.wait_exit(30) == 0
 
 

@@ -347,3 +347,19 @@ def test_the_statements_do_what_the_model_says(model_url: str) -> None:
             max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+@pytest.mark.parametrize("status", ["retry", "scheduled", "not_started"])
+def test_a_job_whose_cancellation_was_asked_for_does_not_run_again(model_url: str, status: str) -> None:
+    """It failed, snoozed or was released before it heard of it."""
+    machine: Jobs = type("JobsHere", (Jobs,), {"url": model_url})()
+    machine.begin()
+    try:
+        machine.insert("Free", later=False, node=0)
+        machine.claim("Free", node=0, demand=1, slots=1)
+        machine.cancel(job=0, node=1)
+        machine.finish(number=0, status=status, node=0)
+        machine.every_row_is_as_the_model_says()
+        assert [row.status for row in machine.rows.values()] == ["cancelled"]
+    finally:
+        machine.teardown()
