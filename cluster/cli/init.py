@@ -66,7 +66,9 @@ def _env_example() -> str:
     from cluster.settings import Settings
 
     parts = [
-        "# Settings of the job cluster: copy to .env and remove the # of what you change. Nodes read the environment only:\n# `set -a; . ./.env; set +a` before `cluster run`, or let your process manager load the file.\n"
+        "# Settings of the job cluster: copy to .env and remove the # of what you change.\n"
+        "# Nodes read the environment only: `set -a; . ./.env; set +a` before `cluster run`,\n"
+        "# or let your process manager load the file.\n"
     ]
     fields = Settings.model_fields.values()
     for field, (variable, value, _, meaning) in zip(fields, Settings().describe(), strict=True):
