@@ -65,11 +65,12 @@ def _env_example() -> str:
     """Every setting, commented out with its default. What depends on the machine is left empty."""
     from cluster.settings import Settings
 
-    parts = [
+    heading = (
         "# Settings of the job cluster: copy to .env and remove the # of what you change.\n"
         "# Nodes read the environment only: `set -a; . ./.env; set +a` before `cluster run`,\n"
         "# or let your process manager load the file.\n"
-    ]
+    )
+    parts = [heading]
     fields = Settings.model_fields.values()
     for field, (variable, value, _, meaning) in zip(fields, Settings().describe(), strict=True):
         parts.append(textwrap.fill(meaning, 88, initial_indent="# ", subsequent_indent="# "))
