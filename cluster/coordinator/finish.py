@@ -184,11 +184,15 @@ class Finisher:
         failed = (*report[:2], "failed", "failed", None, text, 0, 0, *report[8:])
         try:
             async with self._session.use() as connection:
-                await connection.execute(
+                cursor = await connection.execute(
                     job_type.statement("finish_jobs"), self._parameters(connection, [(claim, failed)])
                 )
-            self._count(job_type, [(claim, failed)])
+                written = await cursor.fetchone() is not None
         except (psycopg.Error, TransientDatabaseError):
+            written = False
+        if written:
+            self._count(job_type, [(claim, failed)])
+        else:
             self._later.append((time.monotonic() + REFUSED_PAUSE, job_type.index, [item]))
 
     async def _held(

@@ -48,19 +48,13 @@ class Reconciler:
         lease = self._lease()
         if lease is not None:
             for job_type in self._types:
-                if job_type.oid:
-                    await self._compare(job_type, lease)
+                await self._compare(job_type, lease)
         return self._interval
 
     async def _compare(self, job_type: JobType, lease: Lease) -> None:
         # Known before and after: what is claimed or ended meanwhile is no discrepancy.
         before = self._known(job_type, lease)
-        try:
-            async with self._session.use() as connection:
-                cursor = await connection.execute(job_type.statement("list_claims"), {"node": lease.node}, binary=True)
-                rows = {row[0]: row for row in await cursor.fetchall()}
-        except (errors.UndefinedTable, errors.UndefinedColumn):
-            rows = {}
+        rows = await self._rows(job_type, lease) if job_type.oid else {}  # a dropped table has none
         held = self._pool.held(lease)
         gone = {key for key in held if key in before and key[1] not in rows and key[0] == job_type.index}
         if gone:
@@ -71,6 +65,14 @@ class Reconciler:
                 events.cancel_requested(job_type.name, job_id)
             if age > UNKNOWN_AFTER and (job_type.index, job_id) not in before | self._known(job_type, lease):
                 await self._give_back(job_type, lease, rows[job_id])
+
+    async def _rows(self, job_type: JobType, lease: Lease) -> dict[int, tuple[Any, ...]]:
+        try:
+            async with self._session.use() as connection:
+                cursor = await connection.execute(job_type.statement("list_claims"), {"node": lease.node}, binary=True)
+                return {row[0]: row for row in await cursor.fetchall()}
+        except (errors.UndefinedTable, errors.UndefinedColumn):
+            return {}
 
     def _known(self, job_type: JobType, lease: Lease) -> set[Key]:
         return {key for key in set(self._pool.held(lease)) | self._unwritten() if key[0] == job_type.index}

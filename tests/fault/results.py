@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.fault.scenarios import SCENARIOS
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "guarantees.md"
 BEGIN, END = "<!-- figures: written by python -m tests.fault --guarantees -->", "<!-- end of figures -->"
 COLUMNS = (
@@ -31,11 +33,9 @@ def write_guarantees(path: Path) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """In Markdown: a line for each fault, and their sum. A run that did not come to its end counts as a broken promise."""
-    by_fault: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_fault.setdefault(row["fault"], []).append(row)
+    runs_of = {name: [row for row in rows if row["scenario"] == name] for name in SCENARIOS}
     lines = [_line(COLUMNS), _line(["---", *["---:"] * (len(COLUMNS) - 1)])]
-    lines += [_line(_cells(fault, runs)) for fault, runs in by_fault.items()]
+    lines += [_line(_cells(SCENARIOS[name].fault, runs)) for name, runs in runs_of.items() if runs]
     lines.append(_line([f"**{cell}**" for cell in _cells("all", rows)]))
     return "\n".join(lines)
 

@@ -15,9 +15,6 @@ from tests.fault.proxy import HalfClaim, Loss, ProxyStage
 from tests.fault.servers import ClockStage, FailoverStage, PoolerStage
 from tests.support.nodes import wait_until
 
-STOP_GRACE = 3.0
-"""Seconds that a job has to stop before its process is killed."""
-
 
 @dataclass(frozen=True)
 class Scenario:
@@ -402,7 +399,7 @@ def _remove(stage: Stage, statement: str) -> None:
     still = {"LongJob", "StrictJob"}
     wait_until(
         lambda: not any(e.job in removed and e.job[0] in still for e in stage.running()),
-        "jobs whose rows are gone are stopped", HEARTBEAT + STOP_GRACE + 2,
+        "jobs whose rows are gone are stopped", HEARTBEAT * 2 + 0.5,
     )  # fmt: skip
 
 
@@ -449,9 +446,16 @@ SCENARIOS = {
         Scenario("cut_server", "Postgres cut off from all nodes past the lease", cut_server, NetworkStage),
         Scenario("slow_network", "round trips of 100 to 400 ms", slow_network, ProxyStage),
         Scenario("lose_claims", "the answer to a committed claim is lost", lose_claims, ProxyStage),
-        Scenario("lose_claims_silently", "the same, and the connection hangs", lose_claims_silently, ProxyStage),
+        Scenario(
+            "lose_claims_silently", "… to a committed claim, and the connection hangs", lose_claims_silently, ProxyStage
+        ),
         Scenario("lose_outcomes", "the answer to committed outcomes is lost", lose_outcomes, ProxyStage),
-        Scenario("lose_outcomes_silently", "the same, and the connection hangs", lose_outcomes_silently, ProxyStage),
+        Scenario(
+            "lose_outcomes_silently",
+            "… to committed outcomes, and the connection hangs",
+            lose_outcomes_silently,
+            ProxyStage,
+        ),
         Scenario("lose_renewals", "the answer to a renewed lease is lost", lose_renewals, ProxyStage),
         Scenario(
             "lose_half_a_claim", "a claim arrives without its COMMIT, then silence", lose_half_a_claim, ProxyStage
