@@ -36,6 +36,10 @@ OPERATE = "Look and act"
 class ClusterGroup(TyperGroup):
     """Ends with one line on stderr where a command raises an error that its user can do something about."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Takes --app-dir behind the command as well as before it: `cluster run --app-dir DIR`."""
+        return super().parse_args(ctx, app_dir_first(args))
+
     def invoke(self, ctx: Any) -> Any:  # Any: older typers pass click's Context, newer ones their own
         """Runs the command. Any other error is a bug, and shows where."""
         try:
@@ -48,6 +52,17 @@ class ClusterGroup(TyperGroup):
             _end(_refusal(error), ExitCode.ERROR)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+
+
+def app_dir_first(arguments: list[str]) -> list[str]:
+    """The arguments with --app-dir in front. What follows `--` is somebody else's command line."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for place, argument in enumerate(arguments[:end]):
+        if argument == "--app-dir" or argument.startswith("--app-dir="):
+            length = 2 if argument == "--app-dir" else 1
+            found = arguments[place : place + length]
+            return [*found, *arguments[:place], *arguments[place + length :]]
+    return arguments
 
 
 def _end(message: str, code: ExitCode) -> NoReturn:
