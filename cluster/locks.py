@@ -5,5 +5,4 @@ from __future__ import annotations
 DOORBELL = 1751
 CLAIM = 1752
 NODE = 1753
-DUTY = 1754
 MIGRATION = 1755

@@ -57,7 +57,11 @@ class Heartbeat:
         self.lease: Lease | None = None
         self.draining = False
         self.session = Session(
-            settings.direct_database_url, "heartbeat", setup=self._prepare, listening=self._session_says
+            settings.direct_database_url,
+            "heartbeat",
+            setup=self._prepare,
+            listening=self._session_says,
+            sign_of_life=True,
         )
         self._settings = settings
         self._interval = settings.heartbeat_interval.total_seconds()

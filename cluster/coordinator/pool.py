@@ -63,7 +63,6 @@ class Pool:
         self._rates: dict[int, float] = {}
         self._rated_at = time.monotonic()
         self.forkserver = Forkserver(options)
-        self._replacements: asyncio.TaskGroup | None = None
         self._boot_failures = 0
         self._draining = False
         self._stopping = False
@@ -73,7 +72,6 @@ class Pool:
     async def run(self) -> None:
         """Keeps the processes running and watches over them. Lives until cancelled."""
         async with asyncio.TaskGroup() as group:
-            self._replacements = group
             for _ in range(self._processes):
                 group.create_task(self._keep_worker())
             while True:

@@ -62,7 +62,6 @@ class WorkerProcess:
         self.reserved = False
         """It takes nothing until it is empty: a job that must be alone is waiting."""
         self.ready = False
-        self.facts: dict[str, Any] = {}
         self.kill_reason: Kill | None = None
         self.stops: dict[Key, tuple[float, str]] = {}
         """Attempts told to stop: until when, and why. Past that time the process is killed."""

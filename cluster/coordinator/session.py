@@ -47,6 +47,7 @@ class Session:
     """One connection in autocommit. Uses queue up: one at a time has it.
 
     listening: called when something arrives on the idle connection, and when it turns out to be lost.
+    sign_of_life: others take its end for this node's, so when it falls silent it is kept on the server until `let_go`.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Session:
         *,
         setup: Setup | None = None,
         listening: Callable[[AsyncConnection[Any] | None], None] | None = None,
+        sign_of_life: bool = False,
     ) -> None:
         self.pooled = False
         """A pooler sits between: the session's state is not ours, so no prepared statements, settings, LISTEN or locks."""
@@ -63,6 +65,7 @@ class Session:
         self._name = name
         self._setup = setup
         self._listening = listening
+        self._sign_of_life = sign_of_life
         self._connection: AsyncConnection[Any] | None = None
         self._turn = asyncio.Lock()
         self._reader: int | None = None
@@ -169,15 +172,20 @@ class Session:
     # --- silence ---
 
     def _hang_up(self, connection: AsyncConnection[Any]) -> None:
-        """Ends the wait for an answer that does not come, without a word to the server: it keeps the session, locks included.
+        """Ends the wait for an answer that does not come.
 
-        Closing the socket would free this session's lock for a rescuer to see, although this node lives.
+        Closing a session that is a sign of life would free its lock for a rescuer to see, although this node lives: only the
+        reading side is shut, without a word to the server. Any other session ends, and with it what it holds.
         """
         self._silent = True
         with contextlib.suppress(psycopg.Error, OSError):
-            kept = socket.socket(fileno=os.dup(connection.fileno()))
-            kept.shutdown(socket.SHUT_RD)
-            self._kept.append(kept)
+            ours = socket.socket(fileno=os.dup(connection.fileno()))
+            if self._sign_of_life:
+                ours.shutdown(socket.SHUT_RD)
+                self._kept.append(ours)
+            else:
+                ours.shutdown(socket.SHUT_RDWR)
+                ours.close()
 
     def let_go(self) -> None:
         """Closes the sockets of sessions that fell silent: there is a new one that says this node lives."""
