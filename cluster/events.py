@@ -32,9 +32,9 @@ def unroutable_tables(tables: list[str]) -> None:
     )
 
 
-def concurrency_key_ignored(job_types: list[str]) -> None:
-    log.warning("concurrency_key_ignored", job_types=job_types,
-                hint="limits per key are not there yet: max_concurrency holds for the whole type")  # fmt: skip
+def concurrency_key_differs(job_type: str, of_class: str | None, of_table: str | None) -> None:
+    log.warning("concurrency_key_differs", job_type=job_type, of_class=of_class, of_table=of_table,
+                hint="the node leaves this table alone: run `cluster migrate`, or deploy the newer class")  # fmt: skip
 
 
 def reload_refused() -> None:

@@ -295,6 +295,10 @@ def _define(cls: type[Job]) -> Definition:
             f"{cls.__qualname__}.concurrency_key names no field of the class: {cls.concurrency_key!r}"
             f"{did_you_mean(cls.concurrency_key, fields)}"
         )
+    if cls.concurrency_key is not None and cls.max_concurrency is None:
+        raise JobDefinitionError(
+            f"{cls.__qualname__}.concurrency_key needs a limit: set max_concurrency to how many jobs of one key may run"
+        )
     table = cls.table or table_name(cls.__name__)
     if not is_table_name(table):
         raise JobDefinitionError(f"{cls.__qualname__}: a table's name has at most 63 bytes: set `table`")

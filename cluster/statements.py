@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any, cast
+from typing import NamedTuple
 
 from psycopg import sql
 
@@ -24,13 +24,33 @@ def statement(name: str) -> sql.SQL:
     return sql.SQL(text(name))
 
 
+class Key(NamedTuple):
+    """The column of a job table whose values have a limit each. type: as format_type() prints it."""
+
+    column: str
+    type: str
+
+
 @cache
-def for_table(name: str, table: tuple[str, ...], columns: tuple[str, ...] = ()) -> bytes:
-    """A statement on one job table (its schema and name): `{table}` becomes its name, `{columns}` a comma and the named
-    columns, or nothing. As bytes, whose placeholders the driver parses only once."""
-    listed = sql.SQL("").join(sql.SQL(", ") + sql.Identifier(column) for column in columns)
-    escaped = sql.Identifier(*table).as_string(None).replace("%", "%%")  # or the driver would see a placeholder
-    return statement(name).format(table=sql.SQL(cast("Any", escaped)), columns=listed).as_bytes(None)
+def for_table(name: str, table: tuple[str, ...], columns: tuple[str, ...] = (), key: Key | None = None) -> bytes:
+    """A statement on one job table (its schema and name), as bytes, whose placeholders the driver parses only once.
+
+    `{table}` becomes its name, `{columns}` a comma and the named columns, or nothing. For a table with a key, `{key}` and
+    `{key_type}` are the column and its type, `{key_text}` is a comma and its value, `{open}` the condition of a row that is not
+    parked; without one, the last two are nothing.
+    """
+    parts = {"table": _identifier(*table), "columns": "".join(f", {_identifier(column)}" for column in columns)}
+    if key is None:
+        parts |= {"key_text": "", "open": ""}
+    else:
+        column = _identifier(key.column)
+        parts |= {"key": column, "key_type": key.type, "key_text": f", job.{column}::text", "open": " AND NOT parked"}
+    return text(name).format(**parts).encode()
+
+
+def _identifier(*names: str) -> str:
+    """Quoted; a percent sign is doubled, or the driver would see a placeholder."""
+    return sql.Identifier(*names).as_string(None).replace("%", "%%")
 
 
 def migrations() -> Mapping[str, str]:

@@ -65,8 +65,21 @@ def changes(connection: Connection[Any], job_class: type[Job]) -> Iterator[sql.C
     for column in definition(job_class).columns:
         if column.name not in existing:
             yield sql.SQL("ALTER TABLE {} ADD COLUMN {}").format(identifier(table), column.definition())
+    yield from _key_change(connection, job_class)
     yield from _default_changes(connection, job_class, existing)
     yield from _job_type_change(connection, job_class)
+
+
+def _key_change(connection: Connection[Any], job_class: type[Job]) -> Iterator[sql.Composed]:
+    """The indexes of a limit per key, once the key's column is there; or of a limit that is the table's again."""
+    table = identifier(definition(job_class).table).as_string(connection)
+    key = job_class.concurrency_key or ""
+    current = connection.execute(
+        "SELECT coalesce(concurrency_key, '') FROM cluster.job_types WHERE job_table = to_regclass(%s)", [table]
+    ).fetchone()
+    incomplete = connection.execute("SELECT EXISTS (SELECT FROM cluster.job_table_changes(%s, %s))", [table, key])
+    if current != (key,) or incomplete.fetchone() == (True,):
+        yield sql.SQL("SELECT cluster.create_job_table({}, {})").format(sql.Literal(table), sql.Literal(key))
 
 
 def _default_changes(
@@ -146,6 +159,10 @@ def misfits(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> li
             for name in STANDARD_COLUMNS
             if name not in existing
         ]
+        if job_class.concurrency_key is not None and "parked" not in existing:
+            found.append(
+                f"table {definition(job_class).table} is not prepared for a limit per {job_class.concurrency_key}"
+            )
         found += _column_misfits(job_class, existing)
     return found
 
@@ -157,7 +174,7 @@ def _column_misfits(job_class: type[Job], existing: dict[str, ExistingColumn]) -
         problem = _misfit(column, existing.get(column.name))
         if problem:
             yield f"column {column.name} of table {table} {problem} ({job_class.__name__}.{column.name})"
-    for name in existing.keys() - columns.keys() - set(STANDARD_COLUMNS):
+    for name in existing.keys() - columns.keys() - {*STANDARD_COLUMNS, "parked"}:
         if not existing[name].nullable and existing[name].default is None:
             yield (
                 f"column {name} of table {table} is NOT NULL without a default, but {job_class.__name__} has no such field:"

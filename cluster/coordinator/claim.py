@@ -22,6 +22,7 @@ from cluster.coordinator.job_types import JobType, forget
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.look import Head, Looker, View
 from cluster.coordinator.loop import Wakeup
+from cluster.coordinator.parked import ParkedKey
 from cluster.coordinator.pool import Pool
 from cluster.coordinator.refusal import find_refused, set_aside
 from cluster.coordinator.session import Session, TransientDatabaseError
@@ -43,19 +44,38 @@ LOWEST_PRIORITY = 100
 
 
 class Plan(NamedTuple):
-    """One claim. priority: the worst it may take; slots: how many can begin at once; demand: how many to take."""
+    """One claim. priority: the worst it may take; slots: how many can begin at once; demand: how many to take.
+
+    keys: to look after, of a type whose limit holds per key.
+    """
 
     head: Head
     priority: int
     slots: int
     demand: int
+    keys: list[str]
+
+    @property
+    def limited(self) -> bool:
+        return self.head.room is not None or self.head.job_type.key is not None
+
+
+class Sent(NamedTuple):
+    """A claim on its way. lock: the answer says whether a limited one had the lock; None: it needs none."""
+
+    rows: AsyncCursor[Any]
+    lock: AsyncCursor[Any] | None
 
 
 class Miss(NamedTuple):
-    """A head that could not be had. until: CLOCK_MONOTONIC seconds before which it is not tried again."""
+    """A head that could not be had. until: CLOCK_MONOTONIC seconds before which it is not tried again.
+
+    id: of the row at the head, if another one in its place may be tried at once; None: whatever is there.
+    """
 
     times: int
     until: float
+    id: int | None = None
 
 
 class Claimer:
@@ -69,6 +89,7 @@ class Claimer:
         self._doorbell = doorbell
         self._pool = pool
         self._looker = looker
+        self._parked = looker.parked
         self._heads: list[Head] = []
         """What the last look found, best first."""
         self._freed: set[int] = set()
@@ -94,9 +115,12 @@ class Claimer:
         if self._wants_room:
             self.wakeup.set()
 
-    def limit_freed(self, job_type: JobType) -> None:
-        """Jobs of a limited type have ended: there may be room under its limit, whatever the last look said."""
-        if any(head.job_type is job_type and head.room is not None for head in self._heads):
+    def limit_freed(self, job_type: JobType, keys: set[ParkedKey]) -> None:
+        """Jobs of a limited type have ended, or of these keys: there may be room, whatever the last look said."""
+        if keys:
+            self._parked.add(job_type, keys)
+            self.wakeup.set()
+        elif any(head.job_type is job_type and head.room is not None for head in self._heads):
             self._freed.add(job_type.index)
             self.wakeup.set()
 
@@ -106,6 +130,8 @@ class Claimer:
         if lease is None or not lease.valid:
             await self._leave_watch()
             return None if lease is None else LOOK_INTERVAL
+        if self._doorbell.take_changed():
+            self._parked.sweep_soon()
         plan, full = self._plan()
         self._wants_room = full
         self._freed.clear()
@@ -123,8 +149,10 @@ class Claimer:
             view.heads,
             key=lambda head: (head.priority, self._claimed_at.get(head.job_type.index, 0.0), head.run_at),
         )
-        there = {(head.job_type.index, head.queue) for head in self._heads}
-        self._missed = {key: miss for key, miss in self._missed.items() if key in there}
+        there = {(head.job_type.index, head.queue): head.id for head in self._candidates()}
+        self._missed = {
+            key: miss for key, miss in self._missed.items() if key in there and miss.id in {None, there[key]}
+        }
         for head in reversed(self._heads):
             self._queues[head.job_type.oid] = head.queue, head.room
         try:
@@ -143,9 +171,10 @@ class Claimer:
         plan, full, alone_waits = None, False, False
         for place, head in enumerate(heads):
             slots, demand = self._pool.demand(head.job_type)
-            if demand:
+            keys = self._parked.some(head.job_type, head.queue)
+            if demand or keys:  # even without room here, what is parked must be opened for others
                 next_priority = heads[place + 1].priority if place + 1 < len(heads) else LOWEST_PRIORITY
-                plan = Plan(head, next_priority, slots, _bounded(head.job_type, demand))
+                plan = Plan(head, next_priority, slots, _bounded(head.job_type, demand), keys)
                 break
             full = True
             # Room may be kept free for it, but not from a better priority.
@@ -161,9 +190,19 @@ class Claimer:
         now = time.monotonic()
         return [
             head
-            for head in self._heads
+            for head in self._candidates()
             if (head.has_room or head.job_type.index in self._freed) and not self._is_missed(head, now)
         ]
+
+    def _candidates(self) -> list[Head]:
+        """What the last look found, best first, behind what is parked and may have room."""
+        found = {(head.job_type.index, head.queue) for head in self._heads}
+        return [
+            Head(job_type, queue, LOWEST_PRIORITY, None, None, None)
+            for job_type in self._looker.present
+            for index, queue in self._parked.waiting()
+            if index == job_type.index and (index, queue) not in found
+        ] + self._heads
 
     def _is_missed(self, head: Head, now: float) -> bool:
         miss = self._missed.get((head.job_type.index, head.queue))
@@ -173,7 +212,7 @@ class Claimer:
         """Nothing was known to wait; whose doorbell rang has something now, most likely where it last had."""
         types = {job_type.oid: job_type for job_type in self._looker.present}
         return [
-            Head(types[table], queue, LOWEST_PRIORITY, None, None if room is None else max(1, room))
+            Head(types[table], queue, LOWEST_PRIORITY, None, None, None if room is None else max(1, room))
             for table in self._doorbell.take_rung()
             if table in types and table in self._queues
             for queue, room in [self._queues[table]]
@@ -189,7 +228,9 @@ class Claimer:
             self._last_work = now
         if self._takable():
             return 0
-        waiting = [self._missed[head.job_type.index, head.queue].until - now for head in self._heads if head.has_room]
+        waiting = [
+            self._missed[head.job_type.index, head.queue].until - now for head in self._candidates() if head.has_room
+        ]
         if waiting and min(waiting) < BUSY_FOR:
             return max(0.0, min(due_in, *waiting))
         due_in = min(due_in, *waiting, LOOK_INTERVAL)
@@ -232,7 +273,7 @@ class Claimer:
         The claim comes first: the BEGIN of a limited one must find no transaction open, and the rest of a pipeline is one.
         """
         before = time.monotonic()
-        claim: AsyncCursor[Any] | None = None
+        claim: Sent | None = None
         try:
             async with connection.pipeline():
                 if plan is not None:
@@ -246,7 +287,7 @@ class Claimer:
             self._careful = True  # one by one, the statement that is to blame says why
             await connection.rollback()
             # A limited claim is a transaction of its own, and may stand although what came after it failed.
-            stands = plan is not None and plan.head.room is not None and claim is not None and _has_rows(claim)
+            stands = plan is not None and plan.limited and claim is not None and _has_rows(claim.rows)
             claim = claim if stands else None
         claimed = await self._take(plan, claim, lease, before) if plan is not None and claim is not None else 0
         return claimed, None if self._careful else await self._looker.read(answers)
@@ -266,7 +307,7 @@ class Claimer:
         before = time.monotonic()
         job_type = plan.head.job_type
         try:
-            cursor = await self._send(connection, lease, plan)
+            claim = await self._send(connection, lease, plan)
         except errors.LockNotAvailable:
             await connection.rollback()  # the look that follows finds the locked table
             return 0
@@ -281,30 +322,43 @@ class Claimer:
             await connection.rollback()
             await find_refused(connection, job_type, _parameters(lease, plan), error)
             return 0
-        return await self._take(plan, cursor, lease, before)
+        return await self._take(plan, claim, lease, before)
 
-    async def _send(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> AsyncCursor[Any]:
+    async def _send(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> Sent:
         """Sends one claim; in a pipeline, its answer is there only after that."""
         job_type = plan.head.job_type
         cursor = self._raw_cursor(connection)
-        if plan.head.room is None:
-            return await cursor.execute(job_type.statement("claim_jobs"), _parameters(lease, plan))
+        parameters = _parameters(lease, plan)
+        if not plan.limited:
+            return Sent(await cursor.execute(job_type.statement("claim_jobs"), parameters), None)
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        lock = {"class": locks.CLAIM, "table": job_type.oid}
-        await connection.execute(statements.statement("try_claim_lock"), lock)
-        await cursor.execute(job_type.statement("claim_limited_jobs"), _parameters(lease, plan))
+        lock = await connection.execute(
+            statements.statement("try_claim_lock"), {"class": locks.CLAIM, "table": job_type.oid}
+        )
+        if job_type.key is None:
+            await cursor.execute(job_type.statement("claim_limited_jobs"), parameters)
+        else:
+            reach = self._parked.reach(job_type, plan.demand)
+            parameters |= {"key": job_type.key.column, "keys": plan.keys, "reach": reach}
+            await cursor.execute(job_type.statement("claim_keyed_jobs"), parameters)
         await connection.execute("COMMIT")
-        return cursor
+        return Sent(cursor, lock)
 
-    async def _take(self, plan: Plan, cursor: AsyncCursor[Any], lease: Lease, before: float) -> int:
+    async def _take(self, plan: Plan, claim: Sent, lease: Lease, before: float) -> int:
         """Hands claimed rows to the pool, best first."""
         job_type = plan.head.job_type
+        cursor = claim.rows
         rows = await cursor.fetchall()
         now = time.monotonic()
         events.claimed(job_type.name, plan.head.queue, len(rows), now - before)
         key = job_type.index, plan.head.queue
+        had_lock = claim.lock is not None and await claim.lock.fetchone() == ("true",)
+        if job_type.key is not None and had_lock:
+            self._parked.looked_after(job_type, plan.head.queue, plan.keys)
+            self._parked.claimed(job_type, plan.demand, len(rows))
         if not rows:
-            self._missed[key] = _miss(self._missed.get(key), now)
+            other_row_at_once = plan.head.id if job_type.key is not None and had_lock else None
+            self._missed[key] = _miss(self._missed.get(key), now, other_row_at_once)
         else:
             self._missed.pop(key, None)
             self._claimed_at[job_type.index] = now
@@ -324,10 +378,10 @@ class Claimer:
         return self._raw[1]
 
 
-def _miss(before: Miss | None, now: float) -> Miss:
+def _miss(before: Miss | None, now: float, job_id: int | None) -> Miss:
     """Longer each time, jittered, so that nodes which compete for a limit do not stay in step."""
     times = min(before.times + 1, 7) if before is not None else 1
-    return Miss(times, now + RETRY_INTERVAL * 2.0 ** (times - 1) * random.uniform(0.5, 1))
+    return Miss(times, now + RETRY_INTERVAL * 2.0 ** (times - 1) * random.uniform(0.5, 1), job_id)
 
 
 def _parameters(lease: Lease, plan: Plan) -> dict[str, Any]:
@@ -356,7 +410,7 @@ def _has_rows(cursor: AsyncCursor[Any]) -> bool:
 def _bounded(job_type: JobType, demand: int) -> int:
     if not job_type.row_bytes:
         return min(demand, FIRST_CLAIM)
-    return max(1, min(demand, int(CLAIM_BYTES / job_type.row_bytes)))
+    return min(demand, max(1, int(CLAIM_BYTES / job_type.row_bytes)))
 
 
 def _note_size(job_type: JobType, rows: list[tuple[bytes | None, ...]]) -> None:

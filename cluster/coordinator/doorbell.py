@@ -41,6 +41,7 @@ class Doorbell:
         self._cancel = cancel
         self._watched: set[int] = set()
         self._rung: set[int] = set()
+        self._changed = False
         self._connections = 0
         self._rings = 0.0
         self._rung_at = 0.0
@@ -58,6 +59,11 @@ class Doorbell:
         """Oids of the tables whose doorbell rang since the last call."""
         rung, self._rung = list(self._rung), set()
         return rung
+
+    def take_changed(self) -> bool:
+        """Whether operators have changed a limit or a pause since the last call."""
+        changed, self._changed = self._changed, False
+        return changed
 
     @property
     def pid(self) -> int | None:
@@ -147,6 +153,7 @@ class Doorbell:
             self._rings = self._rings_lately() + 1
             self._rung_at = now
             self._rung |= self._watched.intersection(numbers)
+            self._changed = self._changed or payload == ""
             events.rang()
             self._ring()
 

@@ -20,6 +20,7 @@ from cluster import events, metrics
 from cluster.coordinator import arrays
 from cluster.coordinator.job_types import JobType, forget
 from cluster.coordinator.loop import Wakeup
+from cluster.coordinator.parked import ParkedKey
 from cluster.coordinator.pool import Finished
 from cluster.coordinator.process import Key
 from cluster.coordinator.session import Session, TableLockedError, TransientDatabaseError
@@ -40,9 +41,11 @@ _FLOAT8 = struct.Struct(">d")
 
 
 class Finisher:
-    """Takes ended attempts from the pool and writes them. limit_freed: called when a limited type has room again."""
+    """Takes ended attempts from the pool and writes them. limit_freed: called when a limited type may have room again."""
 
-    def __init__(self, session: Session, types: list[JobType], limit_freed: Callable[[JobType], None]) -> None:
+    def __init__(
+        self, session: Session, types: list[JobType], limit_freed: Callable[[JobType, set[ParkedKey]], None]
+    ) -> None:
         self.wakeup = Wakeup()
         self.written = 0
         self.released = 0
@@ -53,6 +56,7 @@ class Finisher:
         self._later: list[tuple[float, int, list[Finished]]] = []
         """Batches to try again, with the time from which to do so."""
         self._writing: list[Finished] = []
+        self._freed_keys: set[ParkedKey] = set()
         self._away: TransientDatabaseError | None = None
         """Why a part of the last batch went back to the pending ones."""
         self._locked_pause = LOCKED_PAUSE / 2
@@ -125,7 +129,8 @@ class Finisher:
             by_statement.setdefault((name, item[0].lease.node), []).append(item)
         for (name, _), items in by_statement.items():
             await self._write(job_type, items, name)
-        self._limit_freed(job_type)
+        self._limit_freed(job_type, self._freed_keys)
+        self._freed_keys = set()
 
     async def _write(self, job_type: JobType, batch: list[Finished], name: str) -> None:
         """Writes one batch; a batch that is refused for good is halved down to the row."""
@@ -135,7 +140,8 @@ class Finisher:
                 cursor = await connection.execute(
                     job_type.statement(name), self._parameters(connection, batch, name), binary=True
                 )
-                hit = {job_id for (job_id,) in await cursor.fetchall()}
+                rows = await cursor.fetchall()
+                hit = {row[0] for row in rows}
                 missed = [item for item in batch if item[1][1] not in hit]
                 held = await self._held(connection, job_type, missed) if missed else {}
         except TableLockedError:
@@ -152,6 +158,13 @@ class Finisher:
             await self._refused(job_type, batch, name, error)
             return
         metrics.finish_seconds.observe(time.monotonic() - before)
+        if job_type.key is not None:
+            keys = dict(rows)
+            self._freed_keys |= {
+                ParkedKey((claim.row[QUEUE] or b"").decode(), keys[report[1]])
+                for claim, report in batch
+                if keys.get(report[1]) is not None
+            }
         written = [item for item in batch if item[1][1] in hit or held.get(item[1][1]) is False] if missed else batch
         self._count(job_type, written)
         locked = [item for item in missed if held.get(item[1][1])]

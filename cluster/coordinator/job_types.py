@@ -23,6 +23,10 @@ class JobType:
     """Of the table. 0: there is none at the moment, and the type is left out."""
     table: tuple[str, ...] = ()
     """Schema and name. Empty: never found yet."""
+    key: statements.Key | None = None
+    """The column whose values have a limit each. None: the limit is the type's, or the table was not found yet."""
+    key_differs: bool = False
+    """The table has another key than the class, so nothing of it is claimed."""
     row_bytes: float = 0.0
     """Of the largest rows seen lately; 0: none seen yet."""
     locked_until: float = 0.0
@@ -49,7 +53,7 @@ class JobType:
 
     def statement(self, name: str) -> bytes:
         columns = self.definition.column_names if name.startswith("claim_") else ()
-        return statements.for_table(name, self.table, tuple(columns))
+        return statements.for_table(name, self.table, tuple(columns), self.key)
 
     def delay(self, attempt: int) -> float:
         """Seconds of backoff after an attempt that ended with its worker process."""
@@ -61,7 +65,11 @@ def job_types(job_classes: list[type[Job]]) -> list[JobType]:
 
 
 _FIND = """
-SELECT c.oid, n.nspname, c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+SELECT c.oid, n.nspname, c.relname, CASE WHEN t.job_table IS NULL THEN a.attname ELSE t.concurrency_key END,
+       format_type(a.atttypid, a.atttypmod)
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN cluster.job_types AS t ON t.job_table = c.oid
+LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = %s AND NOT a.attisdropped
 WHERE c.oid = to_regclass(%s)
 """
 
@@ -70,16 +78,22 @@ async def resolve(connection: AsyncConnection[Any], types: list[JobType]) -> Non
     """Finds each type's table, under the connection's search path; registers types that cluster.job_types lacks."""
     for job_type in types:
         name = tables.identifier(job_type.definition.table).as_string(connection)
-        row = await (await connection.execute(_FIND, [name])).fetchone()
+        column = job_type.job_class.concurrency_key
+        row = await (await connection.execute(_FIND, [column, name])).fetchone()
         if row is None:
             forget(job_type)
             continue
-        if job_type.oid != row[0]:
+        oid, schema, table, key, key_type = row
+        if job_type.oid != oid:
             known = job_type.table != ()
-            job_type.oid, job_type.table = row[0], (row[1], row[2])
+            job_type.oid, job_type.table = oid, (schema, table)
+            job_type.key = statements.Key(column, key_type) if column is not None and key_type is not None else None
             await _register(connection, job_type)
             if known:
                 events.table_found(job_type.name, job_type.definition.table)
+        if key != column and not job_type.key_differs:
+            events.concurrency_key_differs(job_type.name, column, key)
+        job_type.key_differs = key != column
 
 
 def forget(job_type: JobType) -> None:
@@ -97,6 +111,7 @@ async def _register(connection: AsyncConnection[Any], job_type: JobType) -> None
             "name": job_type.name,
             "table": job_type.oid,
             "max_concurrency": job_class.max_concurrency,
+            "concurrency_key": job_class.concurrency_key,
             "max_attempts": job_class.max_attempts,
             "max_crashes": job_class.max_crashes,
             "retention": job_class.retention,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from psycopg import AsyncConnection, AsyncCursor, errors
 
 from cluster.coordinator.job_types import JobType, resolve
+from cluster.coordinator.parked import ParkedKeys
 
 PROMOTE_BATCH = 1000
 LOCKED_OUT = 1.5
@@ -19,12 +20,16 @@ LOCKED_OUT = 1.5
 
 
 class Head(NamedTuple):
-    """The best waiting row of one queue of one job type. run_at None: not known. room: under the limit; None: it has none."""
+    """The best waiting row of one queue of one job type. run_at, id None: not known.
+
+    room: under the type's limit; None: it has none, or one for each key.
+    """
 
     job_type: JobType
     queue: str
     priority: int
     run_at: datetime | None
+    id: int | None
     room: int | None
 
     @property
@@ -46,16 +51,18 @@ class Looker:
     """Looks at the tables of these types. queues: those to look at; sweep: seconds between searches for tables come or gone."""
 
     def __init__(self, types: list[JobType], queues: tuple[str, ...], sweep: float) -> None:
+        self.parked = ParkedKeys(None if "*" in queues else queues)
         self._types = types
         self._queues = None if "*" in queues else list(queues)
         self._sweep = sweep
         self._swept_at = -sweep
 
     async def sweep(self, connection: AsyncConnection[Any]) -> None:
-        """Finds tables that have come, gone or been made anew since the last time."""
+        """Finds tables that have come, gone or been made anew since the last time, and parked rows that have room."""
         if time.monotonic() - self._swept_at > self._sweep:
             await resolve(connection, self._types)
             self._swept_at = time.monotonic()
+        await self.parked.sweep(connection, self.present)
 
     def sweep_soon(self) -> None:
         self._swept_at = -self._sweep
@@ -74,9 +81,9 @@ class Looker:
         heads: list[Head] = []
         due: list[float] = []
         for job_type, cursor in answers:
-            for queue, priority, run_at, room, due_in in await cursor.fetchall():
+            for queue, priority, run_at, job_id, room, due_in in await cursor.fetchall():
                 if queue is not None:
-                    heads.append(Head(job_type, queue, priority, run_at, room))
+                    heads.append(Head(job_type, queue, priority, run_at, job_id, room))
                 elif due_in is not None:
                     due.append(due_in)
         return View(heads, min(due, default=None))
@@ -99,5 +106,5 @@ class Looker:
             await connection.execute(job_type.statement("promote_jobs"), {"limit": PROMOTE_BATCH})
 
     async def _look_at(self, connection: AsyncConnection[Any], job_type: JobType) -> AsyncCursor[Any]:
-        parameters = {"table": job_type.oid, "queues": self._queues}
+        parameters = {"table": job_type.oid, "queues": self._queues, "key": job_type.job_class.concurrency_key}
         return await connection.execute(job_type.statement("look_for_jobs"), parameters, binary=True)

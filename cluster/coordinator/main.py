@@ -28,6 +28,7 @@ from cluster.coordinator.job_types import JobType, job_types
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.look import Looker
 from cluster.coordinator.loop import Wakeup, repeat
+from cluster.coordinator.parked import ParkedKey
 from cluster.coordinator.pool import STOP_GRACE, Pool
 from cluster.coordinator.prune import Pruner
 from cluster.coordinator.reconcile import Reconciler
@@ -77,9 +78,6 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
         others = [table for name, _, table in rows if name not in known]
         if others:
             events.unroutable_tables(others)
-        keyed = [cls.__name__ for cls in job_classes if cls.concurrency_key is not None]
-        if keyed:
-            events.concurrency_key_ignored(keyed)
 
 
 class Node:
@@ -212,8 +210,8 @@ class Node:
     def _room(self) -> None:
         self._claimer.room()
 
-    def _limit_freed(self, job_type: JobType) -> None:
-        self._claimer.limit_freed(job_type)
+    def _limit_freed(self, job_type: JobType, keys: set[ParkedKey]) -> None:
+        self._claimer.limit_freed(job_type, keys)
 
     def _wake_claimer(self) -> None:
         self._claimer.wakeup.set()

@@ -10,7 +10,7 @@ WITH node AS MATERIALIZED (
     WHERE status = 'not_started' AND queue = %(queue)s AND priority <= %(priority)s AND id <> ALL (%(set_aside)s)
       AND EXISTS (SELECT FROM node)
       AND EXISTS (SELECT FROM cluster.job_types WHERE job_table = %(table)s AND paused_at IS NULL
-                  AND coalesce(max_concurrency_override, max_concurrency) IS NULL)
+                  AND coalesce(max_concurrency_override, max_concurrency) IS NULL AND concurrency_key IS NULL)
       AND NOT EXISTS (SELECT FROM cluster.queues WHERE name = %(queue)s AND paused_at IS NOT NULL)
     ORDER BY priority, run_at, id
     LIMIT %(demand)s

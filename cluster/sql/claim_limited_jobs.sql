@@ -9,6 +9,7 @@ WITH node AS MATERIALIZED (
            - (SELECT count(*) FROM {table} WHERE status = 'running') AS room
     FROM cluster.job_types
     WHERE current_setting('cluster.claim') = 'true' AND job_table = %(table)s AND paused_at IS NULL
+      AND concurrency_key IS NULL
 ), picked AS MATERIALIZED (
     SELECT id, priority, run_at, attempts_count FROM {table}
     WHERE status = 'not_started' AND queue = %(queue)s AND priority <= %(priority)s AND id <> ALL (%(set_aside)s)

@@ -7,4 +7,4 @@ WITH outcome AS (
 DELETE FROM {table} AS job USING outcome AS o
 WHERE job.id = ANY (ARRAY(SELECT id FROM held WHERE status = 'running' AND locked_by = %(node)s))
   AND o.id = job.id AND job.locked_at = o.locked_at
-RETURNING job.id
+RETURNING job.id{key_text}

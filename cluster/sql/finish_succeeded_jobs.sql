@@ -14,4 +14,4 @@ UPDATE {table} AS job SET
 FROM outcome AS o
 WHERE job.id = ANY (ARRAY(SELECT id FROM held WHERE status = 'running' AND locked_by = %(node)s))
   AND o.id = job.id AND job.locked_at = o.locked_at
-RETURNING job.id
+RETURNING job.id{key_text}

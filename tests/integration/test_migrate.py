@@ -382,7 +382,7 @@ def test_two_long_names_with_one_beginning_get_indexes_of_their_own(conn: psycop
     migrate_jobs(conn, long)
     assert value(
         conn, "SELECT count(*) FROM pg_indexes WHERE schemaname = 'public' AND indexdef LIKE '%WHERE%'"
-    ) == 2 * value(conn, "SELECT count(*) FROM cluster.standard_indexes()")
+    ) == 2 * value(conn, "SELECT count(*) FROM cluster.standard_indexes('')")
 
 
 def test_a_renamed_table_gets_no_second_index(conn: psycopg.Connection) -> None:

@@ -35,8 +35,18 @@ class PlanJob(Job):
     async def perform(self) -> None: ...
 
 
+class PlanPerKeyJob(Job):
+    number: int
+    table = "plan_jobs"
+    concurrency_key = "number"
+
+    async def perform(self) -> None: ...
+
+
 TABLE = definition(PlanJob).table
 CLAIM, DUE, RUNNING, PRIMARY_KEY = f"{TABLE}_claim", f"{TABLE}_due", f"{TABLE}_running", f"{TABLE}_pkey"
+OPEN, PARKED, RUNNING_KEY = f"{TABLE}_open", f"{TABLE}_parked", f"{TABLE}_running_key"
+KEY = statements.Key("number", "bigint")
 
 WAITING = "INSERT INTO plan_jobs (number, queue, priority) SELECT n, 'q' || n % 5, 1 + n % 100 FROM generate_series(1, 3000) n"
 REST = f"""
@@ -64,6 +74,16 @@ FILLINGS = {
 }
 
 
+SOME_ARE_PARKED = "UPDATE plan_jobs SET parked = true WHERE status = 'not_started' AND number % 3 = 0"
+ALL_ARE_PARKED = "UPDATE plan_jobs SET parked = true WHERE status = 'not_started'"
+FILLINGS_PER_KEY = {
+    "fresh": [WAITING, REST, SOME_ARE_PARKED, "ANALYZE plan_jobs"],
+    "of an empty table": ["ANALYZE plan_jobs", WAITING, REST, SOME_ARE_PARKED],
+    "from before anything was parked": [WAITING, REST, "ANALYZE plan_jobs", ALL_ARE_PARKED],
+    "from when everything was parked": [WAITING, REST, ALL_ARE_PARKED, "ANALYZE plan_jobs"],
+}
+
+
 @dataclass(frozen=True)
 class Hot:
     """A hot statement with the values it is run with, and the only indexes of the job table that it may use: all of them."""
@@ -71,6 +91,7 @@ class Hot:
     name: str
     values: dict[str, Any]
     indexes: set[str]
+    key: statements.Key | None = None
 
 
 def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
@@ -90,8 +111,8 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
     }  # fmt: skip
     retention = {"retention": timedelta(minutes=1), "retention_failed": None}
     return [
-        Hot("look_for_jobs", {"table": table, "queues": None}, {CLAIM, DUE, RUNNING}),
-        Hot("look_for_jobs", {"table": table, "queues": ["q1", "q2"]}, {CLAIM, DUE, RUNNING}),
+        Hot("look_for_jobs", {"table": table, "queues": None, "key": None}, {CLAIM, DUE, RUNNING}),
+        Hot("look_for_jobs", {"table": table, "queues": ["q1", "q2"], "key": None}, {CLAIM, DUE, RUNNING}),
         Hot("claim_jobs", claim, {CLAIM, PRIMARY_KEY}),
         Hot("claim_jobs", aside, {CLAIM, PRIMARY_KEY}),
         Hot("claim_limited_jobs", claim, {CLAIM, RUNNING, PRIMARY_KEY}),
@@ -109,23 +130,55 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
     ]
 
 
+def hot_statements_per_key(table: int) -> list[Hot]:
+    claim = {
+        "node": NODE, "table": table, "queue": "q1", "priority": 50, "slots": 20, "demand": 100, "max_attempts": 10,
+        "set_aside": [], "key": "number", "keys": ["3", "6"], "reach": 400,
+    }  # fmt: skip
+    start = {"table": table, "key": "number", "queue": None, "after": None, "limit": 500}
+    return [
+        Hot("look_for_jobs", {"table": table, "queues": None, "key": "number"}, {OPEN, DUE, RUNNING}, KEY),
+        Hot("claim_keyed_jobs", claim, {OPEN, PARKED, RUNNING_KEY, PRIMARY_KEY}, KEY),
+        Hot("find_parked_keys", start, {PARKED, RUNNING_KEY}, KEY),
+        Hot("find_parked_keys", {**start, "queue": "q1", "after": "3"}, {PARKED, RUNNING_KEY}, KEY),
+    ]
+
+
 @pytest.mark.parametrize("statistics", FILLINGS)
 async def test_hot_statements_use_their_indexes(
     statistics: str, conn: psycopg.Connection, aconn: psycopg.AsyncConnection
 ) -> None:
-    migrate_jobs(conn, [PlanJob])
+    table = _fill(conn, PlanJob, FILLINGS[statistics])
+    await _check(aconn, hot_statements(table, conn.execute(HELD).fetchall()))
+
+
+@pytest.mark.parametrize("statistics", FILLINGS_PER_KEY)
+async def test_hot_statements_of_a_limit_per_key_use_their_indexes(
+    statistics: str, conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    table = _fill(conn, PlanPerKeyJob, FILLINGS_PER_KEY[statistics])
+    await _check(aconn, hot_statements_per_key(table))
+
+
+def _fill(conn: psycopg.Connection, job_class: type[Job], filling: list[str]) -> int:
+    """Returns the table's oid."""
+    migrate_jobs(conn, [job_class])
     conn.execute("ALTER TABLE plan_jobs SET (autovacuum_enabled = false)")
-    for statement in FILLINGS[statistics]:
+    for statement in filling:
         conn.execute(statement.encode())
     found = conn.execute("SELECT 'plan_jobs'::regclass::oid").fetchone()
     assert found is not None
-    hot = hot_statements(found[0], conn.execute(HELD).fetchall())
-    arrays.register(aconn)
-    aconn.prepare_threshold = 0
-    await aconn.execute("SET plan_cache_mode = force_generic_plan")
-    faults = [f"plain session: {fault}" for statement in hot async for fault in _faults(aconn, statement)]
-    await _prepare_planner(aconn)
-    faults += [f"a node's session: {fault}" for statement in hot async for fault in _faults(aconn, statement)]
+    table: int = found[0]
+    return table
+
+
+async def _check(connection: psycopg.AsyncConnection, hot: list[Hot]) -> None:
+    arrays.register(connection)
+    connection.prepare_threshold = 0
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    faults = [f"plain session: {fault}" for statement in hot async for fault in _faults(connection, statement)]
+    await _prepare_planner(connection)
+    faults += [f"a node's session: {fault}" for statement in hot async for fault in _faults(connection, statement)]
     assert not faults, "\n\n".join(faults)
 
 
@@ -144,7 +197,7 @@ async def _faults(connection: psycopg.AsyncConnection[Any], hot: Hot) -> AsyncIt
 async def _plan(connection: psycopg.AsyncConnection[Any], hot: Hot) -> str:
     """EXPLAIN of the statement as the driver has just prepared it."""
     columns = tuple(definition(PlanJob).column_names) if hot.name.startswith("claim_") else ()
-    statement = statements.for_table(hot.name, (TABLE,), columns)
+    statement = statements.for_table(hot.name, (TABLE,), columns, hot.key)
     await connection.execute("DEALLOCATE ALL")
     async with connection.transaction(force_rollback=True):
         await connection.execute(
@@ -200,7 +253,7 @@ def _plan_faults(plan: str, indexes: set[str]) -> Iterator[str]:
         used.add(index)
         if index == PRIMARY_KEY and "Index Cond" not in lines[place + 1]:
             yield "reads the whole primary key"
-        if index in {CLAIM, DUE} and (bitmap or any("Sort" in above for above in _parents(lines, place))):
+        if index in {CLAIM, OPEN, PARKED, DUE} and (bitmap or any("Sort" in above for above in _parents(lines, place))):
             yield f"does not take rows in the order of {index}"
     if used != indexes:
         yield f"uses {sorted(used)}, not {sorted(indexes)}"

@@ -15,6 +15,7 @@ CREATE TABLE cluster.job_types (
     job_table                regclass NOT NULL UNIQUE,
     max_concurrency          integer DEFAULT 16 CHECK (max_concurrency >= 0),
     max_concurrency_override integer CHECK (max_concurrency_override >= 0),
+    concurrency_key          text,
     max_attempts             integer NOT NULL DEFAULT 10 CHECK (max_attempts >= 0),
     max_crashes              integer NOT NULL DEFAULT 3 CHECK (max_crashes >= 1),
     retry_delay              interval NOT NULL DEFAULT '30 seconds',
@@ -89,6 +90,16 @@ BEGIN
     RETURN NEW;
 END $$;
 
+-- A parked row waits for room under the limit of its key. Only a claim parks rows; whatever else is done to one opens it again.
+CREATE FUNCTION cluster.unpark_job() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.parked := false;
+    IF NEW.status = 'not_started' AND NOT pg_try_advisory_xact_lock_shared(1751, TG_RELID::integer) THEN
+        PERFORM pg_notify('cluster_doorbell', TG_RELID::text);
+    END IF;
+    RETURN NEW;
+END $$;
+
 -- Operators' changes reach every node at once; they are rare, so they may notify without the doorbell.
 CREATE FUNCTION cluster.announce_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -121,22 +132,33 @@ RETURNS TABLE (name text, type text, definition text) LANGUAGE sql IMMUTABLE AS 
            ('updated_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()')
 $$;
 
-CREATE FUNCTION cluster.standard_checks()
+CREATE FUNCTION cluster.standard_checks(concurrency_key text)
 RETURNS TABLE (name text, condition text) LANGUAGE sql IMMUTABLE AS $$
     VALUES ('cluster_queue_named', 'queue <> '''''),
            ('cluster_priority_range', 'priority BETWEEN 1 AND 100'),
            ('cluster_run_at_finite', 'isfinite(run_at)'),
            ('cluster_running_is_locked', '(status = ''running'') = (locked_at IS NOT NULL)')
+    UNION ALL
+    SELECT 'cluster_parked_waits', 'NOT parked OR status = ''not_started''' WHERE concurrency_key <> ''
 $$;
 
-CREATE FUNCTION cluster.standard_indexes()
+-- concurrency_key: the column whose values have a limit each; '': the limit is the table's. A table with a key has no index over
+-- all waiting rows: the planner would take it, and crawl over those that are parked.
+CREATE FUNCTION cluster.standard_indexes(concurrency_key text)
 RETURNS TABLE (suffix text, definition text) LANGUAGE sql IMMUTABLE AS $$
-    VALUES ('claim', '(queue, priority, run_at, id) WHERE status = ''not_started'''),
-           ('due', '(run_at) WHERE status IN (''scheduled'', ''retry'')'),
+    VALUES ('due', '(run_at) WHERE status IN (''scheduled'', ''retry'')'),
            ('running', '(locked_by) WHERE status = ''running''')
+    UNION ALL
+    SELECT 'claim', '(queue, priority, run_at, id) WHERE status = ''not_started''' WHERE concurrency_key = ''
+    UNION ALL
+    SELECT suffix, definition FROM (VALUES
+        ('open', '(queue, priority, run_at, id) WHERE status = ''not_started'' AND NOT parked'),
+        ('parked', format('(%I, queue, priority, run_at, id) WHERE parked', concurrency_key)),
+        ('running_key', format('(%I) WHERE status = ''running''', concurrency_key))
+    ) AS keyed (suffix, definition) WHERE concurrency_key <> ''
 $$;
 
-CREATE FUNCTION cluster.standard_triggers()
+CREATE FUNCTION cluster.standard_triggers(concurrency_key text)
 RETURNS TABLE (name text, timing text, action text) LANGUAGE sql IMMUTABLE AS $$
     VALUES ('cluster_check_new_job', 'BEFORE INSERT',
             'FOR EACH ROW WHEN (NEW.status <> ''not_started'' OR NEW.run_at > now()'
@@ -150,6 +172,13 @@ RETURNS TABLE (name text, timing text, action text) LANGUAGE sql IMMUTABLE AS $$
             ' AND (NEW.status, NEW.run_at, NEW.queue, NEW.priority)'
             ' IS DISTINCT FROM (OLD.status, OLD.run_at, OLD.queue, OLD.priority))'
             ' EXECUTE FUNCTION cluster.reschedule_job()')
+    UNION ALL
+    SELECT name, timing, action FROM (VALUES
+        ('cluster_unpark_new_job', 'BEFORE INSERT',
+         'FOR EACH ROW WHEN (NEW.parked) EXECUTE FUNCTION cluster.unpark_job()'),
+        ('cluster_unpark_job', 'BEFORE UPDATE',
+         'FOR EACH ROW WHEN (OLD.parked AND NEW.status <> ''running'') EXECUTE FUNCTION cluster.unpark_job()')
+    ) AS keyed (name, timing, action) WHERE concurrency_key <> ''
 $$;
 
 -- Index names must differ within a schema, and Postgres would cut long ones silently.
@@ -175,15 +204,29 @@ BEGIN
     RETURN target;
 END $$;
 
+CREATE FUNCTION cluster.partial_indexes(job_table regclass) RETURNS TABLE (name text, definition text) LANGUAGE sql STABLE AS $$
+    SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = job_table AND indpred IS NOT NULL
+$$;
+
+-- Whether an index as pg_get_indexdef() prints it is the one that standard_indexes() wants: the same columns, parked or open rows alike.
+CREATE FUNCTION cluster.is_index(printed text, wanted text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT strpos(printed, ' USING btree ' || split_part(wanted, ' WHERE ', 1) || ' WHERE ') > 0
+       AND (split_part(printed, ' WHERE ', 2) LIKE '%parked%') = (split_part(wanted, ' WHERE ', 2) LIKE '%parked%')
+$$;
+
 -- What is missing from a table for it to be a job table, as SQL: one statement a row, in order. job_table may not exist yet.
 -- Nothing is missing: no rows, and no lock was taken. A column of another type is an error that names it.
-CREATE FUNCTION cluster.job_table_changes(job_table text) RETURNS SETOF text LANGUAGE plpgsql STABLE AS $$
+-- concurrency_key: see create_job_table.
+CREATE FUNCTION cluster.job_table_changes(job_table text, concurrency_key text DEFAULT NULL)
+RETURNS SETOF text LANGUAGE plpgsql STABLE AS $$
 DECLARE
     target regclass := cluster.find_job_table(job_table);
     parts text[] := parse_ident(job_table);
+    key text := coalesce(concurrency_key, (SELECT t.concurrency_key FROM cluster.job_types t WHERE t.job_table = target), '');
     relation text;
     additions text;
     misfit record;
+    present record;
 BEGIN
     relation := (SELECT string_agg(format('%I', part), '.' ORDER BY place) FROM unnest(parts) WITH ORDINALITY AS p (part, place));
     IF target IS NULL THEN
@@ -223,17 +266,34 @@ BEGIN
             RETURN NEXT format(E'ALTER TABLE %s\n    %s', relation, additions);
         END IF;
     END IF;
+    IF key <> '' AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = target AND attname = key AND NOT attisdropped) THEN
+        RAISE EXCEPTION 'table % has no column % for its concurrency_key', job_table, key
+            USING ERRCODE = 'undefined_column', HINT = 'Add the column first.';
+    END IF;
+    IF key <> '' AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = target AND attname = 'parked' AND NOT attisdropped) THEN
+        RETURN NEXT format('ALTER TABLE %s ADD COLUMN parked boolean NOT NULL DEFAULT false', relation);
+    END IF;
     RETURN QUERY SELECT format('ALTER TABLE %s ADD CONSTRAINT %I CHECK (%s)', relation, k.name, k.condition)
-        FROM cluster.standard_checks() k
+        FROM cluster.standard_checks(key) k
         WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = target AND conname = k.name);
     -- Recognised by what they index, not by their name: the table may have been renamed.
+    -- The key has changed, come or gone: what belongs to the old one goes, and its rows are claimed anew.
+    FOR present IN
+        SELECT p.name, p.definition FROM cluster.partial_indexes(target) p
+        WHERE (p.name ~ '_(open|parked|running_key)"?$' OR p.definition LIKE '%(queue, priority, run_at, id) WHERE %')
+          AND p.definition ~ 'parked|''(running|not_started)'''
+          AND NOT EXISTS (SELECT FROM cluster.standard_indexes(key) x WHERE cluster.is_index(p.definition, x.definition))
+    LOOP
+        IF present.definition LIKE '% WHERE parked' THEN
+            RETURN NEXT format('UPDATE %s SET parked = false WHERE parked', relation);
+        END IF;
+        RETURN NEXT format('DROP INDEX %s', present.name);
+    END LOOP;
     RETURN QUERY SELECT format('CREATE INDEX %I ON %s %s', cluster.index_name(parts[cardinality(parts)], x.suffix), relation, x.definition)
-        FROM cluster.standard_indexes() x
-        WHERE NOT EXISTS (
-            SELECT FROM pg_index i WHERE i.indrelid = target AND i.indpred IS NOT NULL
-            AND pg_get_indexdef(i.indexrelid) LIKE '%USING btree ' || split_part(x.definition, ' WHERE', 1) || ' WHERE %');
+        FROM cluster.standard_indexes(key) x
+        WHERE NOT EXISTS (SELECT FROM cluster.partial_indexes(target) p WHERE cluster.is_index(p.definition, x.definition));
     RETURN QUERY SELECT format('CREATE TRIGGER %I %s ON %s %s', t.name, t.timing, relation, t.action)
-        FROM cluster.standard_triggers() t
+        FROM cluster.standard_triggers(key) t
         WHERE NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = target AND tgname = t.name);
     -- Every job rewrites its row twice: leave room on the page, and vacuum early.
     IF NOT EXISTS (SELECT FROM pg_class WHERE oid = target AND reloptions::text LIKE '%autovacuum_vacuum_scale_factor%') THEN
@@ -244,17 +304,21 @@ BEGIN
 END $$;
 
 -- Makes a table a job table: creates it, or adds what is missing. Safe to call again; then it takes no lock.
-CREATE FUNCTION cluster.create_job_table(job_table text) RETURNS regclass LANGUAGE plpgsql AS $$
+-- concurrency_key: the column whose values have a limit of max_concurrency each. '': none, the limit is the table's; NULL: as it was.
+CREATE FUNCTION cluster.create_job_table(job_table text, concurrency_key text DEFAULT NULL) RETURNS regclass LANGUAGE plpgsql AS $$
 DECLARE
     change text;
     made regclass;
 BEGIN
-    FOR change IN SELECT * FROM cluster.job_table_changes(job_table) LOOP
+    FOR change IN SELECT * FROM cluster.job_table_changes(job_table, concurrency_key) LOOP
         EXECUTE change;
     END LOOP;
     made := to_regclass(job_table);
     DELETE FROM cluster.job_types t WHERE NOT EXISTS (SELECT FROM pg_class WHERE oid = t.job_table);
     INSERT INTO cluster.job_types (name, job_table) VALUES (made::text, made) ON CONFLICT DO NOTHING;
+    UPDATE cluster.job_types t SET concurrency_key = nullif(create_job_table.concurrency_key, '')
+        WHERE t.job_table = made AND t.concurrency_key IS DISTINCT FROM nullif(create_job_table.concurrency_key, '')
+        AND create_job_table.concurrency_key IS NOT NULL;
     RETURN made;
 END $$;
 
