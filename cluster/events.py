@@ -65,6 +65,14 @@ def without_direct_connection(reason: str) -> None:
     log.warning("polling_only", reason=reason, hint="set CLUSTER_DIRECT_DATABASE_URL to a connection without a pooler")
 
 
+def commits_not_durable() -> None:
+    log.warning(
+        "commits_not_durable",
+        hint="synchronous_commit is off behind the pooler, so a crash of Postgres may run jobs twice:"
+        " ALTER ROLE … SET synchronous_commit = on",
+    )
+
+
 def rang() -> None:
     metrics.rings.inc()
 

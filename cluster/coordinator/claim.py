@@ -28,6 +28,8 @@ from cluster.coordinator.refusal import find_refused, set_aside
 from cluster.coordinator.session import Session, TransientDatabaseError
 from cluster.frames import ID, PRIORITY, RUN_AT
 
+DEADLINE = 5.0
+"""Seconds that one round trip may take: longer than any lock may be waited for."""
 LOOK_INTERVAL = 1.5
 """Seconds between looks of a node that sleeps: the most that a lost watch can cost."""
 BUSY_INTERVAL = 0.002
@@ -138,7 +140,7 @@ class Claimer:
         if full and plan is None and time.monotonic() - self._looked_at < LOOK_INTERVAL:
             await self._hand_over()
             return LOOK_INTERVAL  # room wakes this loop
-        async with self._session.use() as connection:
+        async with self._session.use(DEADLINE) as connection:
             await self._looker.sweep(connection)
             claimed, view = await (self._one_by_one if self._careful else self._at_once)(connection, lease, plan)
             if view is None:

@@ -15,7 +15,7 @@ from typing import Any
 from psycopg import AsyncConnection, Notify
 
 from cluster import events, locks, statements
-from cluster.coordinator.session import Session
+from cluster.coordinator.session import Session, notice_silence
 
 RINGS_CHANNEL, CANCEL_CHANNEL = "cluster_doorbell", "cluster_cancel"
 OFTEN = 50.0
@@ -127,6 +127,7 @@ class Doorbell:
         if self._connections > 1:
             events.listener_reconnected()
             self._ring()
+        await notice_silence(connection)
         connection.add_notify_handler(self._notified)
         await connection.execute(f"LISTEN {RINGS_CHANNEL}")
         await connection.execute(f"LISTEN {CANCEL_CHANNEL}")

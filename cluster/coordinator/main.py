@@ -33,7 +33,7 @@ from cluster.coordinator.pool import STOP_GRACE, Pool
 from cluster.coordinator.prune import Pruner
 from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.rescue import Rescuer
-from cluster.coordinator.session import Session
+from cluster.coordinator.session import Session, notice_silence
 from cluster.errors import ClusterError, DatabaseUnreachableError
 from cluster.job import Job
 from cluster.settings import Settings
@@ -91,7 +91,7 @@ class Node:
         self._stops = 0
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
-        self._claims = Session(settings.database_url, "claim", setup=_prepare_planner)
+        self._claims = Session(settings.database_url, "claim", setup=self._prepare_claims)
         self._finishes = Session(settings.database_url, "finish", setup=_prepare_finish)
         self._doorbell = Doorbell(settings.direct_database_url, self._wake_claimer, self._cancel)
         self._finisher = Finisher(self._finishes, self._types, self._limit_freed)
@@ -207,6 +207,10 @@ class Node:
         self._stops += 1
         (self._stop if self._stops == 1 else self._stop_now).set()
 
+    async def _prepare_claims(self, connection: AsyncConnection[object]) -> None:
+        await _prepare_planner(connection)
+        self._reconciler.wakeup.set()  # an answer may have been lost with the connection before
+
     def _room(self) -> None:
         self._claimer.room()
 
@@ -245,17 +249,16 @@ class Node:
 
 async def _prepare_planner(connection: AsyncConnection[object]) -> None:
     """One plan for every hot statement, always on its index: they are written for that."""
-    if connection.prepare_threshold is None:
-        return  # behind a pooler, settings would reach other clients' sessions
+    if connection.prepare_threshold is None:  # behind a pooler, settings would reach other clients' sessions
+        row = await (await connection.execute("SHOW synchronous_commit")).fetchone()
+        if row == ("off",):
+            events.commits_not_durable()
+        return
     await connection.execute("SET plan_cache_mode = force_generic_plan")
     await connection.execute("SET enable_seqscan = off")
     await connection.execute("SET lock_timeout = '200ms'")
     await connection.execute("SET synchronous_commit = on")
-    # A request that a cut left unfinished would keep its locks, its node's row and a limit's mutex among them, for hours.
-    await connection.execute("SET tcp_keepalives_idle = 5")
-    await connection.execute("SET tcp_keepalives_interval = 2")
-    await connection.execute("SET tcp_keepalives_count = 3")
-    await connection.execute("SET tcp_user_timeout = 10000")
+    await notice_silence(connection)
     if connection.info.server_version >= 170000:
         await connection.execute("SET transaction_timeout = '15s'")  # longer than any round trip may take
 

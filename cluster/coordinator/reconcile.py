@@ -20,7 +20,10 @@ from cluster.coordinator.process import Key
 from cluster.coordinator.session import Session
 
 UNKNOWN_AFTER = 15.0
-"""Seconds since its claim after which a row that nobody here knows is handed back: longer than any round trip may take."""
+"""Seconds since its claim after which a row that nobody here knows is handed back: longer than any round trip may take.
+
+At once, when the claims' sessions before this one are known to have ended: then no claim can be under way.
+"""
 
 
 class Reconciler:
@@ -55,6 +58,8 @@ class Reconciler:
         # Known before and after: what is claimed or ended meanwhile is no discrepancy.
         before = self._known(job_type, lease)
         rows = await self._rows(job_type, lease) if job_type.oid else {}  # a dropped table has none
+        known = before | self._known(job_type, lease)
+        unknown_after = 0.0 if self._session.alone else UNKNOWN_AFTER
         held = self._pool.held(lease)
         gone = {key for key in held if key in before and key[1] not in rows and key[0] == job_type.index}
         if gone:
@@ -63,7 +68,7 @@ class Reconciler:
         for job_id, _, age, cancelled in rows.values():
             if cancelled and self._pool.cancel(job_type.index, job_id):
                 events.cancel_requested(job_type.name, job_id)
-            if age > UNKNOWN_AFTER and (job_type.index, job_id) not in before | self._known(job_type, lease):
+            if age > unknown_after and (job_type.index, job_id) not in known:
                 await self._give_back(job_type, lease, rows[job_id])
 
     async def _rows(self, job_type: JobType, lease: Lease) -> dict[int, tuple[Any, ...]]:
@@ -80,7 +85,8 @@ class Reconciler:
     async def _give_back(self, job_type: JobType, lease: Lease, row: tuple[Any, ...]) -> None:
         """A claim whose answer never came: nobody performs it."""
         async with self._session.use() as connection:
-            await connection.execute(
+            cursor = await connection.execute(
                 job_type.statement("release_claim"), {"id": row[0], "locked_at": row[1], "node": lease.node}
             )
-        events.claim_given_back(job_type.name, row[0])
+        if cursor.rowcount:
+            events.claim_given_back(job_type.name, row[0])

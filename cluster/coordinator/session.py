@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -61,6 +62,8 @@ class Session:
     ) -> None:
         self.pooled = False
         """A pooler sits between: the session's state is not ours, so no prepared statements, settings, LISTEN or locks."""
+        self.alone = False
+        """Every session before this one has ended on the server: what they sent has been committed or never will be."""
         self._url = url
         self._name = name
         self._setup = setup
@@ -71,6 +74,8 @@ class Session:
         self._reader: int | None = None
         self._silent = False
         self._kept: list[socket.socket] = []
+        self._backends: list[tuple[int, datetime]] = []
+        """Process id and start of the server's processes for this session and for those before that may not have ended."""
 
     @contextlib.asynccontextmanager
     async def use(self, deadline: float = 10.0) -> AsyncIterator[AsyncConnection[Any]]:
@@ -149,15 +154,26 @@ class Session:
                 client_encoding="utf-8",
             )
             self._connection = connection
-            cursor = await connection.execute("SELECT pg_backend_pid()")
-            self.pooled = await cursor.fetchone() != (connection.info.backend_pid,)
+            pid, started = await _backend(connection)
+            self.pooled = pid != connection.info.backend_pid
             if not self.pooled:
                 connection.prepare_threshold = 0
                 connection.prepared_max = None  # as many as there are job types: evicting one would cost more
+                if not self._sign_of_life:
+                    await self._end_predecessors(connection)
+                    self._backends.append((pid, started))
             if self._setup is not None:
                 await self._setup(connection)
         assert self._connection is not None
         return self._connection
+
+    async def _end_predecessors(self, connection: AsyncConnection[Any]) -> None:
+        """What a lost session left on the server would keep its locks, and may still commit."""
+        try:
+            self._backends = [backend for backend in self._backends if not await _end_backend(connection, *backend)]
+        except errors.InsufficientPrivilege:
+            await connection.rollback()  # another role's: its own timeouts end it
+        self.alone = not self._backends
 
     async def _after_error(self, *, broken: bool) -> None:
         connection = self.connected
@@ -223,6 +239,38 @@ class Session:
             self._listening(None)
         else:
             self._listening(connection)
+
+
+async def notice_silence(connection: AsyncConnection[Any]) -> None:
+    """Lets the server notice a silent cut within about 10 s; without this, in hours.
+
+    Until then it keeps what the session holds: rows, its node's row, a limit's mutex, the watch.
+    """
+    for name, value in (
+        ("tcp_keepalives_idle", 5),
+        ("tcp_keepalives_interval", 2),
+        ("tcp_keepalives_count", 3),
+        ("tcp_user_timeout", 10_000),
+    ):
+        await connection.execute(f"SET {name} = {value}")
+
+
+async def _backend(connection: AsyncConnection[Any]) -> tuple[int, datetime]:
+    cursor = await connection.execute(
+        "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()", binary=True
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+async def _end_backend(connection: AsyncConnection[Any], pid: int, started: datetime) -> bool:
+    """Whether it has ended, and so quickly. A process id may be another's by now, a start as well may not."""
+    cursor = await connection.execute(
+        "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE (pid, backend_start) = (%s, %s)",
+        [pid, started],
+    )
+    return await cursor.fetchone() in {None, (True,)}
 
 
 def _refused(error: psycopg.Error) -> bool:
