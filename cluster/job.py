@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -102,7 +102,7 @@ class Job:
     # Set by the worker and by perform_later; None before.
     id: int | None = None
     attempt: int | None = None
-    row: Row | None = None
+    _row: Callable[[], Row] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -153,6 +153,11 @@ class Job:
         """Called when the attempt failed. final: there is no further attempt. An error here is logged and changes nothing."""
 
     # --- running and enqueueing ---
+
+    @property
+    def row(self) -> Row | None:
+        """The row's standard columns. None: the job is not being performed. Most jobs never ask, so it is decoded when they do."""
+        return None if self._row is None else self._row()
 
     @property
     def log(self) -> structlog.stdlib.BoundLogger:

@@ -19,7 +19,7 @@ from cluster.notes import Notes
 from cluster.spawn import WorkerOptions
 from cluster.worker import preload
 from cluster.worker.fence import end_with_parent
-from cluster.worker.perform import Performer, remember_process
+from cluster.worker.perform import Performer, watch_forks
 from cluster.worker.runner import Runner
 
 log = structlog.get_logger("cluster.worker")
@@ -31,7 +31,7 @@ def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
     # The coordinator decides when a worker ends. A handler instead of SIG_IGN: programs that jobs start must not inherit it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
-    remember_process()
+    watch_forks()
     configure_logs(options.log_format, options.log_level)
     classes = {definition(cls).name: cls for cls in import_jobs(options.modules, options.app_dir)}
     performers = [Performer.of(classes[name]) for name in options.jobs]

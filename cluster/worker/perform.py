@@ -10,7 +10,7 @@ import ctypes
 import inspect
 import os
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +23,10 @@ from cluster.job import Definition, Job, definition, explain, validate_fields
 from cluster.outcomes import Cancel, Fail, Snooze
 
 log = structlog.get_logger("cluster.worker")
+
+
+_THREADS = threading.Lock()
+"""Guards the thread of every attempt: outside of it no StopRequested may be sent, or it would hit the runner's own code."""
 
 
 class StopRequested(BaseException):
@@ -58,10 +62,11 @@ class Performer:
         timeout = job_class.timeout.total_seconds() if job_class.timeout is not None else None
         return cls(job_class, definition(job_class), timeout, max(1, job_class.max_attempts))
 
-    def build(self, values: dict[str, Any]) -> Job:
-        """The job of a row. Its constructor is not called, its validators are: pydantic.ValidationError if they refuse."""
+    def build(self, values: Sequence[Any]) -> Job:
+        """The job of a row, from the values of the class's columns. Its constructor is not called, its validators are:
+        pydantic.ValidationError if they refuse."""
         job = self.job_class.__new__(self.job_class)
-        validate_fields(job, values)
+        validate_fields(job, dict(zip(self.definition.column_names, values, strict=True)))
         return job
 
 
@@ -76,8 +81,6 @@ class Attempt:
         """Why it was told to stop: timed_out, cancelled, released. None: it was not."""
         self._task: asyncio.Task[Any] | None = None
         self._thread: int | None = None
-        # Guards _thread: outside of it no StopRequested may be sent, or it would hit the runner's own code.
-        self._lock = threading.Lock()
 
     def stop(self, reason: str) -> None:
         """Asks the job to stop: asyncio's cancellation, or an exception in its thread. The first reason stands."""
@@ -86,15 +89,15 @@ class Attempt:
         self.stopped = reason
         if self._task is not None:
             self._task.cancel()
-        with self._lock:
+        with _THREADS:
             if self._thread is not None:
                 _raise_in_thread(self._thread, StopRequested)
 
     # --- async jobs ---
 
-    async def perform(self) -> Verdict:
-        """Performs an async job in the current task."""
-        self._task = asyncio.current_task()
+    async def perform(self, task: asyncio.Task[Any]) -> Verdict:
+        """Performs an async job in the current task, which is given."""
+        self._task = task
         cause: BaseException | None = None
         try:
             if "before_perform" in self.performer.definition.hooks:
@@ -121,7 +124,7 @@ class Attempt:
         """Performs a sync job in the current thread, which ends with it."""
         cause: BaseException | None = None
         try:
-            with self._lock:
+            with _THREADS:
                 self._thread = threading.get_ident()
             if self.stopped is not None:
                 raise StopRequested
@@ -149,7 +152,7 @@ class Attempt:
         """From here on no StopRequested reaches this thread; one that is on its way is taken back."""
         while True:
             try:
-                with self._lock:
+                with _THREADS:
                     if self._thread is not None:
                         _raise_in_thread(self._thread, None)
                         self._thread = None
@@ -226,18 +229,22 @@ async def _finished(result: Awaitable[None] | None) -> None:
         await result
 
 
-_PROCESS = os.getpid()
+_in_forked_child = False
 
 
-def remember_process() -> None:
-    """The process that performs jobs; called once a worker has started (it is itself a fork of the forkserver)."""
-    global _PROCESS
-    _PROCESS = os.getpid()
+def _note_fork() -> None:
+    global _in_forked_child
+    _in_forked_child = True
+
+
+def watch_forks() -> None:
+    """From here on a child of this process is a job's; called once a worker has started, itself a fork of the forkserver."""
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _leave_forked_child() -> None:
     """A job that forked and let the child return: the child must not report an outcome, nor run the parent's loop."""
-    if os.getpid() != _PROCESS:
+    if _in_forked_child:
         os._exit(0)
 
 

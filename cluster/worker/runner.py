@@ -11,7 +11,8 @@ import os
 import threading
 import time
 from collections.abc import Coroutine, Generator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import structlog
 from psycopg import pq
@@ -19,7 +20,7 @@ from psycopg.abc import Transformer as Decoder
 from psycopg.adapt import Transformer
 
 from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, PRIORITY, QUEUE, RUN_AT, FrameProtocol, Report, integer
-from cluster.job import Job, Row
+from cluster.job import Row
 from cluster.lease_clock import boottime
 from cluster.notes import Notes
 from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
@@ -27,6 +28,9 @@ from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
 log = structlog.get_logger("cluster.worker")
 
 BEAT_INTERVAL = 1.0
+
+RawRow: TypeAlias = Sequence[bytes | None]
+"""As the coordinator sends it, see frames."""
 
 
 class Runner:
@@ -37,10 +41,10 @@ class Runner:
         self._notes = notes
         self._loop = asyncio.get_running_loop()
         self._channel = FrameProtocol(self._receive, self._lost_coordinator)
-        self._waiting: collections.deque[tuple[int, float, Decoder, Sequence[bytes | None]]] = collections.deque()
+        self._waiting: collections.deque[tuple[int, float, Columns, RawRow]] = collections.deque()
         self._free = list(range(slots))
-        self._attempts: dict[tuple[int, int], Attempt | None] = {}
-        """In progress; None while the row is being made into a job."""
+        self._attempts: dict[tuple[int, int], Attempt] = {}
+        """In progress."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """By slot, so that none is collected while it runs."""
         self._reports: list[Report] = []
@@ -67,9 +71,8 @@ class Runner:
     def _receive(self, frame: tuple[Any, ...]) -> None:
         match frame:
             case ("perform", job_type, fence, oids, rows):
-                decoder: Decoder = Transformer()
-                decoder.set_loader_types(oids, pq.Format.BINARY)
-                self._waiting.extend((job_type, fence, decoder, row) for row in rows)
+                columns = Columns(oids)
+                self._waiting.extend((job_type, fence, columns, row) for row in rows)
                 self._fill()
             case ("stop", keys, reason):
                 self._stop(keys, reason)
@@ -102,51 +105,60 @@ class Runner:
     # --- attempts ---
 
     def _fill(self) -> None:
+        now = boottime()
         while self._free and self._waiting:
-            job_type, fence, decoder, row = self._waiting.popleft()
-            if boottime() >= fence:  # claimed under a lease that may be over: the row may be somebody else's
+            job_type, fence, columns, row = self._waiting.popleft()
+            if now >= fence:  # claimed under a lease that may be over: the row may be somebody else's
                 self._channel.send(("returned", [(job_type, integer(row[ID]))]))
                 continue
             slot = self._free.pop()
-            steps = Steps(self._perform(slot, job_type, decoder, row), self._notes, slot)
+            steps = Steps(self._perform(slot, job_type, columns, row), self._notes, slot)
             self._tasks[slot] = self._loop.create_task(steps)
 
-    async def _perform(self, slot: int, job_type: int, decoder: Decoder, row: Sequence[bytes | None]) -> None:
+    async def _perform(self, slot: int, job_type: int, columns: Columns, row: RawRow) -> None:
         job_id = integer(row[ID])
         begun = time.monotonic()
-        self._attempts[job_type, job_id] = None
         self._notes.begin(slot, job_type, job_id, begun)
         try:
-            verdict = await self._attempt(job_type, job_id, decoder, row)
+            attempt = self._attempt(self._performers[job_type], job_id, columns, row)
+            if isinstance(attempt, Attempt):
+                self._attempts[job_type, job_id] = attempt
+                verdict = await self._carry_out(attempt, self._tasks[slot])
+                del self._attempts[job_type, job_id]
+            else:
+                verdict = attempt
         except BaseException:
             # Without an outcome the row would stay running for good; a crash with this attempt in progress is noticed.
             log.critical("attempt_without_outcome", id=job_id, exc_info=True)
             os._exit(1)
         self._notes.end(slot)
-        del self._attempts[job_type, job_id]
         self._free.append(slot)
         status, outcome, delay, error, attempts = verdict
         self._report((job_type, job_id, status, outcome, delay, error, attempts, 0, begun, time.monotonic()))
-        self._fill()
+        if self._waiting:
+            self._fill()
 
-    async def _attempt(self, job_type: int, job_id: int, decoder: Decoder, row: Sequence[bytes | None]) -> Verdict:
-        performer = self._performers[job_type]
+    def _attempt(self, performer: Performer, job_id: int, columns: Columns, row: RawRow) -> Attempt | Verdict:
+        """The attempt to make on a row, or the verdict on a row that does not fit its class."""
         try:
-            job = _job(performer, decoder.load_sequence(row))
+            job = performer.build(columns.own(row))
         except BaseException as error:  # noqa: BLE001 - a value or a user's validator: this job's failure, nobody else's
             return refuse_row(error)
-        attempt = Attempt(performer, job, integer(row[ATTEMPTS]))
-        self._attempts[job_type, job_id] = attempt
-        if performer.timeout is None:
-            return await self._carry_out(attempt)
-        timer = self._loop.call_later(performer.timeout, attempt.stop, "timed_out")
+        number = integer(row[ATTEMPTS])
+        vars(job).update(id=job_id, attempt=number, _row=partial(columns.standard, row))
+        return Attempt(performer, job, number)
+
+    def _carry_out(self, attempt: Attempt, task: asyncio.Task[None]) -> Coroutine[Any, Any, Verdict]:
+        performer = attempt.performer
+        performing = attempt.perform(task) if performer.definition.is_async else self._in_thread(attempt)
+        return performing if performer.timeout is None else self._in_time(performer.timeout, attempt, performing)
+
+    async def _in_time(self, timeout: float, attempt: Attempt, performing: Coroutine[Any, Any, Verdict]) -> Verdict:
+        timer = self._loop.call_later(timeout, attempt.stop, "timed_out")
         try:
-            return await self._carry_out(attempt)
+            return await performing
         finally:
             timer.cancel()
-
-    def _carry_out(self, attempt: Attempt) -> Coroutine[Any, Any, Verdict]:
-        return attempt.perform() if attempt.performer.definition.is_async else self._in_thread(attempt)
 
     async def _in_thread(self, attempt: Attempt) -> Verdict:
         """A thread per attempt: an exception sent to it can never reach another job."""
@@ -158,6 +170,29 @@ class Runner:
 
         threading.Thread(target=run, name=f"{attempt.performer.definition.name}-{attempt.job.id}", daemon=True).start()
         return await done
+
+
+class Columns:
+    """How the values of one frame's rows are decoded. oids: of all columns, as the database has named them."""
+
+    def __init__(self, oids: Sequence[int]) -> None:
+        self._oids = oids
+        self._own = _decoder(oids[COLUMNS:])
+
+    def own(self, row: RawRow) -> tuple[Any, ...]:
+        """The values of the class's columns."""
+        return self._own.load_sequence(row[COLUMNS:])
+
+    def standard(self, row: RawRow) -> Row:
+        """What a job may see of the others."""
+        values = _decoder(self._oids).load_sequence(row)
+        return Row(values[QUEUE], values[PRIORITY], values[RUN_AT], values[ATTEMPTS], values[CREATED_AT])
+
+
+def _decoder(oids: Sequence[int]) -> Decoder:
+    decoder = Transformer()
+    decoder.set_loader_types(oids, pq.Format.BINARY)
+    return decoder
 
 
 class Steps(Coroutine[Any, Any, None]):
@@ -189,10 +224,3 @@ class Steps(Coroutine[Any, Any, None]):
 
     def __await__(self) -> Generator[Any, Any, None]:
         return self._coroutine.__await__()
-
-
-def _job(performer: Performer, values: Sequence[Any]) -> Job:
-    job = performer.build(dict(zip(performer.definition.column_names, values[COLUMNS:], strict=True)))
-    row = Row(values[QUEUE], values[PRIORITY], values[RUN_AT], values[ATTEMPTS], values[CREATED_AT])
-    vars(job).update(id=values[ID], attempt=values[ATTEMPTS], row=row)
-    return job

@@ -61,7 +61,7 @@ def calls() -> list[str]:
 def attempt(behaviour: Behaviour, number: int = 1, job_class: type[UnitJob] = UnitJob) -> Attempt:
     job_class.behaviour = staticmethod(behaviour)
     performer = Performer.of(job_class)
-    return Attempt(performer, performer.build({}), number)
+    return Attempt(performer, performer.build(()), number)
 
 
 def in_thread(made: Attempt) -> Verdict:
@@ -71,6 +71,13 @@ def in_thread(made: Attempt) -> Verdict:
     thread.start()
     thread.join()
     return verdicts[0]
+
+
+async def performing(made: Attempt) -> Verdict:
+    """As the runner does it: in a task of its own."""
+    task = asyncio.current_task()
+    assert task is not None
+    return await made.perform(task)
 
 
 def stop_when(begun: threading.Event, made: Attempt, *reasons: str) -> None:
@@ -189,7 +196,7 @@ async def test_a_stop_cancels_an_async_job(reason: str, status: str, hooks: list
         await asyncio.Event().wait()
 
     made = attempt(wait, job_class=AsyncUnitJob)
-    task = asyncio.create_task(made.perform())
+    task = asyncio.create_task(performing(made))
     await begun.wait()
     made.stop(reason)
     assert (await task).status == status
@@ -200,7 +207,7 @@ async def test_a_cancellation_that_nobody_asked_for_is_a_failure() -> None:
     async def cancelled() -> None:
         raise asyncio.CancelledError
 
-    verdict = await attempt(cancelled, job_class=AsyncUnitJob).perform()
+    verdict = await performing(attempt(cancelled, job_class=AsyncUnitJob))
     assert (verdict.status, verdict.outcome) == ("retry", "retry")
 
 
