@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from cluster.embedded import EmbeddedPostgres, free_port
+from cluster.embedded import EmbeddedPostgres
 from cluster.lease_clock import boottime
 from cluster.migrate import migrate_jobs, migrate_schema
 from tests.fault import checker
@@ -51,6 +53,8 @@ class Outcome:
     slowest: str
     """Whose recovery that was."""
     details: list[str] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds of each part of the run."""
 
     def as_row(self) -> dict[str, Any]:
         """For JSON."""
@@ -61,15 +65,19 @@ class Stage:
     """Where a scenario plays. Subclasses put something between nodes and server, or replace the server."""
 
     PROGRAMS: tuple[str, ...] = ()
+    DEVICES: tuple[str, ...] = ()
     ROOT = False
+    PROCESSES = 2
+    """Workers of each node."""
 
     def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
         self.folder = folder
         self.lease = 3.0 if short else 6.0
         """Seconds."""
         self._short = short
+        self._reservations: list[socket.socket] = []
         self.server = EmbeddedPostgres(
-            folder / "data", bin_dir, port=free_port(), fast=True, settings=self.server_settings()
+            self.data_dir, bin_dir, port=self.reserve_port(), fast=True, settings=self.server_settings()
         )
         self.journal = folder / "journal"
         self.faults: list[float] = []
@@ -77,16 +85,26 @@ class Stage:
         self.may_fail: set[Job] = set()
         self.nodes: list[FaultNode] = []
         self._node_count = nodes
-        self._source = source(self.journal, folder / "locks", self.lease + 1)
+        self._over = folder / "over"
+        self.source = source(self.journal, folder / "locks", self._over, self.lease + 1)
+        """The package `jobs` of the nodes."""
         self._coroner = Coroner(self.journal)
         self.producer: Producer | None = None
         self._loaded_until = float("inf")
 
     # --- what subclasses replace ---
 
+    @property
+    def data_dir(self) -> Path:
+        return self.folder / "data"
+
     def server_settings(self) -> dict[str, str]:
         """Further lines of postgresql.conf."""
         return {}
+
+    def watch(self, connection: psycopg.Connection) -> None:
+        """The tables are there, the nodes are not yet."""
+        leave_trails(connection)
 
     def start_server(self) -> None:
         self.server.start()
@@ -118,7 +136,9 @@ class Stage:
         self.journal.touch()
         try:
             self.start_server()
-            self._migrate()
+            self.migrate(self.source)
+            with self.connect() as connection:
+                self.watch(connection)
             self._coroner.start()
             for _ in range(self._node_count):
                 self.add_node()
@@ -128,13 +148,6 @@ class Stage:
             yield self
         finally:
             self._close()
-
-    def _migrate(self) -> None:
-        write_jobs(self.folder / "app", self._source)
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            migrate_schema(connection)
-            migrate_jobs(connection, job_classes(self.folder / "app"))
-            leave_trails(connection)
 
     def _close(self) -> None:
         if self.producer is not None:
@@ -146,16 +159,45 @@ class Stage:
         with contextlib.suppress(RuntimeError):
             self._coroner.stop()
         self.stop_server()
+        for reservation in self._reservations:
+            reservation.close()
+
+    def reserve_port(self) -> int:
+        """A TCP port of 127.0.0.1 for this run alone, also while nothing listens on it.
+
+        Below the range from which the kernel gives ports to clients. The name of a socket, which the kernel frees when
+        this process ends, tells other runs that it is taken.
+        """
+        while True:
+            port = random.randrange(20_000, 32_000)
+            reservation = socket.socket(socket.AF_UNIX)
+            try:
+                reservation.bind(f"\0jobcluster-fault-{port}")
+                with socket.socket() as trial:
+                    trial.bind(("127.0.0.1", port))
+            except OSError:
+                reservation.close()
+                continue
+            self._reservations.append(reservation)
+            return port
 
     # --- what scenarios use ---
+
+    def migrate(self, text: str) -> None:
+        """Makes the database fit for a version of the package `jobs`."""
+        folder = self.folder / "app"
+        write_jobs(folder, text)
+        with self.connect() as connection:
+            migrate_schema(connection)
+            migrate_jobs(connection, job_classes(folder))
 
     def add_node(self) -> FaultNode:
         """One more node, started, not yet ready."""
         number = len(self.nodes)
         folder = self.folder / f"node{number}"
-        write_jobs(folder, self._source)
+        write_jobs(folder, self.source)
         node = FaultNode(
-            number, self.node_url(number), folder, processes=2, lease=self.lease, heartbeat_interval=HEARTBEAT,
+            number, self.node_url(number), folder, processes=self.PROCESSES, lease=self.lease, heartbeat_interval=HEARTBEAT,
             shutdown_timeout=12, **self.node_options(number),
         )  # fmt: skip
         self.nodes.append(node)
@@ -171,6 +213,14 @@ class Stage:
     def rounds(self, number: int) -> range:
         """How often to repeat a fault."""
         return range(1 if self._short else number)
+
+    def enqueue(self, name: str, number: int) -> None:
+        """So many jobs of a type at once, besides those that come all the time."""
+        assert self.producer is not None
+        query = sql.SQL("INSERT INTO {} (priority) SELECT 50 FROM generate_series(1, %s) RETURNING id")
+        with self.connect() as connection:
+            rows = connection.execute(query.format(sql.Identifier(TABLES[name])), [number]).fetchall()
+        self.producer.acknowledged |= {(name, job_id) for (job_id,) in rows}
 
     def fault(self) -> None:
         """Now something is broken."""
@@ -196,9 +246,10 @@ class Stage:
     # --- the end ---
 
     def settle(self) -> None:
-        """Waits until every job is at its end."""
+        """Waits until every job is at its end; the long ones end with the load."""
         assert self.producer is not None
         self.producer.stop()
+        self._over.touch()
         self._loaded_until = boottime()
         wait_until(self._all_final, "every job is at its end", SETTLE, self._unfinished)
 
@@ -263,30 +314,52 @@ def run(scenario: Scenario, bin_dir: Path | None = None, *, keep: bool = False, 
     """Plays a scenario once; short: with a short lease, and its fault once. AssertionError: it did not come to its end."""
     folder = make_run_folder()
     begun = time.monotonic()
+    phases = Phases()
     stage = scenario.stage(folder, bin_dir, 2 if short else scenario.nodes, short=short)
     try:
         with stage.open():
             assert stage.producer is not None
             stage.producer.start()
+            phases.end("start")
             wait_until(lambda: {e.job[0] for e in stage.running()} >= scenario.busy_with, "the load is on", 20)
             stage.wait(WARM_UP / 3 if short else WARM_UP)
+            phases.end("load")
             scenario.inject(stage)
             stage.wait(0.5 if short else scenario.afterwards)
+            phases.end("fault")
             stage.settle()
+            phases.end("settle")
             problems = stage.stop_nodes()
             history = stage.history()
-            return _outcome(scenario, stage, history, problems, time.monotonic() - begun)
+            phases.end("stop")
+            outcome = _outcome(scenario, stage, history, problems)
+        outcome.seconds, outcome.phases = round(time.monotonic() - begun, 1), phases.seconds
+        return outcome
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _outcome(scenario: Scenario, stage: Stage, history: History, problems: list[str], seconds: float) -> Outcome:
+class Phases:
+    """Measures the parts of a run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """What was going on until now had this name."""
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._since, 1)
+        self._since = now
+
+
+def _outcome(scenario: Scenario, stage: Stage, history: History, problems: list[str]) -> Outcome:
     violations: list[Violation] = checker.check(history)
     recovery, slowest = checker.recovery(history, stage.faults)
     counts = {kind.value: sum(v.kind is kind for v in violations) for kind in Kind}
     return Outcome(
-        scenario.name, scenario.fault, round(seconds, 1), len(history.rows) + len(history.deleted - history.rows.keys()),
+        scenario.name, scenario.fault, 0.0, len(history.rows) + len(history.deleted - history.rows.keys()),
         len(history.executions), sum(not e.completed for e in history.executions),
         {**counts, "other": len(problems)}, stage.count_logged("claims_lost"), stage.count_logged("node_lost"),
         stage.count_logged("lease_lost"), round(recovery, 2), slowest,

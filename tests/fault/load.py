@@ -17,13 +17,15 @@ TABLES = {
 }  # fmt: skip
 LIMITS = {"SlowJob": 3, "StrictJob": 1}
 HEARTBEAT = 1.0
+NOTE = "as the new version writes it"
 
 SOURCE = """
 import asyncio, fcntl, os, time
 from datetime import timedelta
 from cluster import ConstantBackoff, Job
 
-JOURNAL, LOCKS = {journal!r}, {locks!r}
+JOURNAL, LOCKS, OVER = {journal!r}, {locks!r}, {over!r}
+NOTE = {note!r}
 SOON = ConstantBackoff(timedelta(milliseconds=200))
 journals = {{}}
 
@@ -39,6 +41,7 @@ def lock(name):
 
 class performing:
     def __init__(self, job, limit=None):
+        assert getattr(job, "note", NOTE) == NOTE, job.note
         self.job, self.limit, self.held = job, limit, []
 
     def __enter__(self):
@@ -109,7 +112,9 @@ class LongJob(Job):
     backoff = SOON
     async def perform(self):
         with performing(self):
-            await asyncio.sleep({long})
+            until = time.monotonic() + {long}
+            while time.monotonic() < until and not os.path.exists(OVER):
+                await asyncio.sleep(0.05)
 """
 
 TRAIL = """
@@ -129,9 +134,16 @@ EXECUTE FUNCTION leave_trail({job_type})
 """
 
 
-def source(journal: Path, locks: Path, long: float) -> str:
-    """The package `jobs` of every node. long: seconds of a LongJob."""
-    return SOURCE.format(journal=str(journal), locks=str(locks), long=long)
+def source(journal: Path, locks: Path, over: Path, long: float) -> str:
+    """The package `jobs` of every node. long: seconds of a LongJob, which ends early once there is a file over."""
+    return SOURCE.format(journal=str(journal), locks=str(locks), over=str(over), long=long, note=NOTE)
+
+
+def next_version(text: str) -> str:
+    """The package `jobs` after a change: two classes have one more column each, and rows of old nodes and new have it too."""
+    for name in ("FastJob", "SlowJob"):
+        text = text.replace(f"class {name}(Job):\n", f'class {name}(Job):\n    note: str = "{NOTE}"\n')
+    return text
 
 
 def leave_trails(connection: psycopg.Connection) -> None:

@@ -40,35 +40,42 @@ class Network:
 
     def start(self) -> None:
         self._add_namespace(self._router)
-        _ip("netns", "exec", self._router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.ip("netns", "exec", self._router, "sysctl", "-qw", "net.ipv4.ip_forward=1")
 
     def add_host(self, host: int) -> None:
         namespace = self.namespace(host)
         self._add_namespace(namespace)
-        _ip("-n", self._router, "link", "add", f"h{host}", "type", "veth", "peer", "name", "eth0", "netns", namespace)
+        self.ip(
+            "-n", self._router, "link", "add", f"h{host}", "type", "veth", "peer", "name", "eth0", "netns", namespace
+        )
         for where, device, number in ((self._router, f"h{host}", 1), (namespace, "eth0", 2)):
-            _ip("-n", where, "addr", "add", f"10.77.{host}.{number}/24", "dev", device)
-            _ip("-n", where, "link", "set", device, "up")
-        _ip("-n", namespace, "route", "add", "default", "via", f"10.77.{host}.1")
+            self.ip("-n", where, "addr", "add", f"10.77.{host}.{number}/24", "dev", device)
+            self.ip("-n", where, "link", "set", device, "up")
+        self.ip("-n", namespace, "route", "add", "default", "via", f"10.77.{host}.1")
 
     def cut(self, host: int, *directions: str) -> None:
         """directions: "from" and "to" the host."""
         for direction in directions:
-            _ip("-n", self._router, "rule", "add", direction, self.address(host), "blackhole")
+            self.ip("-n", self._router, "rule", "add", direction, self.address(host), "blackhole")
 
     def heal(self, host: int, *directions: str) -> None:
         for direction in directions:
-            _ip("-n", self._router, "rule", "del", direction, self.address(host), "blackhole")
+            self.ip("-n", self._router, "rule", "del", direction, self.address(host), "blackhole")
 
     def stop(self) -> None:
         for namespace in self._namespaces:
             with contextlib.suppress(subprocess.CalledProcessError):
-                _ip("netns", "del", namespace)
+                self.ip("netns", "del", namespace)
+
+    @staticmethod
+    def ip(*arguments: str) -> None:
+        """The program."""
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
     def _add_namespace(self, name: str) -> None:
-        _ip("netns", "add", name)
+        self.ip("netns", "add", name)
         self._namespaces.append(name)
-        _ip("-n", name, "link", "set", "lo", "up")
+        self.ip("-n", name, "link", "set", "lo", "up")
 
 
 class NetworkStage(Stage):
@@ -127,7 +134,3 @@ def inside(namespace: str, action: Callable[[], object]) -> None:
     thread.join()
     if failure:
         raise failure[0]
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -41,6 +41,7 @@ class FaultNode(NodeProcess):
         }
         settings = {f"CLUSTER_{name.upper()}": str(value) for name, value in self._settings.items()}
         own = {"CLUSTER_DATABASE_URL": self.database_url, "CLUSTER_LOG_FORMAT": "json"}
+        own["TMPDIR"] = str(self.app_dir)  # what a killed node leaves there goes with the run's folder
         with self._log_file.open("ab") as log, self._output_file.open("ab") as output:
             self._process = subprocess.Popen(
                 [*self._prefix, sys.executable, *COMMAND],

@@ -18,9 +18,9 @@ GROUPS = (("lost", "stuck", "miscount", "other"), ("overlap", "unclaimed"), ("ov
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """One more line."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """One more line, in one write: several runs may append at once."""
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(row) + "\n").encode())
 
 
 def write_guarantees(path: Path) -> None:

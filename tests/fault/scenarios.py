@@ -7,12 +7,18 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psycopg
+
+from tests.fault import combined
+from tests.fault.disk import SmallDiskStage
 from tests.fault.harness import Stage
 from tests.fault.load import HEARTBEAT, TABLES
 from tests.fault.network import SERVER, NetworkStage
-from tests.fault.nodes import FaultNode, children, stopped
+from tests.fault.nodes import children, stopped
 from tests.fault.proxy import HalfClaim, Loss, ProxyStage
 from tests.fault.servers import ClockStage, FailoverStage, PoolerStage
+from tests.fault.switch import LossyStage
+from tests.fault.targets import busy_node, busy_worker
 from tests.support.nodes import wait_until
 
 
@@ -29,20 +35,6 @@ class Scenario:
     busy_with: frozenset[str] = frozenset({"LongJob", "SlowJob"})
     in_short: bool = False
     """Part of `make test`."""
-
-
-def busy_node(stage: Stage) -> FaultNode:
-    """The node with most executions in progress: there a fault hurts most."""
-    pids = [execution.pid for execution in stage.running()]
-    return max(
-        (node for node in stage.nodes if node.exit_code is None), key=lambda n: sum(p in n.workers() for p in pids)
-    )
-
-
-def busy_worker(stage: Stage, node: FaultNode) -> int:
-    """The worker of a node with most executions in progress."""
-    pids = [execution.pid for execution in stage.running()]
-    return max(node.workers(), key=pids.count)
 
 
 # --- processes killed ---
@@ -119,7 +111,8 @@ def stop_idle_worker(stage: Stage) -> None:
     wait_until(find_idle, "a worker has nothing to do", 20)
     os.kill(idle[0], signal.SIGSTOP)
     stage.fault()
-    stage.wait(35)
+    wait_until(lambda: idle[0] not in node.workers(), "the stopped worker is replaced", 40)
+    stage.wait(2)
 
 
 def stop_forkserver(stage: Stage) -> None:
@@ -217,6 +210,21 @@ def slow_network(stage: Stage) -> None:
         stage.wait(5)
 
 
+def lossy_network(stage: Stage) -> None:
+    """Real packets, so that TCP has to send them again, and waits longer each time. delay: of each direction."""
+    assert isinstance(stage, LossyStage)
+    switch, before = stage.network.switch, stage.network.retransmitted()
+    stage.fault()
+    switch.loss = 0.05
+    for delay in (0.15, 0.3):
+        switch.delay = delay
+        stage.wait(10)
+    assert switch.lost > 0, "no packet was lost"
+    assert stage.network.retransmitted() > before, "nothing was sent again"
+    switch.loss = switch.delay = 0.0
+    stage.wait(2)
+
+
 def lose_claims(stage: Stage) -> None:
     _lose_answers(stage, "claim", hang=False)
 
@@ -272,6 +280,58 @@ def restart_fast(stage: Stage) -> None:
         stage.fault()
         stage.server.restart("fast")
         stage.wait(3)
+
+
+def restart_smart(stage: Stage) -> None:
+    """It takes no new sessions and waits for the old ones, which nodes never end: so after a while it is told to be fast."""
+    postmaster = stage.server.pid
+    assert postmaster is not None
+    stage.fault()
+    os.kill(postmaster, signal.SIGTERM)
+    wait_until(lambda: _refused(stage), "new sessions are refused", 5)
+    before = len(stage.executions())
+    stage.wait(stage.lease * 1.5)
+    assert stage.server.pid == postmaster, "the sessions of the nodes ended by themselves"
+    assert len(stage.executions()) > before, "nothing began in the sessions that are open"
+    stage.fault()
+    stage.server.restart("fast")
+    stage.wait(3)
+
+
+def _refused(stage: Stage) -> bool:
+    try:
+        stage.connect().close()
+    except psycopg.OperationalError as error:
+        return "shutting down" in str(error)
+    return False
+
+
+def fill_disk(stage: Stage) -> None:
+    """No table can grow: claims and outcomes fail that need room, for longer than the lease."""
+    assert isinstance(stage, SmallDiskStage)
+    stage.enqueue("SlowJob", 60)
+    stage.enqueue("FastJob", 1000)
+    stage.fault()
+    stage.fill()
+    stage.wait(stage.lease * 1.5)
+    assert stage.count_logged("database_away") > 0, "no node has noticed"
+    stage.free()
+    stage.server.start()
+    stage.wait(3)
+
+
+def fill_disk_of_log(stage: Stage) -> None:
+    """Nor can the write-ahead log: Postgres panics, and cannot recover until there is room."""
+    assert isinstance(stage, SmallDiskStage)
+    postmaster = stage.server.pid
+    stage.fault()
+    stage.fill()
+    stage.use_up_log()
+    wait_until(lambda: stage.server.pid != postmaster, "Postgres gives up", 20)
+    stage.wait(stage.lease * 1.5)
+    stage.free()
+    stage.server.start()
+    stage.wait(3)
 
 
 def away_past_the_lease(stage: Stage) -> None:
@@ -427,7 +487,7 @@ SCENARIOS = {
         Scenario("calm", "none", calm),
         Scenario("kill_workers", "kill -9 of worker processes", kill_workers, in_short=True),
         Scenario("kill_coordinator", "kill -9 of a coordinator", kill_coordinator),
-        Scenario("kill_forkserver", "kill -9 of a forkserver", kill_forkserver),
+        Scenario("kill_forkserver", "kill -9 of a forkserver, which holds the death timer", kill_forkserver),
         Scenario("kill_node", "kill -9 of a whole node", kill_node, nodes=3, in_short=True),
         Scenario("kill_all_nodes", "kill -9 of all nodes at once", kill_all_nodes),
         Scenario("stop_worker", "a worker process stopped past the lease", stop_worker),
@@ -445,6 +505,7 @@ SCENARIOS = {
         Scenario("cut_again_and_again", "cuts shorter than the lease, in turn", cut_again_and_again, NetworkStage),
         Scenario("cut_server", "Postgres cut off from all nodes past the lease", cut_server, NetworkStage),
         Scenario("slow_network", "round trips of 100 to 400 ms", slow_network, ProxyStage),
+        Scenario("lossy_network", "300 to 600 ms and 5 % of all packets lost", lossy_network, LossyStage),
         Scenario("lose_claims", "the answer to a committed claim is lost", lose_claims, ProxyStage),
         Scenario(
             "lose_claims_silently", "… to a committed claim, and the connection hangs", lose_claims_silently, ProxyStage
@@ -462,6 +523,9 @@ SCENARIOS = {
         ),
         Scenario("restart_immediate", "Postgres restarted, mode immediate (a crash)", restart_immediate, in_short=True),
         Scenario("restart_fast", "Postgres restarted, mode fast", restart_fast),
+        Scenario("restart_smart", "Postgres restarted, mode smart, in the end fast", restart_smart),
+        Scenario("fill_disk", "Postgres's disk full past the lease", fill_disk, SmallDiskStage),
+        Scenario("fill_disk_of_log", "… until Postgres panics, for want of log", fill_disk_of_log, SmallDiskStage),
         Scenario("away_past_the_lease", "Postgres away for longer than the lease", away_past_the_lease),
         Scenario("terminate_backends", "all sessions ended every 300 ms", terminate_backends),
         Scenario("stop_server", "all of Postgres stopped past the lease", stop_server),
@@ -476,5 +540,19 @@ SCENARIOS = {
         Scenario("truncate", "TRUNCATE of job tables in use", truncate),
         Scenario("drop_table", "DROP TABLE of job tables in use", drop_table),
         Scenario("refusing_trigger", "a trigger refuses updates of some rows", refusing_trigger),
+        Scenario("upgrade", "a column added, new nodes beside old ones, old ones drained", combined.upgrade),
+        Scenario("kill_node_while_away", "a node killed while Postgres is away", combined.kill_node_while_away),
+        Scenario("kill_rescuer", "a node killed, then the one that rescues", combined.kill_rescuer, nodes=3),
+        Scenario(
+            "restart_while_stopped", "Postgres restarted while a coordinator is stopped", combined.restart_while_stopped
+        ),
+        Scenario(
+            "cut_while_draining",
+            "a node cut off while another drains",
+            combined.cut_while_draining,
+            NetworkStage,
+            nodes=3,
+        ),
+        Scenario("cut_the_draining", "a node cut off while it drains", combined.cut_the_draining, NetworkStage),
     )
 }

@@ -12,7 +12,6 @@ from typing import Any
 
 import psycopg
 
-from cluster.embedded import free_port
 from cluster.embedded.programs import account_for, programs_for, run_as
 from tests.fault.harness import Stage
 from tests.support.nodes import wait_until
@@ -25,7 +24,7 @@ class FailoverStage(Stage):
 
     def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
         super().__init__(folder, bin_dir, nodes, short=short)
-        self._standby_port = free_port()
+        self._standby_port = self.reserve_port()
         self._standby = folder / "standby"
         self._account = account_for(self.server.data_dir)
 
@@ -93,7 +92,7 @@ class PoolerStage(Stage):
 
     def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
         super().__init__(folder, bin_dir, nodes, short=short)
-        self._port = free_port()
+        self._port = self.reserve_port()
         self._pooler: subprocess.Popen[bytes] | None = None
 
     def server_settings(self) -> dict[str, str]:

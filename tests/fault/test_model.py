@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -34,10 +34,17 @@ LIMIT, MAX_ATTEMPTS, NODES = 2, 3, 3
 TABLES = {"Free": None, "Limited": LIMIT}
 """Types by name, with their limits."""
 FINAL = ("succeeded", "failed", "timed_out", "cancelled")
-OUTCOMES = ("succeeded", "failed", "timed_out", "cancelled", "retry", "scheduled", "not_started")
+OUTCOMES = ("succeeded", "failed", "timed_out", "cancelled", "retry", "scheduled", "not_started", "deleted")
 LATER = 3600.0
 """Seconds: not due within this test."""
+RECENT = st.integers(0, 7)
+"""Which claim, counted from the last."""
 SOME_NODE, SOME_JOB, SOME_TYPE = st.integers(0, NODES - 1), st.integers(0, 30), st.sampled_from(sorted(TABLES))
+
+
+def _given_back(status: str) -> int:
+    """What an outcome adds to the attempts."""
+    return -1 if status in {"scheduled", "not_started"} else 0
 
 
 @dataclass
@@ -64,6 +71,8 @@ class Jobs(RuleBasedStateMachine):
     """url: set by the test; a database with schema `cluster`."""
 
     url: str
+    ROWS = 3
+    """Of each type, at the beginning."""
 
     @initialize()
     def begin(self) -> None:
@@ -73,11 +82,13 @@ class Jobs(RuleBasedStateMachine):
         self.tables = {name: f"model_{name.lower()}_{uuid4().hex[:8]}" for name in TABLES}
         self.nodes = [uuid4() for _ in range(NODES)]
         self.live = [True] * NODES
+        self.draining = [False] * NODES
         self.rows: dict[tuple[str, int], Row] = {}
         self.remembered: list[Held] = []
         control = self.connections[0]
         control.execute("DELETE FROM cluster.job_types")
         control.execute("DELETE FROM cluster.nodes")
+        control.execute("DELETE FROM cluster.queues")
         for name, limit in TABLES.items():
             control.execute("SELECT cluster.create_job_table(%s)", [self.tables[name]])
             control.execute(
@@ -86,6 +97,8 @@ class Jobs(RuleBasedStateMachine):
             )
         for node in self.nodes:
             self._register(control, node)
+        for name in [*TABLES] * self.ROWS:
+            self.insert(name, later=False, node=0)
 
     def teardown(self) -> None:
         for table in getattr(self, "tables", {}).values():
@@ -159,6 +172,19 @@ class Jobs(RuleBasedStateMachine):
         if row.status in FINAL:
             self.rows[name, job_id] = Row()
 
+    @rule(name=SOME_TYPE, node=SOME_NODE, whole_queue=st.booleans())
+    def pause(self, name: str, node: int, whole_queue: bool) -> None:
+        """One type, or all that waits in the queue: until it goes on, nobody gets anything."""
+        table = self.tables[name]
+        with self.connections[node].transaction(force_rollback=True):
+            if whole_queue:
+                self.connections[node].execute("INSERT INTO cluster.queues (name, paused_at) VALUES ('default', now())")
+            else:
+                self.connections[node].execute(
+                    "UPDATE cluster.job_types SET paused_at = now() WHERE job_table = %s::regclass", [table]
+                )
+            assert not self._claim_in_transaction(name, node, 4, 4)
+
     # --- what nodes do ---
 
     @rule(name=SOME_TYPE, node=SOME_NODE, demand=st.integers(1, 4), slots=st.integers(1, 4))
@@ -168,29 +194,36 @@ class Jobs(RuleBasedStateMachine):
         running = sum(row.status == "running" for (type_name, _), row in self.rows.items() if type_name == name)
         limit = TABLES[name]
         room = demand if limit is None else max(0, min(demand, limit - running))
-        most = min(waiting, room) if self.live[node] else 0
+        most = min(waiting, room) if self._may_claim(node) else 0
         assert len(claimed) <= most
         assert len(claimed) >= min(most, slots)  # beyond its slots a node takes no row that is on its last attempt
+        assert sum(attempts >= MAX_ATTEMPTS for _, attempts, _ in claimed) <= slots
+        self._take(name, node, claimed)
+
+    @rule(name=SOME_TYPE, first=SOME_NODE, second=SOME_NODE, demand=st.integers(1, 4))
+    def claim_at_once(self, name: str, first: int, second: int, demand: int) -> None:
+        """The second claim comes while the first one's transaction is open: between them they never take too much."""
+        if first == second:
+            return
+        self.insert(name, later=False, node=first)
+        with self.connections[first].transaction():
+            before = self._claim_in_transaction(name, first, demand, 4)
+            after = self._claim(name, second, demand, 4)
+        assert TABLES[name] is None or not after, "a limited type was claimed while another held the mutex"
+        self._take(name, first, before)
+        self._take(name, second, after)
+
+    def _may_claim(self, node: int) -> bool:
+        return self.live[node] and not self.draining[node]
+
+    def _take(self, name: str, node: int, claimed: list[tuple[Any, ...]]) -> None:
+        assert not claimed or self._may_claim(node)
         for job_id, attempts, locked_at in claimed:
             row = self.rows[name, job_id]
             assert row.status == "not_started"
             assert attempts == row.attempts + 1
             row.status, row.attempts, row.claim = "running", attempts, (self.nodes[node], locked_at)
             self.remembered.append(Held(name, job_id, self.nodes[node], locked_at))
-
-    @rule(name=SOME_TYPE, first=SOME_NODE, second=SOME_NODE)
-    def claim_at_once(self, name: str, first: int, second: int) -> None:
-        """The second claim comes while the first one's transaction is open: between them they never take too much."""
-        if first == second or TABLES[name] is None:
-            return
-        with self.connections[first].transaction():
-            before = self._claim_in_transaction(name, first, 4, 4)
-            after = self._claim(name, second, 4, 4)
-        assert not after, "a limited type was claimed while another held the mutex"
-        for job_id, attempts, locked_at in before:
-            row = self.rows[name, job_id]
-            row.status, row.attempts, row.claim = "running", attempts, (self.nodes[first], locked_at)
-            self.remembered.append(Held(name, job_id, self.nodes[first], locked_at))
 
     def _claim(self, name: str, node: int, demand: int, slots: int) -> list[tuple[Any, ...]]:
         with self.connections[node].transaction():
@@ -212,36 +245,81 @@ class Jobs(RuleBasedStateMachine):
         return [(job_id, attempts, locked_at) for job_id, attempts, _, locked_at, *_ in claimed]
 
     @precondition(lambda self: self.remembered)
-    @rule(number=st.integers(0, 50), status=st.sampled_from(OUTCOMES), node=SOME_NODE)
-    def finish(self, number: int, status: str, node: int) -> None:
-        """By whoever remembers the claim, however long ago it was lost: then it hits nothing."""
-        held = self.remembered[number % len(self.remembered)]
-        attempts = -1 if status in {"scheduled", "not_started"} else 0
+    @rule(number=RECENT, status=st.sampled_from(OUTCOMES), node=SOME_NODE, own=st.booleans())
+    def finish(self, number: int, status: str, node: int, own: bool) -> None:
+        """By whoever remembers the claim, however long ago it was lost, or by another node: then it hits nothing."""
+        held = self._remembered(number, own, node)
+        self._leave(held, self._finish(held, status, node), status, _given_back(status))
+
+    def _finish(self, held: Held, status: str, node: int) -> bool:
+        """Whether it hit the row."""
         parameters = {
             "node": held.node, "id": [held.id], "locked_at": [held.locked_at], "status": [status], "error": [None],
-            "delay": [LATER if status in {"retry", "scheduled"} else None], "attempts": [attempts], "crashes": [0],
-            "begun": [0.0],
+            "delay": [LATER if status in {"retry", "scheduled"} else None], "attempts": [_given_back(status)],
+            "crashes": [0], "begun": [0.0],
         }  # fmt: skip
-        form = "finish_succeeded_jobs" if status == "succeeded" else "finish_jobs"
-        hit = self.connections[node].execute(self._table(held.name, form), parameters).fetchall()
-        self._leave(held, bool(hit), status, attempts)
+        forms = {"succeeded": "finish_succeeded_jobs", "deleted": "delete_finished_jobs"}
+        form = self._table(held.name, forms.get(status, "finish_jobs"))
+        return bool(self.connections[node].execute(form, parameters).fetchall())
 
     @precondition(lambda self: self.remembered)
-    @rule(number=st.integers(0, 50), node=SOME_NODE)
-    def give_back(self, number: int, node: int) -> None:
+    @rule(number=RECENT, node=SOME_NODE, own=st.booleans())
+    def give_back(self, number: int, node: int, own: bool) -> None:
         """As reconciliation does with a claim whose answer was lost."""
-        held = self.remembered[number % len(self.remembered)]
+        held = self._remembered(number, own, node)
+        self._leave(held, self._release(held, node), "not_started", -1)
+
+    def _release(self, held: Held, node: int) -> bool:
         parameters = {"id": held.id, "locked_at": held.locked_at, "node": held.node}
-        cursor = self.connections[node].execute(self._table(held.name, "release_claim"), parameters)
-        self._leave(held, cursor.rowcount == 1, "not_started", -1)
+        return self.connections[node].execute(self._table(held.name, "release_claim"), parameters).rowcount == 1
+
+    @precondition(lambda self: self.remembered)
+    @rule(number=RECENT, node=SOME_NODE)
+    def claim_again(self, number: int, node: int) -> None:
+        """A job is handed back and claimed anew: whoever remembers the first claim, or only its time, hits nothing."""
+        held = self._remembered(number, own=True, node=node)
+        row = self.rows.get((held.name, held.id), Row())
+        if row.claim != (held.node, held.locked_at):
+            return
+        others = [replace(held, node=other) for other in self.nodes if other != held.node]
+        self._assert_refused(others, node)
+        self._leave(held, self._release(held, node), "not_started", -1)
+        self._assert_refused([held], node)
+        # Mostly by the same node, which tells a claim from the one before by its time alone.
+        claimant = self.nodes.index(held.node) if held.node in self.nodes else node
+        self.claim(held.name, node=claimant, demand=4, slots=4)
+        self._assert_refused([held], node)
+
+    def _assert_refused(self, stale: list[Held], node: int) -> None:
+        for held in stale:
+            hit = [status for status in OUTCOMES if self._finish(held, status, node)]
+            assert not hit, "a claim was guarded wrongly"
+            assert not self._release(held, node), "a claim was guarded wrongly"
+
+    def _remembered(self, number: int, own: bool, node: int) -> Held:
+        """A claim that some node has or had; own False: as some node would remember it, whose claim it may not be."""
+        held = self.remembered[-1 - number % len(self.remembered)]
+        return held if own else replace(held, node=self.nodes[node])
 
     def _leave(self, held: Held, hit: bool, status: str, attempts: int) -> None:
-        row = self.rows[held.name, held.id]
+        row = self.rows.get((held.name, held.id), Row())
         assert hit == (row.claim == (held.node, held.locked_at)), "a claim was guarded wrongly"
-        if hit:
+        if hit and status == "deleted":
+            del self.rows[held.name, held.id]
+        elif hit:
             again = status not in FINAL
             row.status = "cancelled" if again and row.cancelled else status
             row.claim, row.attempts = None, row.attempts + attempts
+
+    @precondition(lambda self: self.rows)
+    @rule(job=SOME_JOB, node=SOME_NODE)
+    def refuse(self, job: int, node: int) -> None:
+        """A row that nobody could claim, unless somebody has claimed it after all."""
+        name, job_id = self._pick(job)
+        row = self.rows[name, job_id]
+        self.connections[node].execute(self._table(name, "refuse_job"), {"id": job_id, "error": "refused"})
+        if row.status == "not_started":
+            row.status = "failed"
 
     @rule(name=SOME_TYPE, node=SOME_NODE)
     def promote(self, name: str, node: int) -> None:
@@ -257,44 +335,90 @@ class Jobs(RuleBasedStateMachine):
         row = self.rows[name, job_id]
         if row.status not in {"scheduled", "retry"}:
             return
-        with self.connections[node].transaction():
-            self.connections[node].execute("SET LOCAL session_replication_role = replica")
-            self.connections[node].execute(
-                sql.SQL("UPDATE {} SET run_at = now() - interval '1 s' WHERE id = %s").format(
-                    sql.Identifier(self.tables[name])
-                ),
-                [job_id],
-            )
+        self._set(name, job_id, "run_at = now() - interval '1 s'")
         self.connections[node].execute(self._table(name, "promote_jobs"), {"limit": 100})
         row.status = "not_started"
 
+    @rule(name=SOME_TYPE, node=SOME_NODE)
+    def wear_out(self, name: str, node: int) -> None:
+        """Two more rows wait, on their last attempt: a node takes no more of them than it can begin at once."""
+        for _ in range(2):
+            self.insert(name, later=False, node=node)
+            job_id = max(job_id for type_name, job_id in self.rows if type_name == name)
+            self._set(name, job_id, f"attempts_count = {MAX_ATTEMPTS - 1}")
+            self.rows[name, job_id].attempts = MAX_ATTEMPTS - 1
+        self.claim(name, node=node, demand=4, slots=1)
+
+    def _set(self, name: str, job_id: int, what: str) -> None:
+        """As if it had come to be so; the row's own triggers do not notice."""
+        with self.connections[0].transaction():
+            self.connections[0].execute("SET LOCAL session_replication_role = replica")
+            query = sql.SQL("UPDATE {} SET {} WHERE id = {}")
+            table = sql.Identifier(self.tables[name])
+            self.connections[0].execute(query.format(table, sql.SQL(what), sql.Literal(job_id)))
+
     # --- rescue ---
 
+    @rule(victim=SOME_NODE, node=SOME_NODE, at_once=st.booleans())
+    def close_node(self, victim: int, node: int, at_once: bool) -> None:
+        """at_once: its jobs are rescued before anything else happens."""
+        assert self._close(victim, node) == self.live[victim]
+        self.live[victim] = False
+        for name in TABLES if at_once else ():
+            self.rescue(name, node=node)
+
+    @rule(name=SOME_TYPE, victim=SOME_NODE, node=SOME_NODE)
+    def close_while_it_claims(self, name: str, victim: int, node: int) -> None:
+        """It waits for claims that are not committed yet, which nobody could see and rescue."""
+        if victim == node:
+            return
+        self.insert(name, later=False, node=victim)
+        with self.connections[victim].transaction():
+            claimed = self._claim_in_transaction(name, victim, 1, 1)
+            if claimed:
+                with pytest.raises(errors.LockNotAvailable):
+                    self._close(victim, node, patience="20ms")
+        self._take(name, victim, claimed)
+
     @rule(victim=SOME_NODE, node=SOME_NODE)
-    def close_node(self, victim: int, node: int) -> None:
-        connection = self.connections[node]
-        found = connection.execute(
-            "SELECT heartbeat_at FROM cluster.nodes WHERE id = %s", [self.nodes[victim]]
-        ).fetchone()
-        assert found is not None
-        closed = connection.execute(
-            statements.statement("close_node"), {"id": self.nodes[victim], "heartbeat_at": found[0]}
-        ).fetchone()
-        assert (closed is not None) == self.live[victim]
+    def close_one_that_has_renewed(self, victim: int, node: int) -> None:
+        """Between the look and the deed."""
+        closed = self._close(victim, node, earlier="1 us")
+        assert not closed
+
+    def _close(self, victim: int, node: int, *, patience: str = "1s", earlier: str = "0") -> bool:
+        """earlier: by how much an older heartbeat was seen."""
+        with self.connections[node].transaction():
+            connection = self.connections[node]
+            connection.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(patience)))
+            found = connection.execute(
+                "SELECT heartbeat_at - %s::interval FROM cluster.nodes WHERE id = %s", [earlier, self.nodes[victim]]
+            ).fetchone()
+            assert found is not None
+            parameters = {"id": self.nodes[victim], "heartbeat_at": found[0]}
+            return connection.execute(statements.statement("close_node"), parameters).fetchone() is not None
+
+    @rule(victim=SOME_NODE)
+    def deregister(self, victim: int) -> None:
+        """A clean end; what a node has left behind all the same is rescued."""
+        self.connections[victim].execute(statements.statement("deregister_node"), {"id": self.nodes[victim]})
         self.live[victim] = False
 
-    @precondition(lambda self: not all(self.live))
-    @rule(victim=SOME_NODE)
-    def renew(self, victim: int) -> None:
-        """A node that was declared lost is told so, and comes back under a new id."""
-        values = {"lease": "30 s", "running": 0, "slots": 1, "session_pid": None, "listen_pid": None, "draining": False}
-        renewed = self.connections[victim].execute(
-            statements.statement("renew_lease"), {**values, "id": self.nodes[victim]}
-        ).fetchone()  # fmt: skip
-        assert (renewed is not None) == self.live[victim]
-        if not self.live[victim]:
-            self.nodes[victim], self.live[victim] = uuid4(), True
-            self._register(self.connections[victim], self.nodes[victim])
+    @rule(draining=st.sampled_from([None, None, None, *range(NODES)]))
+    def renew(self, draining: int | None) -> None:
+        """All nodes, one of them maybe on its way out. One that was declared lost is told so, and comes back under a new id."""
+        values = {"lease": "30 s", "running": 0, "slots": 1, "session_pid": None, "listen_pid": None}
+        for node, connection in enumerate(self.connections):
+            renewed = connection.execute(
+                statements.statement("renew_lease"), {**values, "id": self.nodes[node], "draining": node == draining}
+            ).fetchone()
+            assert (renewed is not None) == self.live[node]
+            self.draining[node] = node == draining and self.live[node]
+            if not self.live[node]:
+                self.nodes[node], self.live[node] = uuid4(), True
+                self._register(connection, self.nodes[node])
+        for name in TABLES if draining is not None else ():
+            self.rescue(name, node=0)
 
     @rule(name=SOME_TYPE, node=SOME_NODE)
     def rescue(self, name: str, node: int) -> None:
@@ -327,6 +451,8 @@ class Jobs(RuleBasedStateMachine):
                 claim = None if locked_at is None else (locked_by, locked_at)
                 assert (status, attempts, claim) == (row.status, row.attempts, row.claim), (name, job_id)
                 assert cancelled == row.cancelled
+            held = [claim for claim in (row.claim for row in self.rows.values()) if claim is not None]
+            assert len(held) == sum(row.status == "running" for row in self.rows.values())
             limit = TABLES[name]
             assert limit is None or sum(rest[0] == "running" for rest in found.values()) <= limit
 
@@ -352,13 +478,13 @@ def test_the_statements_do_what_the_model_says(model_url: str) -> None:
 @pytest.mark.parametrize("status", ["retry", "scheduled", "not_started"])
 def test_a_job_whose_cancellation_was_asked_for_does_not_run_again(model_url: str, status: str) -> None:
     """It failed, snoozed or was released before it heard of it."""
-    machine: Jobs = type("JobsHere", (Jobs,), {"url": model_url})()
+    machine: Jobs = type("JobsHere", (Jobs,), {"url": model_url, "ROWS": 0})()
     machine.begin()
     try:
         machine.insert("Free", later=False, node=0)
         machine.claim("Free", node=0, demand=1, slots=1)
         machine.cancel(job=0, node=1)
-        machine.finish(number=0, status=status, node=0)
+        machine.finish(number=0, status=status, node=0, own=True)
         machine.every_row_is_as_the_model_says()
         assert [row.status for row in machine.rows.values()] == ["cancelled"]
     finally:
