@@ -28,6 +28,9 @@ from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
 log = structlog.get_logger("cluster.worker")
 
 BEAT_INTERVAL = 1.0
+GATHER = 0.002
+"""Seconds for which reports may be gathered while other jobs wait for a slot."""
+LARGEST_FRAME = 100
 
 RawRow: TypeAlias = Sequence[bytes | None]
 """As the coordinator sends it, see frames."""
@@ -93,14 +96,20 @@ class Runner:
         self._channel.send(("returned", keys))
 
     def _report(self, report: Report) -> None:
-        """Reports of one turn of the loop go in one frame."""
-        if not self._reports:
-            self._loop.call_soon(self._flush)
+        """Reports go in one frame: those of one turn of the loop, or of a moment while more jobs wait than there are slots."""
         self._reports.append(report)
+        if len(self._reports) == 1:
+            if self._waiting:
+                self._loop.call_later(GATHER, self._flush)
+            else:
+                self._loop.call_soon(self._flush)
+        elif len(self._reports) == LARGEST_FRAME:
+            self._flush()
 
     def _flush(self) -> None:
-        reports, self._reports = self._reports, []
-        self._channel.send(("done", reports))
+        if self._reports:
+            reports, self._reports = self._reports, []
+            self._channel.send(("done", reports))
 
     # --- attempts ---
 
