@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -36,6 +37,8 @@ BUSY_INTERVAL = 0.002
 """Seconds between looks while jobs arrive often, so that a batch can gather."""
 BUSY_FOR = 0.05
 """Seconds without a job after which a node goes on watch."""
+PRODUCERS_INTERVAL = 0.02
+"""Seconds between looks while transactions that have inserted keep everybody off the watch; of all nodes together."""
 RETRY_INTERVAL = 0.01
 """Seconds until rows that could not be had are tried again; doubled each time, up to 64 times."""
 CLAIM_BYTES = 16 * 2**20
@@ -83,7 +86,9 @@ class Miss(NamedTuple):
 class Claimer:
     """Claims for the pool. `tick` is one round trip."""
 
-    def __init__(self, session: Session, doorbell: Doorbell, pool: Pool, looker: Looker) -> None:
+    def __init__(
+        self, session: Session, doorbell: Doorbell, pool: Pool, looker: Looker, live_nodes: Callable[[], int]
+    ) -> None:
         self.wakeup = Wakeup()
         self.lease: Lease | None = None
         """Under which to claim; None: not now (not registered, or draining)."""
@@ -91,16 +96,24 @@ class Claimer:
         self._doorbell = doorbell
         self._pool = pool
         self._looker = looker
+        self._live_nodes = live_nodes
         self._parked = looker.parked
         self._heads: list[Head] = []
         """What the last look found, best first."""
+        self._foreign: dict[tuple[int, str], int] = {}
+        """Rows of queues that are others' business, as the last look found them."""
+        self._limited: set[int] = set()
+        """Types, by index, that had a limit when last looked at."""
         self._freed: set[int] = set()
         """Limited types, by index, that have got room since the last look."""
         self._wants_room = False
         """Something waits that had no place in this node."""
         self._due_at = 0.0
         """CLOCK_MONOTONIC seconds when the next row is due."""
-        self._looked_at = 0.0
+        self._look_at = 0.0
+        """CLOCK_MONOTONIC seconds when to look next if nothing rings."""
+        self._rung = True
+        """Something may have come that the last look did not see."""
         self._claimed_at: dict[int, float] = {}
         """When each type last got something: at equal priority types take turns, and the queues of one go by run_at."""
         self._missed: dict[tuple[int, str], Miss] = {}
@@ -112,6 +125,11 @@ class Claimer:
         self._last_work = 0.0
         self._raw: tuple[AsyncConnection[Any], AsyncCursor[Any]] | None = None
 
+    def ring(self) -> None:
+        """Something may have come."""
+        self._rung = True
+        self.wakeup.set()
+
     def room(self) -> None:
         """A slot of this node is free."""
         if self._wants_room:
@@ -121,32 +139,39 @@ class Claimer:
         """Jobs of a limited type have ended, or of these keys: there may be room, whatever the last look said."""
         if keys:
             self._parked.add(job_type, keys)
-            self.wakeup.set()
-        elif any(head.job_type is job_type and head.room is not None for head in self._heads):
+        elif job_type.index in self._limited:
             self._freed.add(job_type.index)
-            self.wakeup.set()
+            self._doorbell.owe(job_type.oid)
+        else:
+            return
+        self.ring()
+
+    async def stop(self) -> None:
+        """Claims nothing more, and lets other coordinators know that they must be on watch."""
+        self.lease = None
+        await self._hand_over(None)
 
     async def tick(self) -> float | None:
         """One round trip. Returns the seconds until the next one."""
         lease = self.lease
         if lease is None or not lease.valid:
-            await self._leave_watch()
+            await self._hand_over(None)
             return None if lease is None else LOOK_INTERVAL
         if self._doorbell.take_changed():
             self._parked.sweep_soon()
-        plan, full = self._plan()
-        self._wants_room = full
+        plan, passed = self._plan()
+        if plan is None and passed and not self._rung and time.monotonic() < self._look_at:
+            return self._look_at - time.monotonic()  # some room, but not for what waits
+        self._rung = False
         self._freed.clear()
-        if full and plan is None and time.monotonic() - self._looked_at < LOOK_INTERVAL:
-            await self._hand_over()
-            return LOOK_INTERVAL  # room wakes this loop
         async with self._session.use(DEADLINE) as connection:
             await self._looker.sweep(connection)
             claimed, view = await (self._one_by_one if self._careful else self._at_once)(connection, lease, plan)
             if view is None:
                 return 0  # the same again, one by one
-        now = self._looked_at = time.monotonic()
+        now = time.monotonic()
         self._due_at = now + (math.inf if view.due_in is None else view.due_in)
+        self._limited = view.limited
         self._heads = sorted(
             view.heads,
             key=lambda head: (head.priority, self._claimed_at.get(head.job_type.index, 0.0), head.run_at),
@@ -158,9 +183,12 @@ class Claimer:
         for head in reversed(self._heads):
             self._queues[head.job_type.oid] = head.queue, head.room
         try:
-            return await self._next(claimed)
+            await self._call_for_foreign(view)
+            delay = await self._next(claimed)
         except TransientDatabaseError:
-            return LOOK_INTERVAL  # without the direct connection nobody is on watch: look by the clock
+            delay = LOOK_INTERVAL  # without the direct connection nobody is on watch: look by the clock
+        self._look_at = time.monotonic() + delay
+        return delay
 
     # --- what to claim, and when ---
 
@@ -170,7 +198,7 @@ class Claimer:
         One claim a round trip, so that a better priority never waits longer than for one.
         """
         heads = self._takable() or self._rung_heads()
-        plan, full, alone_waits = None, False, False
+        plan, passed, alone_waits = None, False, False
         for place, head in enumerate(heads):
             slots, demand = self._pool.demand(head.job_type)
             keys = self._parked.some(head.job_type, head.queue)
@@ -178,14 +206,14 @@ class Claimer:
                 next_priority = heads[place + 1].priority if place + 1 < len(heads) else LOWEST_PRIORITY
                 plan = Plan(head, next_priority, slots, _bounded(head.job_type, demand), keys)
                 break
-            full = True
+            passed = True
             # Room may be kept free for it, but not from a better priority.
             alone_waits = alone_waits or (head.job_type.exclusive and head.priority == heads[0].priority)
         if alone_waits:
             self._pool.reserve()
         else:
             self._pool.unreserve()
-        return plan, full
+        return plan, passed
 
     def _takable(self) -> list[Head]:
         """What waits, best first, but for what could not be had just now."""
@@ -228,10 +256,19 @@ class Claimer:
             await self._leave_watch()  # looking costs this node less than notifying costs the producers
         if claimed:
             self._last_work = now
-        if self._takable():
+        takable = self._takable()
+        if any(self._pool.demand(head.job_type)[1] for head in takable):
             return 0
+        passed = {head.job_type.oid for head in takable}
+        self._wants_room = bool(passed)
+        if passed:
+            await self._hand_over(passed)
+            if not any(self._pool.demand(job_type)[1] for job_type in self._looker.present):
+                return LOOK_INTERVAL  # room wakes this loop
         waiting = [
-            self._missed[head.job_type.index, head.queue].until - now for head in self._candidates() if head.has_room
+            self._missed[head.job_type.index, head.queue].until - now
+            for head in self._candidates()
+            if head.has_room and self._is_missed(head, now)
         ]
         if waiting and min(waiting) < BUSY_FOR:
             return max(0.0, min(due_in, *waiting))
@@ -240,17 +277,19 @@ class Claimer:
             return min(due_in, BUSY_INTERVAL)
         if now - self._last_work < BUSY_FOR and not self._doorbell.watching:
             return min(due_in, BUSY_INTERVAL * 2)
-        return await self._watch(due_in)
+        return await self._watch(due_in, passed)
 
-    async def _watch(self, due_in: float) -> float:
-        """Goes on watch; what it newly watches needs a second look before it may sleep."""
+    async def _watch(self, due_in: float, passed: set[int]) -> float:
+        """Goes on watch, but for tables whose rows this node has no room for. A new watch needs a second look before any sleep."""
         if self._doorbell.often_rung:
             return min(due_in, RETRY_INTERVAL)
-        watch = await self._doorbell.watch([job_type.oid for job_type in self._looker.present])
+        watch = await self._doorbell.watch(
+            [job_type.oid for job_type in self._looker.present if job_type.oid not in passed]
+        )
         if watch.new:
             return 0
         if watch.producers:
-            return min(due_in, RETRY_INTERVAL)
+            return min(due_in, LOOK_INTERVAL, PRODUCERS_INTERVAL * self._live_nodes() * random.uniform(0.5, 1.5))
         return min(due_in, LOOK_INTERVAL * random.uniform(0.75, 1.25))
 
     async def _leave_watch(self) -> None:
@@ -259,11 +298,18 @@ class Claimer:
         except TransientDatabaseError:
             return  # its session is gone, and the watch with it
 
-    async def _hand_over(self) -> None:
+    async def _hand_over(self, tables: set[int] | None) -> None:
         try:
-            await self._doorbell.hand_over()
+            await self._doorbell.hand_over(tables)
         except TransientDatabaseError:
             return
+
+    async def _call_for_foreign(self, view: View) -> None:
+        """The watch is the table's, so rings for rows of other queues come here: whoever has those queues must hear of them."""
+        new = view.foreign.items() - self._foreign.items()
+        self._foreign = view.foreign
+        if new:
+            await self._doorbell.call()
 
     # --- one round trip ---
 

@@ -40,6 +40,9 @@ class Doorbell:
         self._ring = ring
         self._cancel = cancel
         self._watched: set[int] = set()
+        self._owed: set[int] = set()
+        """Tables for which others may sleep because of this node: it left the watch without a word, or freed a limit. If it has
+        no room for what waits there, it must call them."""
         self._rung: set[int] = set()
         self._changed = False
         self._connections = 0
@@ -85,23 +88,46 @@ class Doorbell:
             answers = dict(await cursor.fetchall())
         new = {table for table, answer in answers.items() if answer == "watching"}
         self._watched |= new
+        self._owed -= {table for table, answer in answers.items() if answer != "producers"}
         return Watch(bool(new), "producers" in answers.values())
 
     async def leave(self) -> None:
         """Goes off watch: from now on this node must look by itself, or have nobody to look for."""
         if self._watched:
             tables, self._watched = list(self._watched), set()
+            self._owed.update(tables)
             async with self._session.use() as connection:
                 await connection.execute(
                     statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": tables}
                 )
 
-    async def hand_over(self) -> None:
-        """Goes off watch and wakes the other coordinators: there is work that this node has no room for."""
-        if self._watched:
-            await self.leave()
-            async with self._session.use() as connection:
+    async def hand_over(self, tables: set[int] | None = None) -> None:
+        """Goes off watch for tables (None: all), and wakes the other coordinators if they may sleep because of this one.
+
+        It leaves before it calls: who is called must be able to go on watch.
+        """
+        if tables is None:
+            tables = self._watched | self._owed
+        watched = self._watched & tables
+        if not watched and not self._owed & tables:
+            return
+        self._watched -= watched
+        async with self._session.use() as connection:
+            await connection.execute(
+                statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": list(watched)}
+            )
+        await self.call()
+        self._owed -= tables
+
+    async def call(self) -> None:
+        """Wakes the other coordinators, on watch or not."""
+        async with self._session.use() as connection:
+            if not self._session.pooled:
                 await connection.execute("SELECT pg_notify(%s, %s)", [RINGS_CHANNEL, _CALL])
+
+    def owe(self, table: int) -> None:
+        """This node has freed room under a table's limit: who does not use it must call."""
+        self._owed.add(table)
 
     async def connect(self) -> None:
         """Listens; a no-op while connected."""
@@ -122,11 +148,11 @@ class Doorbell:
                 )
             self._connections = 1
             return
-        self._watched.clear()  # session locks went with the old connection
+        self._lose_watch()  # session locks went with the old connection
         self._connections += 1
         if self._connections > 1:
             events.listener_reconnected()
-            self._ring()
+        self._ring()  # what came before this is not heard
         await notice_silence(connection)
         connection.add_notify_handler(self._notified)
         await connection.execute(f"LISTEN {RINGS_CHANNEL}")
@@ -134,17 +160,23 @@ class Doorbell:
 
     def _arrived(self, connection: AsyncConnection[Any] | None) -> None:
         if connection is None:
-            self._watched.clear()
+            self._lose_watch()
             self._ring()
             return
         while (notify := connection.pgconn.notifies()) is not None:
-            self._received(notify.relname.decode(), notify.extra.decode())
+            self._received(notify.relname.decode(), notify.extra.decode(), notify.be_pid)
+
+    def _lose_watch(self) -> None:
+        self._owed |= self._watched
+        self._watched.clear()
 
     def _notified(self, notify: Notify) -> None:
-        self._received(notify.channel, notify.payload)
+        self._received(notify.channel, notify.payload, notify.pid)
 
-    def _received(self, channel: str, payload: str) -> None:
+    def _received(self, channel: str, payload: str, sender: int) -> None:
         """Anybody may notify on these channels, so a payload may be anything."""
+        if payload == _CALL and sender == self.pid:
+            return
         numbers = [int(part) for part in payload.split() if part.isdecimal()]
         if channel == CANCEL_CHANNEL:
             if len(numbers) == 2:

@@ -38,9 +38,15 @@ class Head(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a look found. heads: best priority first. due_in: seconds until the next row is due; None: none is."""
+    """What a look found.
+
+    foreign: rows at the head of queues that are not this node's, by type and queue. limited: indexes of the types that have a
+    limit. due_in: seconds until the next row is due; None: none is.
+    """
 
     heads: list[Head]
+    foreign: dict[tuple[int, str], int]
+    limited: set[int]
     due_in: float | None
 
 
@@ -53,7 +59,7 @@ class Looker:
     def __init__(self, types: list[JobType], queues: tuple[str, ...], sweep: float) -> None:
         self.parked = ParkedKeys(None if "*" in queues else queues)
         self._types = types
-        self._queues = None if "*" in queues else list(queues)
+        self._queues = None if "*" in queues else frozenset(queues)
         self._sweep = sweep
         self._swept_at = -sweep
 
@@ -78,15 +84,18 @@ class Looker:
         return [(job_type, await self._look_at(connection, job_type)) for job_type in self.present]
 
     async def read(self, answers: Answers) -> View:
-        heads: list[Head] = []
+        view = View([], {}, set(), None)
         due: list[float] = []
         for job_type, cursor in answers:
             for queue, priority, run_at, job_id, room, due_in in await cursor.fetchall():
-                if queue is not None:
-                    heads.append(Head(job_type, queue, priority, run_at, job_id, room))
-                elif due_in is not None:
-                    due.append(due_in)
-        return View(heads, min(due, default=None))
+                if queue is None:
+                    due += [] if due_in is None else [due_in]
+                    view.limited.update([] if room is None else [job_type.index])
+                elif self._queues is None or queue in self._queues:
+                    view.heads.append(Head(job_type, queue, priority, run_at, job_id, room))
+                else:
+                    view.foreign[job_type.index, queue] = job_id
+        return view._replace(due_in=min(due, default=None))
 
     async def look(self, connection: AsyncConnection[Any]) -> View:
         """A look by itself: finds out which table is in the way, if one is, and goes on with the others."""
@@ -106,5 +115,5 @@ class Looker:
             await connection.execute(job_type.statement("promote_jobs"), {"limit": PROMOTE_BATCH})
 
     async def _look_at(self, connection: AsyncConnection[Any], job_type: JobType) -> AsyncCursor[Any]:
-        parameters = {"table": job_type.oid, "queues": self._queues, "key": job_type.job_class.concurrency_key}
+        parameters = {"table": job_type.oid, "key": job_type.job_class.concurrency_key}
         return await connection.execute(job_type.statement("look_for_jobs"), parameters, binary=True)

@@ -93,7 +93,7 @@ class Node:
         self._stop_now = asyncio.Event()
         self._claims = Session(settings.database_url, "claim", setup=self._prepare_claims)
         self._finishes = Session(settings.database_url, "finish", setup=_prepare_finish)
-        self._doorbell = Doorbell(settings.direct_database_url, self._wake_claimer, self._cancel)
+        self._doorbell = Doorbell(settings.direct_database_url, self._ring, self._cancel)
         self._finisher = Finisher(self._finishes, self._types, self._limit_freed)
         self._pool = Pool(
             self._types,
@@ -103,7 +103,7 @@ class Node:
             self._room,
         )
         looker = Looker(self._types, settings.queues, settings.poll_interval.total_seconds())
-        self._claimer = Claimer(self._claims, self._doorbell, self._pool, looker)
+        self._claimer = Claimer(self._claims, self._doorbell, self._pool, looker, lambda: self._rescuer.live_nodes)
         self._heartbeat = Heartbeat(
             settings, _VERSION, self._by_name, self._load,
             registered=self._registered, renewed=self._pool.forkserver.fence, fenced=self._fenced,
@@ -167,11 +167,10 @@ class Node:
     async def _drain(self) -> None:
         """Stops claiming, lets jobs end until the deadline or a second signal, then stops and releases the rest."""
         timeout = self._settings.shutdown_timeout.total_seconds()
-        self._claimer.lease = None
+        stopping = asyncio.create_task(self._claimer.stop())
         self._health.ready = False
         self._heartbeat.draining = True
         self._heartbeat.wakeup.set()
-        self._claimer.wakeup.set()
         events.node_draining(self._node, self._pool.running, timeout)
         deadline = time.monotonic() + timeout
         self._pool.return_waiting()
@@ -184,6 +183,7 @@ class Node:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
                 await self._finisher.drained()
+                await stopping
 
     async def _until_empty(self, timeout: float, cut_short: asyncio.Event | None) -> None:
         deadline = time.monotonic() + timeout
@@ -217,8 +217,8 @@ class Node:
     def _limit_freed(self, job_type: JobType, keys: set[ParkedKey]) -> None:
         self._claimer.limit_freed(job_type, keys)
 
-    def _wake_claimer(self) -> None:
-        self._claimer.wakeup.set()
+    def _ring(self) -> None:
+        self._claimer.ring()
 
     def _registered(self, lease: Lease) -> None:
         events.node_started(
@@ -226,7 +226,7 @@ class Node:
         )
         if not self._stop.is_set():
             self._claimer.lease = lease
-            self._claimer.wakeup.set()
+            self._claimer.ring()
 
     def _fenced(self, lease: Lease) -> None:
         if self._claimer.lease is lease:

@@ -83,6 +83,8 @@ class Rescuer:
 
     def __init__(self, watching: Session, writing: Session) -> None:
         self.wakeup = Wakeup()
+        self.live_nodes = 1
+        """This one included, when last seen."""
         self._watching = watching
         self._writing = writing
         self._observer = Observer()
@@ -97,6 +99,7 @@ class Rescuer:
                 self._seen_by = connection
             cursor = await connection.execute(statements.statement("list_live_nodes"), {"class": locks.NODE})
             sightings = [Sighting(*row) for row in await cursor.fetchall()]
+        self.live_nodes = max(1, len(sightings))
         lost = self._observer.lost(sightings, boottime())
         for node in lost:
             await self._close(node, next(s.heartbeat for s in sightings if s.node == node))

@@ -1,5 +1,6 @@
 -- Where work waits in one job table: a row per queue with its best priority, that row's run_at and id, and the room under the type's limit (NULL: no
--- limit, or one for each value of its key), and one row without a queue that says in how many seconds the next row is due (NULL: none is).
+-- limit, or one for each value of its key). And one row without a queue: the limit in place of the room, and in how many seconds the next row is
+-- due (NULL: none is).
 -- A plain look, without locks or SKIP LOCKED: a row that another transaction holds still counts as there.
 -- key: the class's concurrency_key; while the table has another, its rows are not for this node, and its claim index is another.
 -- Indexes: _claim or _open (loose scan over queues, then the head of each), _due, _running.
@@ -21,9 +22,8 @@ SELECT waiting.queue, head.priority, head.run_at, head.id, room.room, NULL::floa
 FROM waiting, room, LATERAL (
     SELECT priority, run_at, id FROM {table} WHERE status = 'not_started'{open} AND queue = waiting.queue ORDER BY priority, run_at, id LIMIT 1
 ) AS head
-WHERE (%(queues)s::text[] IS NULL OR waiting.queue = ANY (%(queues)s::text[]))
-  AND NOT EXISTS (SELECT FROM cluster.queues WHERE name = waiting.queue AND paused_at IS NOT NULL)
+WHERE NOT EXISTS (SELECT FROM cluster.queues WHERE name = waiting.queue AND paused_at IS NOT NULL)
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, extract(epoch FROM (
+SELECT NULL, NULL, NULL, NULL, (SELECT most FROM job_type), extract(epoch FROM (
     SELECT run_at FROM {table} WHERE status IN ('scheduled', 'retry') ORDER BY run_at LIMIT 1
 ) - clock_timestamp())::float8

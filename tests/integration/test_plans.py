@@ -111,8 +111,7 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
     }  # fmt: skip
     retention = {"retention": timedelta(minutes=1), "retention_failed": None}
     return [
-        Hot("look_for_jobs", {"table": table, "queues": None, "key": None}, {CLAIM, DUE, RUNNING}),
-        Hot("look_for_jobs", {"table": table, "queues": ["q1", "q2"], "key": None}, {CLAIM, DUE, RUNNING}),
+        Hot("look_for_jobs", {"table": table, "key": None}, {CLAIM, DUE, RUNNING}),
         Hot("claim_jobs", claim, {CLAIM, PRIMARY_KEY}),
         Hot("claim_jobs", aside, {CLAIM, PRIMARY_KEY}),
         Hot("claim_limited_jobs", claim, {CLAIM, RUNNING, PRIMARY_KEY}),
@@ -137,7 +136,7 @@ def hot_statements_per_key(table: int) -> list[Hot]:
     }  # fmt: skip
     start = {"table": table, "key": "number", "queue": None, "after": None, "limit": 500}
     return [
-        Hot("look_for_jobs", {"table": table, "queues": None, "key": "number"}, {OPEN, DUE, RUNNING}, KEY),
+        Hot("look_for_jobs", {"table": table, "key": "number"}, {OPEN, DUE, RUNNING}, KEY),
         Hot("claim_keyed_jobs", claim, {OPEN, PARKED, RUNNING_KEY, PRIMARY_KEY}, KEY),
         Hot("find_parked_keys", start, {PARKED, RUNNING_KEY}, KEY),
         Hot("find_parked_keys", {**start, "queue": "q1", "after": "3"}, {PARKED, RUNNING_KEY}, KEY),
