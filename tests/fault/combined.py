@@ -85,6 +85,7 @@ def upgrade(stage: Stage) -> None:
     newer = next_version(stage.source)
     stage.migrate(newer)
     old.append(stage.replace())
+    _work(stage, len(stage.executions()), old, "FastJob", "SlowJob")
     stage.source = newer
     new = [stage.add_node(), stage.add_node()]
     for node in new:
@@ -92,21 +93,22 @@ def upgrade(stage: Stage) -> None:
     with stage.connect() as connection:
         values = connection.execute("SELECT DISTINCT note FROM fast_jobs").fetchall()
     assert values == [(NOTE,)], values
-    _both_work(stage, [*old, *new])
+    since = len(stage.executions())
+    stage.enqueue("FastJob", 2000)  # more than one node has room for
+    _work(stage, since, old, "FastJob")
+    _work(stage, since, new, "FastJob")
     stage.fault()
     for node in old:
         node.terminate()
     assert [node.wait_exit(30) for node in old] == [0] * len(old)
+    _work(stage, since, new, "FastJob", "SlowJob")
 
 
-def _both_work(stage: Stage, nodes: list[FaultNode]) -> None:
-    """Until each of them has begun a job of each of the changed types after now."""
-    before = len(stage.executions())
+def _work(stage: Stage, since: int, nodes: list[FaultNode], *names: str) -> None:
+    """Until these nodes have begun a job of each of these types, not counting so many executions at first."""
+    pids = {pid for node in nodes for pid in node.workers()}
 
     def work() -> bool:
-        begun = {(e.pid, e.job[0]) for e in stage.executions()[before:]}
-        return all(
-            any((pid, name) in begun for pid in node.workers()) for node in nodes for name in ("FastJob", "SlowJob")
-        )
+        return {execution.job[0] for execution in stage.executions()[since:] if execution.pid in pids} >= set(names)
 
-    wait_until(work, "old and new nodes perform the changed types side by side", 30)
+    wait_until(work, f"{', '.join(names)} performed by one of {len(nodes)} nodes", 30)
