@@ -141,7 +141,7 @@ class Claimer:
             self._parked.add(job_type, keys)
         elif job_type.index in self._limited:
             self._freed.add(job_type.index)
-            self._doorbell.owe(job_type.oid)
+            self._doorbell.limit_freed(job_type.oid)
         else:
             return
         self.ring()
@@ -204,6 +204,8 @@ class Claimer:
             keys = self._parked.some(head.job_type, head.queue)
             if demand or keys:  # even without room here, what is parked must be opened for others
                 next_priority = heads[place + 1].priority if place + 1 < len(heads) else LOWEST_PRIORITY
+                if head.room is not None and head.room < 2 * demand:
+                    demand = slots  # what is claimed ahead would take places from those who could begin at once
                 plan = Plan(head, next_priority, slots, _bounded(head.job_type, demand), keys)
                 break
             passed = True

@@ -40,9 +40,10 @@ class Doorbell:
         self._ring = ring
         self._cancel = cancel
         self._watched: set[int] = set()
-        self._owed: set[int] = set()
-        """Tables for which others may sleep because of this node: it left the watch without a word, or freed a limit. If it has
-        no room for what waits there, it must call them."""
+        self._left: set[int] = set()
+        """Tables whose watch this node left without a word, and nobody is known to have it: others sleep because of this one."""
+        self._freed: set[int] = set()
+        """Tables under whose limit this node has freed room, which not even who is on watch knows of."""
         self._rung: set[int] = set()
         self._changed = False
         self._connections = 0
@@ -88,28 +89,29 @@ class Doorbell:
             answers = dict(await cursor.fetchall())
         new = {table for table, answer in answers.items() if answer == "watching"}
         self._watched |= new
-        self._owed -= {table for table, answer in answers.items() if answer != "producers"}
+        self._left -= {table for table, answer in answers.items() if answer != "producers"}
         return Watch(bool(new), "producers" in answers.values())
 
     async def leave(self) -> None:
         """Goes off watch: from now on this node must look by itself, or have nobody to look for."""
         if self._watched:
             tables, self._watched = list(self._watched), set()
-            self._owed.update(tables)
+            self._left.update(tables)
             async with self._session.use() as connection:
                 await connection.execute(
                     statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": tables}
                 )
 
     async def hand_over(self, tables: set[int] | None = None) -> None:
-        """Goes off watch for tables (None: all), and wakes the other coordinators if they may sleep because of this one.
+        """Goes off watch for tables (None: all) and, if others may sleep because of this node, wakes them: it has no room for what
+        waits there.
 
         It leaves before it calls: who is called must be able to go on watch.
         """
         if tables is None:
-            tables = self._watched | self._owed
+            tables = self._watched | self._left | self._freed
         watched = self._watched & tables
-        if not watched and not self._owed & tables:
+        if not (self._watched | self._left | self._freed) & tables:
             return
         self._watched -= watched
         async with self._session.use() as connection:
@@ -117,7 +119,8 @@ class Doorbell:
                 statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": list(watched)}
             )
         await self.call()
-        self._owed -= tables
+        self._left -= tables
+        self._freed -= tables
 
     async def call(self) -> None:
         """Wakes the other coordinators, on watch or not."""
@@ -125,9 +128,9 @@ class Doorbell:
             if not self._session.pooled:
                 await connection.execute("SELECT pg_notify(%s, %s)", [RINGS_CHANNEL, _CALL])
 
-    def owe(self, table: int) -> None:
-        """This node has freed room under a table's limit: who does not use it must call."""
-        self._owed.add(table)
+    def limit_freed(self, table: int) -> None:
+        """This node has freed room under a table's limit: what it does not use, it must call others for."""
+        self._freed.add(table)
 
     async def connect(self) -> None:
         """Listens; a no-op while connected."""
@@ -167,7 +170,7 @@ class Doorbell:
             self._received(notify.relname.decode(), notify.extra.decode(), notify.be_pid)
 
     def _lose_watch(self) -> None:
-        self._owed |= self._watched
+        self._left |= self._watched
         self._watched.clear()
 
     def _notified(self, notify: Notify) -> None:

@@ -7,6 +7,8 @@ its jobs go back, table by table. Watches on the heartbeat's session; writes on 
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -19,9 +21,11 @@ from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.session import Session
 from cluster.lease_clock import boottime
 
-LOOK_INTERVAL = 1.0
+LOOK_INTERVAL, LONGEST_LOOK_INTERVAL = 1.0, 2.0
+LOOKS_FOR = 4
+"""With more nodes than this each looks less often: the first to see that one is gone is soon."""
 SWEEP_INTERVAL = 5.0
-"""Seconds between sweeps for running rows whose node is gone, however that came about."""
+"""Seconds between sweeps, by all nodes together, for running rows whose node is gone, however that came about."""
 MARGIN = 1.0
 BATCH = 1000
 
@@ -62,6 +66,11 @@ class Observer:
         """Nodes that have not renewed for a whole lease, or whose session was seen to end and that gave no sign of life since."""
         self._records = {node: record for node, record in self._records.items() if node in {s.node for s in sightings}}
         return [sighting.node for sighting in sightings if self._is_lost(sighting, now)]
+
+    def next_end(self) -> float:
+        """When the grace of a session that was seen to end is over; infinity: there is none."""
+        ends = [record.free_since + GRACE for record in self._records.values() if record.free_since is not None]
+        return min(ends, default=math.inf)
 
     def _is_lost(self, sighting: Sighting, now: float) -> bool:
         record = self._records.get(sighting.node)
@@ -105,8 +114,9 @@ class Rescuer:
             await self._close(node, next(s.heartbeat for s in sightings if s.node == node))
         if lost or boottime() >= self._next_sweep:
             await self._sweep()
-            self._next_sweep = boottime() + SWEEP_INTERVAL
-        return LOOK_INTERVAL
+            self._next_sweep = boottime() + SWEEP_INTERVAL * self.live_nodes * random.uniform(0.5, 1.5)
+        interval = min(LONGEST_LOOK_INTERVAL, max(LOOK_INTERVAL, self.live_nodes / LOOKS_FOR))
+        return min(interval * random.uniform(0.75, 1.25), max(0.05, self._observer.next_end() - boottime()))
 
     async def _close(self, node: UUID, heartbeat: object) -> None:
         async with self._writing.use() as connection:
@@ -120,7 +130,6 @@ class Rescuer:
     async def _sweep(self) -> None:
         """Takes back every running job whose node is neither live nor draining, of every job table there is."""
         async with self._writing.use() as connection:
-            await connection.execute(statements.statement("prune_nodes"))
             types = await (await connection.execute(statements.statement("list_rescuable_types"))).fetchall()
         for name, schema, table, max_attempts in types:
             rescue = statements.for_table("rescue_jobs", (schema, table))
