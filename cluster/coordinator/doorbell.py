@@ -18,8 +18,9 @@ from cluster import events, locks, statements
 from cluster.coordinator.session import Session, notice_silence
 
 RINGS_CHANNEL, CANCEL_CHANNEL = "cluster_doorbell", "cluster_cancel"
-OFTEN = 50.0
+OFTEN = 800.0
 """Rings a second beyond which being on watch costs producers more than looking costs this node."""
+_NOTIFY = "SELECT pg_notify(%s, %s)"
 _CALL = "+"
 """In front of a ring from coordinator to coordinator: for everybody, on watch or not."""
 
@@ -76,31 +77,30 @@ class Doorbell:
 
     async def watch(self, tables: list[int]) -> Watch:
         """Tries to be on watch for all of these tables, given by oid."""
-        missing = [table for table in tables if table not in self._watched]
-        if self._session.connected is not None and (self._session.pooled or not missing):
+        if self._session.connected is not None and (self._session.pooled or self._watched.issuperset(tables)):
             return Watch(new=False, producers=False)
         async with self._session.use() as connection:
             if self._session.pooled:
                 return Watch(new=False, producers=False)
-            missing = [table for table in tables if table not in self._watched]  # none is kept across a reconnection
+            missing = set(tables) - self._watched  # none is kept across a reconnection
+            left = self._left & missing
+            self._left -= left  # what is left or freed from here on is not settled by the answer
             cursor = await connection.execute(
-                statements.statement("watch_doorbell"), {"class": locks.DOORBELL, "tables": missing}
+                statements.statement("watch_doorbell"), {"class": locks.DOORBELL, "tables": list(missing)}
             )
             answers = dict(await cursor.fetchall())
-        new = {table for table, answer in answers.items() if answer == "watching"}
-        self._watched |= new
-        self._left -= {table for table, answer in answers.items() if answer != "producers"}
-        return Watch(bool(new), "producers" in answers.values())
+            new = {table for table, answer in answers.items() if answer == "watching"}
+            producers = {table for table, answer in answers.items() if answer == "producers"}
+            self._watched |= new
+            self._left |= left & producers
+        return Watch(bool(new), bool(producers))
 
     async def leave(self) -> None:
         """Goes off watch: from now on this node must look by itself, or have nobody to look for."""
         if self._watched:
-            tables, self._watched = list(self._watched), set()
-            self._left.update(tables)
             async with self._session.use() as connection:
-                await connection.execute(
-                    statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": tables}
-                )
+                self._left |= self._watched
+                await self._release(connection, self._watched)
 
     async def hand_over(self, tables: set[int] | None = None) -> None:
         """Goes off watch for tables (None: all) and, if others may sleep because of this node, wakes them: it has no room for what
@@ -108,25 +108,33 @@ class Doorbell:
 
         It leaves before it calls: who is called must be able to go on watch.
         """
-        if tables is None:
-            tables = self._watched | self._left | self._freed
-        watched = self._watched & tables
-        if not (self._watched | self._left | self._freed) & tables:
+        if not self._relied_on(tables):
             return
-        self._watched -= watched
         async with self._session.use() as connection:
+            relied_on = self._relied_on(tables)
+            self._freed -= relied_on
+            self._left |= relied_on
+            await self._release(connection, self._watched & relied_on)
+            if not self._session.pooled:
+                await connection.execute(_NOTIFY, [RINGS_CHANNEL, _CALL])
+            self._left -= relied_on
+
+    def _relied_on(self, tables: set[int] | None) -> set[int]:
+        found = self._watched | self._left | self._freed
+        return found if tables is None else found & tables
+
+    async def _release(self, connection: AsyncConnection[Any], tables: set[int]) -> None:
+        self._watched = self._watched - tables
+        if tables:
             await connection.execute(
-                statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": list(watched)}
+                statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": list(tables)}
             )
-        await self.call()
-        self._left -= tables
-        self._freed -= tables
 
     async def call(self) -> None:
         """Wakes the other coordinators, on watch or not."""
         async with self._session.use() as connection:
             if not self._session.pooled:
-                await connection.execute("SELECT pg_notify(%s, %s)", [RINGS_CHANNEL, _CALL])
+                await connection.execute(_NOTIFY, [RINGS_CHANNEL, _CALL])
 
     def limit_freed(self, table: int) -> None:
         """This node has freed room under a table's limit: what it does not use, it must call others for."""

@@ -28,6 +28,8 @@ from cluster.error_text import storable
 from cluster.frames import LOCKED_AT, QUEUE, WAIT
 
 LARGEST_BATCH = 2000
+LONGEST_SWAP = 0.05
+"""Seconds after which outcomes that the claimer was to write are written here."""
 LOCKED_PAUSE = 0.005
 """Seconds until rows that somebody else has locked are tried again; doubled each time. Mostly it is another node's claim, whose
 snapshot was older: it has locked the row, found it taken, and lets go at its commit."""
@@ -41,10 +43,17 @@ _FLOAT8 = struct.Struct(">d")
 
 
 class Finisher:
-    """Takes ended attempts from the pool and writes them. limit_freed: called when a limited type may have room again."""
+    """Takes ended attempts from the pool and writes them. limit_freed: called when a limited type may have room again.
+
+    swaps: whether the claimer is about to write the successes of a type, and to claim in their place.
+    """
 
     def __init__(
-        self, session: Session, types: list[JobType], limit_freed: Callable[[JobType, set[ParkedKey]], None]
+        self,
+        session: Session,
+        types: list[JobType],
+        limit_freed: Callable[[JobType, set[ParkedKey]], None],
+        swaps: Callable[[JobType], bool],
     ) -> None:
         self.wakeup = Wakeup()
         self.written = 0
@@ -52,10 +61,15 @@ class Finisher:
         self._session = session
         self._types = types
         self._limit_freed = limit_freed
+        self._swaps = swaps
         self._pending: dict[int, list[Finished]] = {}
         self._later: list[tuple[float, int, list[Finished]]] = []
         """Batches to try again, with the time from which to do so."""
         self._writing: list[Finished] = []
+        self._timer: asyncio.TimerHandle | None = None
+        """Until when the claimer has time to take what it was left."""
+        self._swapping: list[Finished] = []
+        """Successes that the claimer is writing."""
         self._freed_keys: set[ParkedKey] = set()
         self._away: TransientDatabaseError | None = None
         """Why a part of the last batch went back to the pending ones."""
@@ -69,16 +83,57 @@ class Finisher:
             self._pending.setdefault(item[1][0], []).append(item)
         if finished:
             self._idle.clear()
+            if all(self._swaps(self._types[index]) for index in {item[1][0] for item in finished}):
+                self._timer = self._timer or asyncio.get_running_loop().call_later(LONGEST_SWAP, self.write_now)
+            else:
+                self.wakeup.set()
+
+    # --- successes that the claimer writes, see swap_limited_jobs.sql ---
+
+    def write_now(self) -> None:
+        """The claimer has something else to do."""
+        self._stop_timer()
+        if self._pending:
+            self.wakeup.set()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def has_successes(self, job_type: JobType) -> bool:
+        """Whether there is something to swap."""
+        return any(report[3] == "succeeded" for _, report in self._pending.get(job_type.index, ()))
+
+    def take_successes(self, job_type: JobType, node: UUID) -> list[Finished]:
+        """Those of a type under this node's id; `swapped` must follow."""
+        self._stop_timer()
+        pending = self._pending.pop(job_type.index, [])
+        taken = [item for item in pending if item[1][3] == "succeeded" and item[0].lease.node == node]
+        rest = [item for item in pending if item[1][3] != "succeeded" or item[0].lease.node != node]
+        if rest:
+            self._pending[job_type.index] = rest
+        self._swapping = taken
+        return taken
+
+    def swapped(self, job_type: JobType, *, written: bool) -> None:
+        """The end of what was taken. Not written: some are lost or locked, or nobody knows; all are written here, once more."""
+        taken, self._swapping = self._swapping, []
+        if written:
+            self._count(job_type, taken)
+        elif taken:
+            self._pending.setdefault(job_type.index, []).extend(taken)
+        if not written or not self._pending:
             self.wakeup.set()
 
     @property
     def waiting(self) -> int:
         """Outcomes that the database does not have yet."""
-        return sum(map(len, self._pending.values())) + sum(len(batch) for _, _, batch in self._later)
+        return sum(map(len, [*self._pending.values(), *(batch for _, _, batch in self._later), self._swapping]))
 
     def keys(self) -> set[Key]:
         """Of the outcomes that the database does not have yet, those being written included."""
-        batches = [*self._pending.values(), *(batch for _, _, batch in self._later), self._writing]
+        batches = [*self._pending.values(), *(batch for _, _, batch in self._later), self._writing, self._swapping]
         return {(report[0], report[1]) for batch in batches for _, report in batch}
 
     async def drained(self) -> None:
@@ -102,10 +157,11 @@ class Finisher:
                 away, self._away = self._away, None
                 raise away
         if not self._later:
-            self._idle.set()
+            if not self._swapping:
+                self._idle.set()
             return None
         soonest = min(when for when, _, _ in self._later) - time.monotonic()
-        if soonest > 1:
+        if soonest > 1 and not self._swapping:
             self._idle.set()  # only rows that are refused for good
         return max(0.0, soonest)
 
@@ -222,12 +278,7 @@ class Finisher:
     def _parameters(
         self, connection: AsyncConnection[Any], batch: list[Finished], name: str = "finish_jobs"
     ) -> dict[str, Any]:
-        values: dict[str, Any] = {
-            "node": batch[0][0].lease.node,
-            "id": arrays.BigIntegers([report[1] for _, report in batch]),
-            "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in batch]),
-            "begun": arrays.Floats([max(0.0, report[8] - claim.claimed_at) for claim, report in batch]),
-        }
+        values = success_parameters(batch)
         if name != "finish_jobs":
             return values
         encoding = connection.info.parameter_status("server_encoding") or "UTF8"
@@ -261,6 +312,16 @@ class Finisher:
                 labels,
                 [max(0.0, _seconds(claim.row[WAIT]) + report[8] - claim.claimed_at) for claim, report in items],
             )
+
+
+def success_parameters(batch: list[Finished]) -> dict[str, Any]:
+    """Of finish_succeeded_jobs, and of the finishing half of swap_limited_jobs. All are of one node id."""
+    return {
+        "node": batch[0][0].lease.node,
+        "id": arrays.BigIntegers([report[1] for _, report in batch]),
+        "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in batch]),
+        "begun": arrays.Floats([max(0.0, report[8] - claim.claimed_at) for claim, report in batch]),
+    }
 
 
 def _seconds(value: bytes | None) -> float:

@@ -52,8 +52,7 @@ class JobType:
         return self.job_class.timeout.total_seconds() if self.job_class.timeout is not None else None
 
     def statement(self, name: str) -> bytes:
-        columns = self.definition.column_names if name.startswith("claim_") else ()
-        return statements.for_table(name, self.table, tuple(columns), self.key)
+        return statements.for_table(name, self.table, self.definition.column_names, self.key)
 
     def delay(self, attempt: int) -> float:
         """Seconds of backoff after an attempt that ended with its worker process."""

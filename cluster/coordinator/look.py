@@ -40,12 +40,12 @@ class Head(NamedTuple):
 class View(NamedTuple):
     """What a look found.
 
-    foreign: rows at the head of queues that are not this node's, by type and queue. limited: indexes of the types that have a
-    limit. due_in: seconds until the next row is due; None: none is.
+    foreign: what stands for the row at the head of each queue that is not this node's, by type and queue; it changes with the row.
+    limited: indexes of the types that have a limit. due_in: seconds until the next row is due; None: none is.
     """
 
     heads: list[Head]
-    foreign: dict[tuple[int, str], int]
+    foreign: dict[tuple[int, str], str]
     limited: set[int]
     due_in: float | None
 
@@ -87,14 +87,14 @@ class Looker:
         view = View([], {}, set(), None)
         due: list[float] = []
         for job_type, cursor in answers:
-            for queue, priority, run_at, job_id, room, due_in in await cursor.fetchall():
+            for queue, priority, run_at, job_id, version, room, due_in in await cursor.fetchall():
                 if queue is None:
                     due += [] if due_in is None else [due_in]
                     view.limited.update([] if room is None else [job_type.index])
                 elif self._queues is None or queue in self._queues:
                     view.heads.append(Head(job_type, queue, priority, run_at, job_id, room))
-                else:
-                    view.foreign[job_type.index, queue] = job_id
+                elif room is None or room > 0:
+                    view.foreign[job_type.index, queue] = version
         return view._replace(due_in=min(due, default=None))
 
     async def look(self, connection: AsyncConnection[Any]) -> View:

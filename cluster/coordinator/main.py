@@ -94,7 +94,7 @@ class Node:
         self._claims = Session(settings.database_url, "claim", setup=self._prepare_claims)
         self._finishes = Session(settings.database_url, "finish", setup=_prepare_finish)
         self._doorbell = Doorbell(settings.direct_database_url, self._ring, self._cancel)
-        self._finisher = Finisher(self._finishes, self._types, self._limit_freed)
+        self._finisher = Finisher(self._finishes, self._types, self._limit_freed, self._swaps)
         self._pool = Pool(
             self._types,
             self._worker_options(app_dir),
@@ -103,7 +103,9 @@ class Node:
             self._room,
         )
         looker = Looker(self._types, settings.queues, settings.poll_interval.total_seconds())
-        self._claimer = Claimer(self._claims, self._doorbell, self._pool, looker, lambda: self._rescuer.live_nodes)
+        self._claimer = Claimer(
+            self._claims, self._doorbell, self._pool, self._finisher, looker, lambda: self._rescuer.live_nodes
+        )
         self._heartbeat = Heartbeat(
             settings, _VERSION, self._by_name, self._load,
             registered=self._registered, renewed=self._pool.forkserver.fence, fenced=self._fenced,
@@ -208,7 +210,7 @@ class Node:
         (self._stop if self._stops == 1 else self._stop_now).set()
 
     async def _prepare_claims(self, connection: AsyncConnection[object]) -> None:
-        await _prepare_planner(connection)
+        await _prepare_finish(connection)  # a swap finishes as well
         self._reconciler.wakeup.set()  # an answer may have been lost with the connection before
 
     def _room(self) -> None:
@@ -216,6 +218,9 @@ class Node:
 
     def _limit_freed(self, job_type: JobType, keys: set[ParkedKey]) -> None:
         self._claimer.limit_freed(job_type, keys)
+
+    def _swaps(self, job_type: JobType) -> bool:
+        return self._claimer.swaps(job_type)
 
     def _ring(self) -> None:
         self._claimer.ring()

@@ -1,4 +1,4 @@
--- Where work waits in one job table: a row per queue with its best priority, that row's run_at and id, and the room under the type's limit (NULL: no
+-- Where work waits in one job table: a row per queue with its best priority, that row's run_at, id and version, and the room under the type's limit (NULL: no
 -- limit, or one for each value of its key). And one row without a queue: the limit in place of the room, and in how many seconds the next row is
 -- due (NULL: none is).
 -- A plain look, without locks or SKIP LOCKED: a row that another transaction holds still counts as there.
@@ -18,12 +18,12 @@ WITH RECURSIVE job_type AS MATERIALIZED (
 ), room AS MATERIALIZED (
     SELECT most - CASE WHEN most IS NOT NULL THEN (SELECT count(*) FROM {table} WHERE status = 'running') END AS room FROM job_type
 )
-SELECT waiting.queue, head.priority, head.run_at, head.id, room.room, NULL::float8 AS due_in
+SELECT waiting.queue, head.priority, head.run_at, head.id, head.version, room.room, NULL::float8 AS due_in
 FROM waiting, room, LATERAL (
-    SELECT priority, run_at, id FROM {table} WHERE status = 'not_started'{open} AND queue = waiting.queue ORDER BY priority, run_at, id LIMIT 1
+    SELECT priority, run_at, id, id || ' ' || xmin AS version FROM {table} WHERE status = 'not_started'{open} AND queue = waiting.queue ORDER BY priority, run_at, id LIMIT 1
 ) AS head
 WHERE NOT EXISTS (SELECT FROM cluster.queues WHERE name = waiting.queue AND paused_at IS NOT NULL)
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, (SELECT most FROM job_type), extract(epoch FROM (
+SELECT NULL, NULL, NULL, NULL, NULL, (SELECT most FROM job_type), extract(epoch FROM (
     SELECT run_at FROM {table} WHERE status IN ('scheduled', 'retry') ORDER BY run_at LIMIT 1
 ) - clock_timestamp())::float8

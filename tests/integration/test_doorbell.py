@@ -41,7 +41,8 @@ PROMPT = 0.5
 LONGEST_LOOK = 2.5
 """Seconds from the commit to the start of a row that nobody was told of: a look every 1.1 to 1.9 s, and some patience."""
 WATCHERS = """SELECT array_agg(pid) FROM pg_locks JOIN pg_database AS d ON d.oid = database AND datname = current_database()
-    WHERE locktype = 'advisory' AND classid = 1751 AND mode = 'ExclusiveLock' AND granted"""
+    WHERE locktype = 'advisory' AND classid = 1751 AND mode = 'ExclusiveLock' AND granted
+    AND objid = coalesce(%s::regclass::oid, objid)"""
 LOCK = "SELECT pg_advisory_xact_lock_shared(1751, 'prompt_jobs'::regclass::oid::integer)"
 
 
@@ -69,9 +70,9 @@ def producer(node: NodeProcess) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def watchers(connection: psycopg.Connection) -> list[int]:
-    """Pids of the sessions that are on watch."""
-    row = connection.execute(WATCHERS.encode()).fetchone()
+def watchers(connection: psycopg.Connection, table: str | None = None) -> list[int]:
+    """Pids of the sessions that are on watch for this table; None: for any."""
+    row = connection.execute(WATCHERS.encode(), [table]).fetchone()
     return row[0] or [] if row else []
 
 
@@ -319,6 +320,140 @@ def test_an_insert_as_a_replica_can_always_be_prepared(two_phase: psycopg.Connec
         producer.execute("PREPARE TRANSACTION 'silent'")
     two_phase.execute("COMMIT PREPARED 'silent'")
     assert delay(two_phase, "row", now(two_phase)) < LONGEST_LOOK
+
+
+# --- who is on watch has no room, or is gone ---
+
+ROOM_SOURCE = """
+import asyncio, time
+from cluster import Job
+
+class PromptJob(Job):
+    max_concurrency = None
+    seconds: float = 0.0
+
+    async def perform(self):
+        await asyncio.sleep(self.seconds)
+
+class SyncJob(Job):
+    max_concurrency = None
+    seconds: float = 0.0
+
+    def perform(self):
+        time.sleep(self.seconds)
+
+class LimitedJob(Job):
+    max_concurrency = 1
+    seconds: float = 0.0
+
+    async def perform(self):
+        await asyncio.sleep(self.seconds)
+"""
+TABLES = {"prompt_jobs", "sync_jobs", "limited_jobs"}
+LONG = 5.0
+"""Seconds that a job takes whose end nothing here may wait for."""
+OTHERS_SLEEP = """SELECT bool_and(state = 'idle' AND query LIKE '%%pg_try_advisory_lock(%%' AND query_start > %s)
+    FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'jobcluster doorbell' AND pid <> ALL (%s)"""
+
+
+def run_two(conn: psycopg.Connection, run_node: RunNode, *queues: str) -> tuple[NodeProcess, NodeProcess]:
+    """Nodes with one process each: one that is on watch for every table, then one that is not, and has just fallen asleep."""
+    first = run_node(ROOM_SOURCE, processes=1, queues=queues[0] if queues else "*")
+    wait_until(lambda: watched(conn) == TABLES, "the first node is on watch")
+    second = run_node(ROOM_SOURCE, processes=1, queues=queues[-1] if queues else "*")
+    wait_others_asleep(conn)
+    return first, second
+
+
+def watched(conn: psycopg.Connection) -> set[str]:
+    """Tables for which somebody is on watch."""
+    return {table for table in TABLES if watchers(conn, table)}
+
+
+def wait_others_asleep(conn: psycopg.Connection, since: datetime | None = None) -> None:
+    """Until who is not on watch has found somebody there, since then (None: from now on).
+
+    It sleeps now, and looks by itself 1.1 s later at the earliest.
+    """
+    wait_for(conn, OTHERS_SLEEP, [since or now(conn), watchers(conn)])
+
+
+def put(conn: psycopg.Connection, insert: str) -> tuple[list[int], datetime]:
+    """Ids of the rows, and when they were committed, at the latest."""
+    rows = conn.execute(f"{insert} RETURNING id".encode()).fetchall()
+    return [row[0] for row in rows], now(conn)
+
+
+def delays(conn: psycopg.Connection, table: str, ids: list[int], since: datetime) -> list[float]:
+    """Seconds until each of the rows has started."""
+    query = f"SELECT min(started_at) FROM {table} WHERE id = %s"
+    return [(wait_for(conn, query, [job_id]) - since).total_seconds() for job_id in ids]
+
+
+def test_rows_of_a_queue_start_promptly_on_a_node_that_is_not_on_watch(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    run_two(conn, run_node, "here", "there")
+    on_watch = watchers(conn)
+    for _ in range(3):
+        ids, since = put(conn, "INSERT INTO prompt_jobs (queue) VALUES ('there')")
+        assert delays(conn, "prompt_jobs", ids, since)[0] < PROMPT
+        assert watchers(conn) == on_watch, "a row that is not for the watcher does not end its watch"
+        wait_others_asleep(conn)
+
+
+def test_a_node_that_stops_hands_its_watch_over(conn: psycopg.Connection, run_node: RunNode) -> None:
+    first, _ = run_two(conn, run_node)
+    on_watch = watchers(conn)
+    first.terminate()
+    wait_until(lambda: not set(watchers(conn)) & set(on_watch), "the first node is off watch")
+    ids, since = put(conn, "INSERT INTO prompt_jobs DEFAULT VALUES")
+    assert delays(conn, "prompt_jobs", ids, since)[0] < PROMPT
+    assert first.wait_exit() == 0
+
+
+def test_who_left_the_watch_in_a_burst_calls_when_it_is_full(conn: psycopg.Connection, run_node: RunNode) -> None:
+    run_two(conn, run_node)
+
+    def given_up() -> bool:
+        for _ in range(20):
+            conn.execute("INSERT INTO prompt_jobs DEFAULT VALUES")
+        return not watchers(conn)
+
+    wait_until(given_up, "the node on watch is rung so often that it leaves")
+    ids, since = put(conn, f"INSERT INTO sync_jobs (seconds) VALUES ({LONG}), ({LONG})")
+    assert max(delays(conn, "sync_jobs", ids, since)) < PROMPT
+    assert conn.execute("SELECT count(DISTINCT locked_by) FROM sync_jobs").fetchone() == (2,)
+
+
+def test_async_rows_start_promptly_beside_a_sync_job_that_waits_for_a_whole_worker(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    """Full for one type only, a node stays on watch for the rest."""
+    run_node(ROOM_SOURCE, processes=2)
+    for _ in range(2):  # one in each process
+        ids, since = put(conn, f"INSERT INTO prompt_jobs (seconds) VALUES ({LONG})")
+        delays(conn, "prompt_jobs", ids, since)
+    put(conn, "INSERT INTO sync_jobs DEFAULT VALUES")
+    for _ in range(3):
+        wait_until(lambda: watched(conn) == {"prompt_jobs", "limited_jobs"}, "another node could take the sync job")
+        ids, since = put(conn, "INSERT INTO prompt_jobs DEFAULT VALUES")
+        assert delays(conn, "prompt_jobs", ids, since)[0] < PROMPT
+        wait_for(conn, "SELECT status = 'succeeded' FROM prompt_jobs WHERE id = %s", ids)
+    assert conn.execute("SELECT status::text FROM sync_jobs").fetchone() == ("not_started",)
+
+
+def test_a_limited_job_that_ends_on_a_node_not_on_watch_makes_room_at_once(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    """It knew of nothing that waits, and who is on watch knew of no room."""
+    run_two(conn, run_node, "here", "here,there")
+    ids, since = put(conn, "INSERT INTO limited_jobs (queue, seconds) VALUES ('there', 0.5)")
+    delays(conn, "limited_jobs", ids, since)
+    wait_others_asleep(conn, since)
+    waiting, inserted = put(conn, "INSERT INTO limited_jobs (queue) VALUES ('here')")
+    ended = wait_for(conn, "SELECT finished_at FROM limited_jobs WHERE id = %s", ids)
+    assert delays(conn, "limited_jobs", waiting, max(ended, inserted))[0] < PROMPT
 
 
 # --- ten thousand inserts ---

@@ -10,9 +10,11 @@ start, stop, lose the listening connection, or are rung so often that they give 
 One loss is allowed. Who is on watch, or has left the watch and told nobody yet, is on duty: the others sleep because it is
 there. When it dies with its host, nobody is told. Until the next one goes on watch, rows wait for the periodic look.
 
-Coarser than the code: one table; one row for each insert, retry, release or rescue, which all do what an INSERT does; a ring
-reaches all at once; the jobs of a node that dies are gone. Kinds of rows stand for queues and types: a node without slots for a
-kind does not serve its queue, one with all slots of a kind taken is full for that type only.
+Coarser than the code: one row for each insert, retry, release or rescue, which all do what an INSERT does; a ring reaches all
+at once; the jobs of a node that dies are gone. Kinds of rows stand for the queues of one table, or for tables: a node without
+slots for a kind does not serve its queue, one with all slots of a kind taken has no room for its table. Since kinds do
+not share slots, who frees a limit always has room for what waits, unless that is in another queue. Watches are sets of bits, one
+for each table.
 """
 
 from __future__ import annotations
@@ -36,15 +38,13 @@ class Rule(Enum):
     LEAVE_BEFORE_CALL = "it leaves the watch before it calls: who is called must be able to go on watch"
     ROOM_WAKES = "a node that had no room for what waits looks when it gets some"
     A_CUT_WAKES = "who has lost the listening connection has lost the watch: it looks, and listens anew"
-    FREED_LIMIT_WAKES_ITSELF = "whose job of a limited type ends looks, if a job of the type waited when it last looked"
-    # The code leaves what these would save to the periodic look.
-    FREED_LIMIT_RINGS = "if it knew of none, it rings"
+    FREED_LIMIT_WAKES_ITSELF = "whose job of a limited type ends looks"
     SILENT_LEAVER_CALLS = (
         "who gave up the watch without a call, being rung often or cut off, still calls when it is full"
     )
     STOPPING_CALLS = "who stops while it is on watch calls the others"
-    FOREIGN_ROWS_ARE_CALLED = "who is on watch and finds rows of a queue that it does not serve calls the others"
-    FULL_FOR_ONE_KIND_WATCHES_ON = "who is full for one type only calls the others, and stays on watch for the rest"
+    FOREIGN_ROWS_ARE_CALLED = "who finds a new row at the head of a queue that it does not serve calls the others"
+    FULL_FOR_ONE_TABLE_WATCHES_ON = "who has no room for one table only leaves the watch of that one only"
 
 
 class Setup(NamedTuple):
@@ -52,8 +52,10 @@ class Setup(NamedTuple):
 
     inserts: tuple[int, ...]
     slots: tuple[tuple[int, ...], ...]
+    tables: tuple[int, ...] = ()
+    """Of each kind; (): all are of one."""
     limit: int | None = None
-    """How many jobs of kind 0 may run in the whole cluster."""
+    """How many jobs of table 0 may run in the whole cluster."""
     deaths: bool = True
     cuts: bool = False
     stops: bool = False
@@ -70,17 +72,22 @@ DOWN, ASLEEP, LOOK, CLAIM, COMMIT, TRY, TRY_SHARED, SETTLE, LEAVE, CALL, LAST_CA
 
 
 class Coordinator(NamedTuple):
-    """kind: of the row that it is claiming. wants_room: it passed over a row when it last looked. saw: there was one of kind 0."""
+    """kind: of the row that it is claiming. watching, on_duty, passed: tables; passed: for whose rows it had no room.
+
+    told: kinds of other queues at whose heads it has seen what is there; calls: one was new, and it is about to say so.
+    """
 
     running: tuple[int, ...]
     phase: int = DOWN
     kind: int = 0
-    watching: bool = False
-    on_duty: bool = False
+    watching: int = 0
+    on_duty: int = 0
+    passed: int = 0
+    told: int = 0
+    calls: bool = False
     listening: bool = False
     rung: bool = False
     wants_room: bool = False
-    saw: bool = False
 
 
 Producer: TypeAlias = tuple[int, int]  # kind, what it does
@@ -112,6 +119,10 @@ class Model:
     def __init__(self, setup: Setup, without: Iterable[Rule] = ()) -> None:
         self._setup = setup
         self._kinds = range(len(setup.slots[0]))
+        self._tables = [1 << table for table in setup.tables or (0,) * len(self._kinds)]
+        """Each kind's, as a bit."""
+        self._all_tables = (1 << len(set(self._tables))) - 1
+        self._all_alike = len(set(setup.slots)) == 1
         left_out = set(without)
         self._does: dict[int, Callable[[State, int, Coordinator], Step]] = {
             CLAIM: self._claim, COMMIT: self._commit, TRY: self._try, TRY_SHARED: self._try_shared, SETTLE: self._settle,
@@ -122,7 +133,7 @@ class Model:
     def search(self) -> Result:
         """Every state that can be reached, or those up to the first lost wake-up."""
         states = [self._start()]
-        numbers = {states[0]: 0}
+        numbers = {self._alike(states[0]): 0}
         came_from: list[tuple[str, int, int]] = [("", -1, -1)]
         leads_to: list[list[int]] = []
         for number, state in enumerate(states):  # which grows meanwhile
@@ -131,7 +142,7 @@ class Model:
                 return Result(len(states), _story(came_from, number))
             afters = []
             for what, who, after in (*prompt, *self._environment(state)):
-                known = numbers.setdefault(after, len(states))
+                known = numbers.setdefault(self._alike(after), len(states))
                 if known == len(states):
                     states.append(after)
                     came_from.append((what, who, number))
@@ -146,6 +157,13 @@ class Model:
         producers = tuple(sorted((kind, IDLE) for kind in setup.inserts))
         return State(none, producers, tuple(Coordinator(none) for _ in setup.slots))
 
+    def _alike(self, state: State) -> State:
+        """The same for states that differ only in which is which of coordinators that all have the same slots."""
+        if not self._all_alike:
+            return state
+        rows, producers, coordinators, orphaned = state
+        return State(rows, producers, tuple(sorted(coordinators)), orphaned)
+
     # --- what must not be ---
 
     def _waits_for_a_sleeper(self, state: State) -> bool:
@@ -159,15 +177,23 @@ class Model:
 
     def _someone_has_room(self, state: State, kind: int) -> bool:
         return any(
-            it.phase not in (DOWN, LAST_CALL) and it.running[kind] < slots[kind]
-            for it, slots in zip(state.coordinators, self._setup.slots, strict=True)
+            it.phase not in (DOWN, LAST_CALL) and self._has_room(number, it, kind)
+            for number, it in enumerate(state.coordinators)
         )
+
+    def _has_room(self, number: int, it: Coordinator, kind: int) -> bool:
+        return it.running[kind] < self._setup.slots[number][kind]
 
     def _limit_has_room(self, state: State, kind: int, *, open_claims: bool = False) -> bool:
         """open_claims: counted too, as under the mutex of a claim; a look does not see them."""
-        if kind or self._setup.limit is None:
+        if self._setup.limit is None or self._tables[kind] != 1:
             return True
-        taken = sum(it.running[0] + (open_claims and it.phase == COMMIT) for it in state.coordinators)
+        taken = sum(
+            (other.running[each] + (open_claims and other.phase == COMMIT and other.kind == each))
+            for other in state.coordinators
+            for each in self._kinds
+            if self._tables[each] == 1
+        )
         return taken < self._setup.limit
 
     def _never_served(self, states: list[State], leads_to: list[list[int]]) -> int | None:
@@ -190,7 +216,7 @@ class Model:
     def _producers_environment(self, state: State) -> Iterator[Step]:
         for place, (kind, phase) in enumerate(state.producers):
             if phase == IDLE:
-                watched = any(it.watching for it in state.coordinators)
+                watched = any(it.watching & self._tables[kind] for it in state.coordinators)
                 lock = SHARED if self._has["LOCK_UNTIL_COMMIT"] else BARE
                 yield "a producer inserts", -1, _produce(state, place, RING if watched else lock)
             elif phase in (SHARED, RING, BARE):
@@ -199,83 +225,94 @@ class Model:
                 yield "a producer rolls back", -1, _produce(state, place, DONE)
 
     def _producers_prompt(self, state: State) -> Iterator[Step]:
-        for place, (_, phase) in enumerate(state.producers):
+        for place, (kind, phase) in enumerate(state.producers):
             if phase == SHOWN_SHARED:
                 yield "a producer's lock is free", -1, _produce(state, place, DONE)
             elif phase == SHOWN_RING:
-                yield "the doorbell rings", -1, self._ring(_produce(state, place, DONE))
+                yield "the doorbell rings", -1, self._ring(_produce(state, place, DONE), self._tables[kind])
 
     # --- coordinators: what they do of themselves ---
 
     def _prompt(self, state: State) -> Iterator[Step]:
         yield from self._producers_prompt(state)
         for number, it in enumerate(state.coordinators):
-            if it.phase == LOOK:
+            if it.calls:
+                yield self._call_for_foreign(state, number, it)
+            elif it.phase == LOOK:
                 yield from self._look(state, number, it)
             elif it.phase in self._does:
                 yield self._does[it.phase](state, number, it)
 
     def _look(self, state: State, number: int, it: Coordinator) -> Iterator[Step]:
         """Then claims what it has room for, hands over what it has no room for, or goes on watch."""
-        it = it._replace(rung=False, wants_room=False)
         slots = self._setup.slots[number]
         there = [kind for kind in self._kinds if state.rows[kind] or self._locked(state, kind)]
-        claimable = [kind for kind in there if self._limit_has_room(state, kind)]
-        it = it._replace(saw=self._setup.limit is not None and 0 in there)
-        mine = [kind for kind in claimable if it.running[kind] < slots[kind]]
-        passed = [
-            kind
-            for kind in claimable
-            if it.running[kind] >= slots[kind] and (slots[kind] or self._has["FOREIGN_ROWS_ARE_CALLED"])
-        ]
+        foreign = sum(1 << kind for kind in there if not slots[kind])
+        calls = bool(foreign & ~it.told) and self._has["FOREIGN_ROWS_ARE_CALLED"]
+        it = it._replace(told=foreign, calls=calls)
+        claimable = [kind for kind in there if slots[kind] and self._limit_has_room(state, kind)]
+        mine = [kind for kind in claimable if self._has_room(number, it, kind)]
         for kind in mine:
             yield "sees a row", number, _put(state, number, it._replace(phase=CLAIM, kind=kind))
         if mine:
             return
-        if not passed:
+        if not claimable:
             yield "sees nothing to do", number, self._watch_or_rest(state, number, it)
             return
-        it = it._replace(wants_room=any(slots[kind] for kind in passed))
-        has_room = any(running < most for running, most in zip(it.running, slots, strict=True))
-        yield "sees a row, has no room", number, self._hand_over(state, number, it, has_room=has_room)
+        passed = 0
+        for kind in claimable:
+            passed |= self._tables[kind]
+        it = it._replace(wants_room=True, passed=passed)
+        yield "sees a row, has no room", number, self._hand_over(state, number, it)
 
     def _locked(self, state: State, kind: int) -> bool:
         return self._has["LOCKED_ROWS_KEEP_AWAKE"] and any(
             it.phase == COMMIT and it.kind == kind for it in state.coordinators
         )
 
-    def _hand_over(self, state: State, number: int, it: Coordinator, *, has_room: bool) -> State:
-        """has_room: for something else than what waits."""
-        full = not has_room or not self._has["FULL_FOR_ONE_KIND_WATCHES_ON"]
-        if it.watching:
+    def _hand_over(self, state: State, number: int, it: Coordinator) -> State:
+        if it.watching & self._left(it):
             if not self._has["HAND_OVER_WHEN_FULL"]:
                 return self._rest(state, number, it)
-            leave_first = full and self._has["LEAVE_BEFORE_CALL"]
-            return _put(state, number, it._replace(phase=LEAVE if leave_first else CALL))
-        if it.on_duty and self._has["SILENT_LEAVER_CALLS"]:
+            return _put(state, number, it._replace(phase=LEAVE if self._has["LEAVE_BEFORE_CALL"] else CALL))
+        if it.on_duty & it.passed and self._has["SILENT_LEAVER_CALLS"]:
             return _put(state, number, it._replace(phase=CALL))
-        return self._rest(state, number, it) if full else self._watch_or_rest(state, number, it)
+        return self._after_hand_over(state, number, it)
+
+    def _left(self, it: Coordinator) -> int:
+        """Tables whose watch it leaves."""
+        return it.passed if self._has["FULL_FOR_ONE_TABLE_WATCHES_ON"] else self._all_tables
+
+    def _after_hand_over(self, state: State, number: int, it: Coordinator) -> State:
+        """Rests, or goes on watch for the tables that it has room for."""
+        full = not any(self._has_room(number, it, kind) for kind in self._kinds)
+        if full or not self._has["FULL_FOR_ONE_TABLE_WATCHES_ON"]:
+            return self._rest(state, number, it)
+        return self._watch_or_rest(state, number, it)
 
     def _leave(self, state: State, number: int, it: Coordinator) -> Step:
-        left = it._replace(watching=False)
+        left = it._replace(watching=it.watching & ~self._left(it))
         if self._has["LEAVE_BEFORE_CALL"]:
             return "leaves the watch", number, _put(state, number, left._replace(phase=CALL))
-        return "leaves the watch", number, self._rest(state, number, left._replace(on_duty=False))
-
-    def _last_call(self, state: State, number: int, it: Coordinator) -> Step:
-        called = self._wake_listeners(state, number, watching_only=False)._replace(orphaned=False)
-        return "calls the others and ends", number, _put(called, number, Coordinator((0,) * len(it.running)))
+        on_duty = it.on_duty & ~self._left(it)
+        return "leaves the watch", number, self._after_hand_over(state, number, left._replace(on_duty=on_duty))
 
     def _call(self, state: State, number: int, it: Coordinator) -> Step:
-        """To all others, on watch or not. Then rests, or goes on watch for what it still has room for."""
-        called = self._wake_listeners(state, number, watching_only=False)._replace(orphaned=False)
-        slots = self._setup.slots[number]
-        full = all(running >= most for running, most in zip(it.running, slots, strict=True))
-        if it.watching and (full or not self._has["FULL_FOR_ONE_KIND_WATCHES_ON"]):
+        """To all others, on watch or not."""
+        called = self._call_others(state, number)
+        if it.watching & self._left(it):  # only without LEAVE_BEFORE_CALL
             return "calls the others", number, _put(called, number, it._replace(phase=LEAVE))
-        if not it.watching and not full and self._has["FULL_FOR_ONE_KIND_WATCHES_ON"]:
-            return "calls the others", number, _put(called, number, it._replace(phase=TRY, on_duty=False))
-        return "calls the others", number, self._rest(called, number, it._replace(on_duty=it.watching))
+        it = it._replace(on_duty=it.on_duty & ~self._left(it))
+        return "calls the others", number, self._after_hand_over(called, number, it)
+
+    def _call_for_foreign(self, state: State, number: int, it: Coordinator) -> Step:
+        """Stays on watch, and goes on with what it was about to do."""
+        called = self._call_others(state, number)
+        return "calls for other queues", number, _put(called, number, it._replace(calls=False))
+
+    def _last_call(self, state: State, number: int, it: Coordinator) -> Step:
+        called = self._call_others(state, number)
+        return "calls the others and ends", number, _put(called, number, Coordinator((0,) * len(it.running)))
 
     def _claim(self, state: State, number: int, it: Coordinator) -> Step:
         if not state.rows[it.kind] or not self._limit_has_room(state, it.kind, open_claims=True):
@@ -284,11 +321,19 @@ class Model:
         return "locks the row", number, _put(locked, number, it._replace(phase=COMMIT))
 
     def _commit(self, state: State, number: int, it: Coordinator) -> Step:
+        """Whatever is at the queue's head now is new to all."""
+        for place, other in enumerate(state.coordinators):
+            if other.told >> it.kind & 1:
+                state = _put(state, place, other._replace(told=other.told & ~(1 << it.kind)))
+        it = state.coordinators[number]
         running = _changed(it.running, it.kind, 1)
         return "has claimed", number, _put(state, number, it._replace(phase=LOOK, running=running))
 
     def _watch_or_rest(self, state: State, number: int, it: Coordinator) -> State:
-        return _put(state, number, it._replace(phase=SETTLE if it.watching else TRY))
+        return _put(state, number, it._replace(phase=TRY if self._unwatched(it) else SETTLE))
+
+    def _unwatched(self, it: Coordinator) -> int:
+        return self._all_tables & ~it.watching & ~it.passed
 
     def _try(self, state: State, number: int, it: Coordinator) -> Step:
         """The exclusive lock. Whoever else holds it, or holds it shared, is in the way."""
@@ -298,10 +343,15 @@ class Model:
                 number,
                 _put(state, number, it._replace(phase=LOOK, listening=True)),
             )  # may have missed a call
-        watched = any(other.watching for other in state.coordinators)
-        if watched or any(phase in (SHARED, SHOWN_SHARED) for _, phase in state.producers):
+        taken = 0
+        for other in state.coordinators:
+            taken |= other.watching
+        for kind, phase in state.producers:
+            taken |= self._tables[kind] if phase in (SHARED, SHOWN_SHARED) else 0
+        new = self._unwatched(it) & ~taken
+        if not new:
             return "cannot go on watch", number, _put(state, number, it._replace(phase=TRY_SHARED))
-        it = it._replace(watching=True, on_duty=True)
+        it = it._replace(watching=it.watching | new, on_duty=it.on_duty | new)
         state = state._replace(orphaned=False)
         if self._has["SECOND_LOOK"]:
             return "goes on watch", number, _put(state, number, it._replace(phase=LOOK))
@@ -309,8 +359,13 @@ class Model:
 
     def _try_shared(self, state: State, number: int, it: Coordinator) -> Step:
         """Tells producers from another one on watch."""
-        if any(other.watching for other in state.coordinators):
-            return "finds another on watch", number, self._rest(state, number, it._replace(on_duty=False))
+        watched = 0
+        for other in state.coordinators:
+            watched |= other.watching
+        producers = self._unwatched(it) & ~watched
+        it = it._replace(on_duty=it.on_duty & (it.watching | it.passed | producers))
+        if not producers:
+            return "finds another on watch", number, self._rest(state, number, it)
         if self._has["PRODUCERS_KEEP_AWAKE"]:
             return "finds producers only", number, _put(state, number, it._replace(phase=LOOK))
         return "finds producers only", number, self._rest(state, number, it)
@@ -319,21 +374,24 @@ class Model:
         return "goes to sleep", number, self._rest(state, number, it._replace(listening=True))
 
     def _rest(self, state: State, number: int, it: Coordinator) -> State:
-        if not it.listening and not self._has["LISTEN_FIRST"]:
+        if it.calls or (not it.listening and not self._has["LISTEN_FIRST"]):
             return _put(state, number, it._replace(phase=SETTLE))
         awake = it.rung and self._has["RINGS_ARE_KEPT"]
-        return _put(state, number, it._replace(phase=LOOK if awake else ASLEEP, rung=False))
+        return _put(state, number, it._replace(phase=LOOK if awake else ASLEEP, rung=False, passed=0))
 
     # --- who wakes whom ---
 
-    def _ring(self, state: State) -> State:
-        return self._wake_listeners(state, -1, watching_only=True)
-
-    def _wake_listeners(self, state: State, caller: int, *, watching_only: bool) -> State:
+    def _ring(self, state: State, table: int) -> State:
         for number, it in enumerate(state.coordinators):
-            if number != caller and it.listening and (it.watching or not watching_only):
+            if it.listening and it.watching & table:
                 state = _wake(state, number)
         return state
+
+    def _call_others(self, state: State, caller: int) -> State:
+        for number, it in enumerate(state.coordinators):
+            if number != caller and it.listening:
+                state = _wake(state, number)
+        return state._replace(orphaned=False)
 
     # --- the environment ---
 
@@ -356,34 +414,30 @@ class Model:
             if self._setup.stops and it.phase in (LOOK, ASLEEP):
                 yield "stops", number, self._stop(state, number, it)
             if self._setup.often and it.phase == LOOK and it.watching:
-                yield "gives up the watch, rung often", number, _put(state, number, it._replace(watching=False))
+                yield "gives up the watch, rung often", number, _put(state, number, it._replace(watching=0))
 
     def _end_job(self, state: State, number: int, kind: int) -> State:
         it = state.coordinators[number]
         state = _put(state, number, it._replace(running=_changed(it.running, kind, -1)))
         if it.wants_room and self._has["ROOM_WAKES"]:
             state = _wake(state, number)
-        if kind == 0 and self._setup.limit is not None:
-            if it.saw and self._has["FREED_LIMIT_WAKES_ITSELF"]:
-                state = _wake(state, number)
-            elif not it.saw and self._has["FREED_LIMIT_RINGS"]:
-                state = self._ring(state)
-        return state
+        limited = self._setup.limit is not None and self._tables[kind] == 1
+        return _wake(state, number) if limited and self._has["FREED_LIMIT_WAKES_ITSELF"] else state
 
     def _die(self, state: State, number: int, it: Coordinator) -> State:
         """Its locks are free, its open claim is rolled back."""
         if it.phase == COMMIT:
             state = _add_row(state, it.kind, 1)
         after = _put(state, number, Coordinator((0,) * len(it.running)))
-        return after._replace(orphaned=state.orphaned or it.on_duty)
+        return after._replace(orphaned=state.orphaned or it.on_duty > 0)
 
     def _cut(self, state: State, number: int, it: Coordinator) -> State:
-        after = _put(state, number, it._replace(watching=False, listening=False))
+        after = _put(state, number, it._replace(watching=0, listening=False))
         return _wake(after, number) if self._has["A_CUT_WAKES"] else after
 
     def _stop(self, state: State, number: int, it: Coordinator) -> State:
         if it.on_duty and self._has["STOPPING_CALLS"]:
-            return _put(state, number, it._replace(phase=LAST_CALL, watching=False))
+            return _put(state, number, it._replace(phase=LAST_CALL, watching=0, calls=False))
         return _put(state, number, Coordinator((0,) * len(it.running)))
 
 
@@ -392,16 +446,16 @@ class Model:
 
 def _put(state: State, number: int, it: Coordinator) -> State:
     if it.phase == LOOK:  # what it knew from before does not matter any more
-        it = Coordinator(it.running, LOOK, 0, it.watching, it.on_duty, it.listening, saw=it.saw)
-    before = state.coordinators
-    return state._replace(coordinators=(*before[:number], it, *before[number + 1 :]))
+        it = Coordinator(it.running, LOOK, 0, it.watching, it.on_duty, 0, it.told, listening=it.listening)
+    rows, producers, before, orphaned = state
+    return State(rows, producers, (*before[:number], it, *before[number + 1 :]), orphaned)
 
 
 def _produce(state: State, place: int, phase: int) -> State:
     """Producers are alike, so their order does not matter."""
-    kind, _ = state.producers[place]
-    others = (*state.producers[:place], *state.producers[place + 1 :])
-    return state._replace(producers=tuple(sorted((*others, (kind, phase)))))
+    rows, producers, coordinators, orphaned = state
+    others = (*producers[:place], *producers[place + 1 :])
+    return State(rows, tuple(sorted((*others, (producers[place][0], phase)))), coordinators, orphaned)
 
 
 def _add_row(state: State, kind: int, count: int) -> State:

@@ -4,7 +4,8 @@ What holds each rule: LOCK_UNTIL_COMMIT, `pg_try_advisory_xact_lock_shared` in t
 and A_CUT_WAKES, `Doorbell._listen` and `_arrived`. PRODUCERS_KEEP_AWAKE, watch_doorbell.sql and `Claimer._watch`; SECOND_LOOK,
 `_watch` too. LOCKED_ROWS_KEEP_AWAKE, the plain look of look_for_jobs.sql and `Miss`. RINGS_ARE_KEPT, `Wakeup`.
 HAND_OVER_WHEN_FULL and LEAVE_BEFORE_CALL, `Doorbell.hand_over`. ROOM_WAKES, `Claimer.room`. FREED_LIMIT_WAKES_ITSELF,
-`Claimer.limit_freed`.
+`Claimer.limit_freed`. SILENT_LEAVER_CALLS, what `Doorbell` owes. STOPPING_CALLS, `Claimer.stop`. FOREIGN_ROWS_ARE_CALLED,
+`Claimer._call_for_foreign`. FULL_FOR_ONE_TABLE_WATCHES_ON, the `passed` of `Claimer._next` and `_watch`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ ONE, TWO = (1,), (2,)
 
 WHOLE = {
     "three inserts": Setup((0, 0, 0), (ONE, ONE), deaths=False),
-    "a node with more room": Setup((0, 0), (TWO, ONE)),
+    "a node with more room": Setup((0, 0), (TWO, ONE), deaths=False),
     "three nodes": Setup((0,), (ONE, ONE, ONE)),
     "everything goes wrong": Setup((0,), (ONE, ONE), cuts=True, stops=True, often=True),
     "often rung": Setup((0, 0), (ONE, ONE), deaths=False, often=True),
     "a limit": Setup((0, 0), (TWO, TWO), limit=1, deaths=False),
-    "two queues, each with a node of its own": Setup((0, 1), ((1, 0), (0, 1))),
-    "two types": Setup((0, 1), ((1, 1), (1, 1)), deaths=False),
+    "a queue that one node does not serve": Setup((0,), ((1, 0), (0, 1))),
+    "two queues, each with a node of its own": Setup((0, 1), ((1, 0), (0, 1)), deaths=False),
+    "two types": Setup((0, 1), ((1, 1), (1, 1)), tables=(0, 1), deaths=False),
 }
 
 WITHOUT = {
@@ -35,16 +37,15 @@ WITHOUT = {
     Rule.PRODUCERS_KEEP_AWAKE: Setup((0,), (ONE,), deaths=False),
     Rule.LOCKED_ROWS_KEEP_AWAKE: Setup((0,), (ONE, ONE)),
     Rule.RINGS_ARE_KEPT: Setup((0,), (ONE,), deaths=False),
-    Rule.HAND_OVER_WHEN_FULL: WHOLE["a node with more room"],
+    Rule.HAND_OVER_WHEN_FULL: Setup((0, 0), (ONE, ONE), deaths=False),
     Rule.LEAVE_BEFORE_CALL: WHOLE["three inserts"],
     Rule.ROOM_WAKES: Setup((0, 0), (ONE,), deaths=False),
     Rule.A_CUT_WAKES: Setup((0,), (ONE,), deaths=False, cuts=True),
     Rule.FREED_LIMIT_WAKES_ITSELF: Setup((0, 0), (TWO,), limit=1, deaths=False),
-    Rule.FREED_LIMIT_RINGS: WHOLE["a limit"],
     Rule.SILENT_LEAVER_CALLS: WHOLE["often rung"],
     Rule.STOPPING_CALLS: Setup((0,), (ONE, ONE), deaths=False, stops=True),
     Rule.FOREIGN_ROWS_ARE_CALLED: Setup((0,), ((1, 0), (0, 1)), deaths=False),
-    Rule.FULL_FOR_ONE_KIND_WATCHES_ON: Setup((0, 0, 1), ((1, 1),), deaths=False),
+    Rule.FULL_FOR_ONE_TABLE_WATCHES_ON: Setup((0, 0, 1), ((1, 1),), tables=(0, 1), deaths=False),
 }
 
 

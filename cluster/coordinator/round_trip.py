@@ -1,0 +1,200 @@
+"""One round trip of the claimer: a claim, and the next look behind it, in one pipeline.
+
+When something is in the way, the next round trip goes statement by statement, to find out what it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor, errors, pq
+from psycopg.types.string import ByteaBinaryLoader
+
+from cluster import locks, statements
+from cluster.coordinator.finish import success_parameters
+from cluster.coordinator.job_types import forget
+from cluster.coordinator.lease import Lease
+from cluster.coordinator.look import Head, Looker, View
+from cluster.coordinator.pool import Finished
+from cluster.coordinator.process import RawRow
+from cluster.coordinator.refusal import find_refused, set_aside
+from cluster.frames import ID, integer
+
+
+class Plan(NamedTuple):
+    """One claim. priority: the worst it may take; slots: how many can begin at once; demand: how many to take.
+
+    keys: to look after, reach: open rows to examine; of a type whose limit holds per key.
+    successes: to be written, for as many claims in their place; of a type whose limit is full.
+    """
+
+    head: Head
+    priority: int
+    slots: int
+    demand: int
+    keys: list[str]
+    reach: int
+    successes: list[Finished]
+
+    @property
+    def limited(self) -> bool:
+        return self.head.room is not None or self.head.job_type.key is not None
+
+
+class Taken(NamedTuple):
+    """What came of a claim. oids: of the rows' columns; had_lock: of a limited type; swapped: all successes were written."""
+
+    rows: list[RawRow]
+    oids: tuple[int, ...]
+    had_lock: bool
+    swapped: bool
+
+
+class Trip(NamedTuple):
+    """taken None: there was nothing to claim, or it failed. view None: nobody looked. failed: the same again, one by one."""
+
+    taken: Taken | None
+    view: View | None
+    failed: bool = False
+
+
+class _Sent(NamedTuple):
+    """A claim on its way. lock: the answer says whether a limited one had the lock; None: it needs none."""
+
+    rows: AsyncCursor[Any]
+    lock: AsyncCursor[Any] | None
+
+
+class RoundTrip:
+    """Made once; remembers whether the last one failed."""
+
+    def __init__(self, looker: Looker) -> None:
+        self.careful = False
+        """The last one failed: claim and look one by one."""
+        self._looker = looker
+        self._raw: tuple[AsyncConnection[Any], AsyncCursor[Any]] | None = None
+
+    async def run(
+        self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, *, promote: bool, look: bool
+    ) -> Trip:
+        if self.careful:
+            return await self._one_by_one(connection, lease, plan)
+        return await self._at_once(connection, lease, plan, promote=promote, look=look)
+
+    async def _at_once(
+        self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, *, promote: bool, look: bool
+    ) -> Trip:
+        """The claim comes first: the BEGIN of a limited one must find no transaction open, and the rest of a pipeline is one."""
+        sent: _Sent | None = None
+        try:
+            async with connection.pipeline() if look or promote else contextlib.nullcontext():
+                if plan is not None:
+                    sent = await self._send(connection, lease, plan)
+                if promote:
+                    await self._looker.promote(connection)
+                answers = await self._looker.send(connection) if look else []
+        except psycopg.Error:
+            if connection.closed:
+                raise
+            self.careful = True  # one by one, the statement that is to blame says why
+            await connection.rollback()
+            # A limited claim is a transaction of its own, and may stand although what came after it failed.
+            if plan is None or sent is None or sent.lock is None or not _has_rows(sent.rows):
+                return Trip(None, None, failed=True)
+        taken = await _taken(plan, sent) if plan is not None and sent is not None else None
+        view = await self._looker.read(answers) if look and not self.careful else None
+        return Trip(taken, view, failed=self.careful)
+
+    async def _one_by_one(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None) -> Trip:
+        """What is in the way is found, and left out of the next round trips."""
+        taken = await self._claim_alone(connection, lease, plan) if plan is not None else None
+        view = await self._looker.look(connection)
+        if view.due_in is not None and view.due_in <= 0:
+            await self._looker.promote(connection)
+        self.careful = False
+        return Trip(taken, view)
+
+    async def _claim_alone(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> Taken | None:
+        job_type = plan.head.job_type
+        try:
+            sent = await self._send(connection, lease, plan)
+        except errors.LockNotAvailable:
+            await connection.rollback()  # the look that follows finds the locked table
+            return None
+        except (errors.UndefinedTable, errors.UndefinedColumn):
+            await connection.rollback()
+            forget(job_type)
+            self._looker.sweep_soon()
+            return None
+        except (errors.OperationalError, errors.FeatureNotSupported, errors.ReadOnlySqlTransaction):
+            raise
+        except psycopg.Error as error:
+            await connection.rollback()
+            await find_refused(connection, job_type, _parameters(lease, plan), error)
+            return None
+        return await _taken(plan, sent)
+
+    async def _send(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> _Sent:
+        """Sends one claim; in a pipeline, its answer is there only after that."""
+        job_type = plan.head.job_type
+        cursor = self._raw_cursor(connection)
+        parameters = _parameters(lease, plan)
+        if plan.successes:
+            parameters |= success_parameters(plan.successes)
+            return _Sent(await cursor.execute(job_type.statement("swap_limited_jobs"), parameters), None)
+        if not plan.limited:
+            return _Sent(await cursor.execute(job_type.statement("claim_jobs"), parameters), None)
+        await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        lock = await connection.execute(
+            statements.statement("try_claim_lock"), {"class": locks.CLAIM, "table": job_type.oid}
+        )
+        if job_type.key is None:
+            await cursor.execute(job_type.statement("claim_limited_jobs"), parameters)
+        else:
+            parameters |= {"key": job_type.key.column, "keys": plan.keys, "reach": plan.reach}
+            await cursor.execute(job_type.statement("claim_keyed_jobs"), parameters)
+        await connection.execute("COMMIT")
+        return _Sent(cursor, lock)
+
+    def _raw_cursor(self, connection: AsyncConnection[Any]) -> AsyncCursor[Any]:
+        """A cursor whose values are the bytes that the database sent: workers decode them."""
+        if self._raw is None or self._raw[0] is not connection:
+            self._raw = connection, _raw_cursor(connection)
+        return self._raw[1]
+
+
+async def _taken(plan: Plan, sent: _Sent) -> Taken:
+    rows = await sent.rows.fetchall()
+    result = sent.rows.pgresult
+    assert result is not None
+    oids = tuple(result.ftype(column) for column in range(result.nfields))
+    if plan.successes:  # the last column counts what was finished; a row without an id stands for none
+        swapped = integer(rows[0][-1]) == len(plan.successes)
+        return Taken([row[:-1] for row in rows if row[ID] is not None], oids[:-1], had_lock=False, swapped=swapped)
+    had_lock = sent.lock is not None and await sent.lock.fetchone() == ("true",)
+    return Taken(rows, oids, had_lock, swapped=False)
+
+
+def _parameters(lease: Lease, plan: Plan) -> dict[str, Any]:
+    job_type = plan.head.job_type
+    return {
+        "node": lease.node, "table": job_type.oid, "queue": plan.head.queue, "priority": plan.priority,
+        "slots": plan.slots, "demand": plan.demand, "max_attempts": job_type.max_attempts,
+        "set_aside": set_aside(job_type),
+    }  # fmt: skip
+
+
+def _raw_cursor(connection: AsyncConnection[Any]) -> AsyncCursor[Any]:
+    cursor = connection.cursor(binary=True)
+    for info in cursor.adapters.types:
+        cursor.adapters.register_loader(info.oid, ByteaBinaryLoader)
+        if info.array_oid:
+            cursor.adapters.register_loader(info.array_oid, ByteaBinaryLoader)
+    cursor.adapters.register_loader(0, ByteaBinaryLoader)
+    return cursor
+
+
+def _has_rows(cursor: AsyncCursor[Any]) -> bool:
+    return cursor.pgresult is not None and cursor.pgresult.status == pq.ExecStatus.TUPLES_OK
