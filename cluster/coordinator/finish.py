@@ -107,12 +107,14 @@ class Finisher:
 
     def take_successes(self, job_type: JobType, node: UUID) -> list[Finished]:
         """Those of a type under this node's id; `swapped` must follow."""
-        self._stop_timer()
         pending = self._pending.pop(job_type.index, [])
         taken = [item for item in pending if item[1][3] == "succeeded" and item[0].lease.node == node]
         rest = [item for item in pending if item[1][3] != "succeeded" or item[0].lease.node != node]
         if rest:
             self._pending[job_type.index] = rest
+            self.wakeup.set()
+        if not self._pending:
+            self._stop_timer()
         self._swapping = taken
         return taken
 
