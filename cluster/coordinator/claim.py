@@ -223,7 +223,7 @@ class Claimer:
             self._pool.place(head.job_type, taken.oids, rows, now, lease)
         elif not plan.successes:
             # Full keys were in the way, and are no more: what is at the head now may be tried at once.
-            self._waiting.missed(head, id=head.id if head.job_type.key is not None and taken.had_lock else None)
+            self._waiting.missed(head, head.id if head.job_type.key is not None and taken.had_lock else None)
         return len(rows)
 
     # --- when to look ---

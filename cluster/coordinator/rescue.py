@@ -22,8 +22,8 @@ from cluster.coordinator.session import Session
 from cluster.lease_clock import boottime
 
 LOOK_INTERVAL, LONGEST_LOOK_INTERVAL = 0.6, 2.0
-LOOKS_FOR = 4  # a second
-"""With more nodes than this each looks less often: the first to see that one is gone is soon."""
+LOOKS_FOR = 4
+"""Nodes that look once a second each; with more of them each looks less often: the first to see that one is gone is soon."""
 SWEEP_INTERVAL = 5.0
 """Seconds between sweeps, by all nodes together, for running rows whose node is gone, however that came about."""
 MARGIN = 1.0

@@ -96,12 +96,15 @@ class Waiting:
             for queue, room in [self._queues[table]]
         ]
 
-    def missed(self, head: Head, *, id: int | None = None) -> None:  # noqa: A002 - see Miss
-        """It could not be had. Tried later each time, jittered, so that nodes which compete for a limit do not stay in step."""
+    def missed(self, head: Head, row: int | None) -> None:
+        """It could not be had. Tried later each time, jittered, so that nodes which compete for a limit do not stay in step.
+
+        row: see Miss.id.
+        """
         key = head.job_type.index, head.queue
         times = min(self._missed[key].times + 1, 7) if key in self._missed else 1
         pause = RETRY_INTERVAL * 2.0 ** (times - 1) * random.uniform(0.5, 1)
-        self._missed[key] = Miss(times, time.monotonic() + pause, id)
+        self._missed[key] = Miss(times, time.monotonic() + pause, row)
 
     def claimed(self, head: Head) -> None:
         """Something of it was had."""
