@@ -7,7 +7,7 @@ state, its attempts, who holds it, and on what a node was told.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -39,6 +39,12 @@ LATER = 3600.0
 """Seconds: not due within this test."""
 RECENT = st.integers(0, 7)
 """Which claim, counted from the last."""
+DEMAND = st.integers(1, 4)
+PAUSES = {
+    "type paused": "UPDATE cluster.job_types SET paused_at = now() WHERE job_table = {}::regclass",
+    "queue paused": "INSERT INTO cluster.queues (name, paused_at) VALUES ('default', now())",
+}
+SWAP_EVENTS = ("nothing", "worn out", "limit changed", "node lost", "node drains", "ended locked", *PAUSES)
 SOME_NODE, SOME_JOB, SOME_TYPE = st.integers(0, NODES - 1), st.integers(0, 30), st.sampled_from(sorted(TABLES))
 
 
@@ -83,6 +89,8 @@ class Jobs(RuleBasedStateMachine):
         self.nodes = [uuid4() for _ in range(NODES)]
         self.live = [True] * NODES
         self.draining = [False] * NODES
+        self.limits = dict(TABLES)
+        self.most_running = dict.fromkeys(TABLES, 0)
         self.rows: dict[tuple[str, int], Row] = {}
         self.remembered: list[Held] = []
         control = self.connections[0]
@@ -185,22 +193,36 @@ class Jobs(RuleBasedStateMachine):
                 )
             assert not self._claim_in_transaction(name, node, 4, 4)
 
+    @rule(limit=st.sampled_from([0, 1, LIMIT, LIMIT + 1, None]), node=SOME_NODE)
+    def limit(self, limit: int | None, node: int) -> None:
+        """An operator's, or again the type's own. What runs beyond it goes on, but nothing takes its place."""
+        self.connections[node].execute(
+            "UPDATE cluster.job_types SET max_concurrency_override = %s WHERE job_table = %s::regclass",
+            [limit, self.tables["Limited"]],
+        )
+        self.limits["Limited"] = LIMIT if limit is None else limit
+
     # --- what nodes do ---
 
-    @rule(name=SOME_TYPE, node=SOME_NODE, demand=st.integers(1, 4), slots=st.integers(1, 4))
+    @rule(name=SOME_TYPE, node=SOME_NODE, demand=DEMAND, slots=DEMAND)
     def claim(self, name: str, node: int, demand: int, slots: int) -> None:
         claimed = self._claim(name, node, demand, slots)
         waiting = sum(row.status == "not_started" for (type_name, _), row in self.rows.items() if type_name == name)
-        running = sum(row.status == "running" for (type_name, _), row in self.rows.items() if type_name == name)
-        limit = TABLES[name]
+        running, limit = self._running(name), self.limits[name]
         room = demand if limit is None else max(0, min(demand, limit - running))
         most = min(waiting, room) if self._may_claim(node) else 0
+        self._assert_as_many(claimed, most, slots)
+        self._take(name, node, claimed)
+
+    def _assert_as_many(self, claimed: list[tuple[Any, ...]], most: int, slots: int) -> None:
         assert len(claimed) <= most
         assert len(claimed) >= min(most, slots)  # beyond its slots a node takes no row that is on its last attempt
         assert sum(attempts >= MAX_ATTEMPTS for _, attempts, _ in claimed) <= slots
-        self._take(name, node, claimed)
 
-    @rule(name=SOME_TYPE, first=SOME_NODE, second=SOME_NODE, demand=st.integers(1, 4))
+    def _running(self, name: str) -> int:
+        return sum(row.status == "running" for (type_name, _), row in self.rows.items() if type_name == name)
+
+    @rule(name=SOME_TYPE, first=SOME_NODE, second=SOME_NODE, demand=DEMAND)
     def claim_at_once(self, name: str, first: int, second: int, demand: int) -> None:
         """The second claim comes while the first one's transaction is open: between them they never take too much."""
         if first == second:
@@ -243,6 +265,123 @@ class Jobs(RuleBasedStateMachine):
             form = "claim_limited_jobs"
         claimed = connection.execute(self._table(name, form), parameters).fetchall()
         return [(job_id, attempts, locked_at) for job_id, attempts, _, locked_at, *_ in claimed]
+
+    @precondition(lambda self: self.remembered)
+    @rule(number=RECENT, count=st.integers(1, 4), node=SOME_NODE, own=st.booleans(), demand=DEMAND, slots=DEMAND)
+    def swap(self, number: int, count: int, node: int, own: bool, demand: int, slots: int) -> None:
+        """Of some claims, whether they still hold or not, and of a node that may be lost by now."""
+        held = self._remembered(number, own, node)
+        batch = [other for other in self.remembered if other.name == "Limited"][-count:]
+        batch = [replace(other, node=held.node) for other in batch]
+        self._swap_and_check(batch, held.node, node, demand, slots)
+
+    @rule(
+        node=SOME_NODE, event=st.sampled_from(SWAP_EVENTS), limit=st.integers(0, LIMIT + 1), demand=DEMAND, slots=DEMAND
+    )
+    def swap_under_a_full_limit(self, node: int, event: str, limit: int, demand: int, slots: int) -> None:
+        """More wait than the limit has places, the node holds some, and something happens before they end."""
+        self.limit(None, node)
+        self.renew(None)
+        for _ in range(LIMIT + 1):
+            self.insert("Limited", later=False, node=node)
+        self.claim("Limited", node=node, demand=LIMIT, slots=LIMIT)
+        batch = self._holds(node)
+        other = self.connections[(node + 1) % NODES]
+        if event == "limit changed":
+            self.limit(limit, node)
+        elif event == "worn out":
+            slots = 1
+            for name, job_id in [key for key, row in self.rows.items() if row.status == "not_started"]:
+                self._wear_out(name, job_id)
+        elif event == "node lost":
+            self.close_node(node, (node + 1) % NODES, at_once=False)
+        elif event == "node drains":
+            self.renew(node)
+        if event in PAUSES:
+            other.execute(sql.SQL(PAUSES[event]).format(sql.Literal(self.tables["Limited"])))
+        if event == "ended locked":
+            locked = batch[:1]
+            with other.transaction(force_rollback=True):
+                query = sql.SQL("SELECT FROM {} WHERE id = ANY (%s) FOR UPDATE")
+                other.execute(query.format(sql.Identifier(self.tables["Limited"])), [[held.id for held in locked]])
+                self._swap_and_check(batch, self.nodes[node], node, demand, slots, locked=locked)
+        self._swap_and_check(batch, self.nodes[node], node, demand, slots, paused=event in PAUSES)
+        self._swap_and_check(batch, self.nodes[node], node, demand, slots, paused=event in PAUSES)
+        other.execute("UPDATE cluster.job_types SET paused_at = NULL")
+        other.execute("DELETE FROM cluster.queues")
+
+    @rule(first=SOME_NODE, second=SOME_NODE, claims=st.booleans())
+    def swap_at_once(self, first: int, second: int, claims: bool) -> None:
+        """While a swap is not committed, another node claims under the lock, or the same outcomes are written once more."""
+        if first == second:
+            return
+        self.renew(None)
+        for _ in range(LIMIT + 1):
+            self.insert("Limited", later=False, node=first)
+        self.claim("Limited", node=first, demand=1, slots=1)
+        batch, running = self._holds(first), self._running("Limited")
+        with self.connections[first].transaction():
+            before, ended = self._swap(batch, self.nodes[first], first, 4, 4)
+            if claims:
+                after = self._claim("Limited", second, 4, 4)
+            else:
+                after, twice = self._swap(batch, self.nodes[first], second, 4, 4)
+                assert (after, twice) == ([], 0)
+        self._ended(batch, ended)
+        assert len(before) <= ended
+        assert len(after) <= max(0, (self.limits["Limited"] or 0) - running)
+        self._take("Limited", first, before)
+        self._take("Limited", second, after)
+
+    def _holds(self, node: int) -> list[Held]:
+        """The claims of the limited type that are this node's now."""
+        return [
+            Held(name, job_id, *row.claim)
+            for (name, job_id), row in self.rows.items()
+            if name == "Limited" and row.claim is not None and row.claim[0] == self.nodes[node]
+        ]
+
+    def _swap_and_check(
+        self, batch: list[Held], node_id: UUID, connection: int, demand: int, slots: int,
+        *, locked: Sequence[Held] = (), paused: bool = False,
+    ) -> None:  # fmt: skip
+        waiting = sum(name == "Limited" and row.status == "not_started" for (name, _), row in self.rows.items())
+        running, limit = self._running("Limited"), self.limits["Limited"]
+        hits = [held for held in batch if held not in locked and self._holds_still(held)]
+        claimed, ended = self._swap(batch, node_id, connection, demand, slots)
+        assert ended == len(hits), "a claim was guarded wrongly"
+        self._ended(hits, ended)
+        node = self.nodes.index(node_id) if node_id in self.nodes else None
+        allowed = node is not None and self._may_claim(node) and not paused and limit is not None and limit >= running
+        self._assert_as_many(claimed, min(demand, ended, waiting) if allowed else 0, slots)
+        if node is not None:
+            self._take("Limited", node, claimed)
+
+    def _holds_still(self, held: Held) -> bool:
+        return self.rows.get((held.name, held.id), Row()).claim == (held.node, held.locked_at)
+
+    def _ended(self, batch: list[Held], count: int) -> None:
+        """All that still held have succeeded, and nothing else."""
+        hits = [held for held in batch if self._holds_still(held)]
+        assert len(hits) == count
+        for held in hits:
+            self._leave(held, hit=True, status="succeeded", attempts=0)
+
+    def _swap(
+        self, batch: list[Held], node_id: UUID, connection: int, demand: int, slots: int
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        """What was claimed, and how many were finished."""
+        found = self.connections[connection].execute("SELECT %s::regclass::oid", [self.tables["Limited"]]).fetchone()
+        assert found is not None
+        parameters = {
+            "node": node_id, "table": found[0], "queue": "default", "priority": 100, "set_aside": [], "demand": demand,
+            "slots": slots, "max_attempts": MAX_ATTEMPTS, "id": [held.id for held in batch],
+            "locked_at": [held.locked_at for held in batch], "begun": [0.0] * len(batch),
+        }  # fmt: skip
+        rows = self.connections[connection].execute(self._table("Limited", "swap_limited_jobs"), parameters).fetchall()
+        claimed = [(job_id, attempts, locked_at) for job_id, attempts, _, locked_at, *_ in rows if job_id is not None]
+        assert {row[-1] for row in rows} == {rows[0][-1]}
+        return claimed, rows[0][-1]
 
     @precondition(lambda self: self.remembered)
     @rule(number=RECENT, status=st.sampled_from(OUTCOMES), node=SOME_NODE, own=st.booleans())
@@ -293,6 +432,8 @@ class Jobs(RuleBasedStateMachine):
     def _assert_refused(self, stale: list[Held], node: int) -> None:
         for held in stale:
             hit = [status for status in OUTCOMES if self._finish(held, status, node)]
+            if held.name == "Limited":
+                hit += ["swapped"] * self._swap([held], held.node, node, 4, 4)[1]
             assert not hit, "a claim was guarded wrongly"
             assert not self._release(held, node), "a claim was guarded wrongly"
 
@@ -344,10 +485,12 @@ class Jobs(RuleBasedStateMachine):
         """Two more rows wait, on their last attempt: a node takes no more of them than it can begin at once."""
         for _ in range(2):
             self.insert(name, later=False, node=node)
-            job_id = max(job_id for type_name, job_id in self.rows if type_name == name)
-            self._set(name, job_id, f"attempts_count = {MAX_ATTEMPTS - 1}")
-            self.rows[name, job_id].attempts = MAX_ATTEMPTS - 1
+            self._wear_out(name, max(job_id for type_name, job_id in self.rows if type_name == name))
         self.claim(name, node=node, demand=4, slots=1)
+
+    def _wear_out(self, name: str, job_id: int) -> None:
+        self._set(name, job_id, f"attempts_count = {MAX_ATTEMPTS - 1}")
+        self.rows[name, job_id].attempts = MAX_ATTEMPTS - 1
 
     def _set(self, name: str, job_id: int, what: str) -> None:
         """As if it had come to be so; the row's own triggers do not notice."""
@@ -453,8 +596,9 @@ class Jobs(RuleBasedStateMachine):
                 assert cancelled == row.cancelled
             held = [claim for claim in (row.claim for row in self.rows.values()) if claim is not None]
             assert len(held) == sum(row.status == "running" for row in self.rows.values())
-            limit = TABLES[name]
-            assert limit is None or sum(rest[0] == "running" for rest in found.values()) <= limit
+            running, limit = sum(rest[0] == "running" for rest in found.values()), self.limits[name]
+            assert limit is None or running <= max(limit, self.most_running[name])
+            self.most_running[name] = running
 
 
 @pytest.fixture

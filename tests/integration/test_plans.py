@@ -109,6 +109,7 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
         **held, "status": ["succeeded"] * count, "delay": arrays.Floats([None] * count), "error": [None] * count,
         "attempts": arrays.Integers([0] * count), "crashes": arrays.Integers([0] * count), "begun": arrays.Floats([0.1] * count),
     }  # fmt: skip
+    swap = {**claim, **held, "begun": outcomes["begun"]}
     retention = {"retention": timedelta(minutes=1), "retention_failed": None}
     return [
         Hot("look_for_jobs", {"table": table, "key": None}, {CLAIM, DUE, RUNNING}),
@@ -116,6 +117,8 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
         Hot("claim_jobs", aside, {CLAIM, PRIMARY_KEY}),
         Hot("claim_limited_jobs", claim, {CLAIM, RUNNING, PRIMARY_KEY}),
         Hot("claim_limited_jobs", aside, {CLAIM, RUNNING, PRIMARY_KEY}),
+        Hot("swap_limited_jobs", swap, {CLAIM, RUNNING, PRIMARY_KEY}),
+        Hot("swap_limited_jobs", {**swap, "set_aside": aside["set_aside"]}, {CLAIM, RUNNING, PRIMARY_KEY}),
         Hot("list_claimable_jobs", claim, {CLAIM}),
         Hot("finish_jobs", outcomes, {PRIMARY_KEY}),
         Hot("finish_succeeded_jobs", {**held, "begun": outcomes["begun"]}, {PRIMARY_KEY}),
@@ -195,7 +198,7 @@ async def _faults(connection: psycopg.AsyncConnection[Any], hot: Hot) -> AsyncIt
 
 async def _plan(connection: psycopg.AsyncConnection[Any], hot: Hot) -> str:
     """EXPLAIN of the statement as the driver has just prepared it."""
-    columns = tuple(definition(PlanJob).column_names) if hot.name.startswith("claim_") else ()
+    columns = tuple(definition(PlanJob).column_names) if hot.name.startswith(("claim_", "swap_")) else ()
     statement = statements.for_table(hot.name, (TABLE,), columns, hot.key)
     await connection.execute("DEALLOCATE ALL")
     async with connection.transaction(force_rollback=True):
