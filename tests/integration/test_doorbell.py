@@ -416,8 +416,9 @@ def test_who_left_the_watch_in_a_burst_calls_when_it_is_full(conn: psycopg.Conne
     run_two(conn, run_node)
 
     def given_up() -> bool:
-        for _ in range(20):
-            conn.execute("INSERT INTO prompt_jobs DEFAULT VALUES")
+        conn.execute(
+            "SELECT pg_notify('cluster_doorbell', 'prompt_jobs'::regclass::oid || ' ' || n) FROM generate_series(1, 500) n"
+        )
         return not watchers(conn)
 
     wait_until(given_up, "the node on watch is rung so often that it leaves")
