@@ -1,6 +1,7 @@
-"""Start times in memory that processes share: noting one costs a store, no system call. Nanoseconds of CLOCK_MONOTONIC.
+"""What jobs leave in memory that processes share, at the cost of a store and no system call: start times, or their number.
 
-The benchmark makes the file; each job writes its own place of it, so nobody locks.
+The benchmark makes the file. A start time, in nanoseconds of CLOCK_MONOTONIC, goes into the job's own place; jobs that are only
+counted share that of their worker process. So nobody locks.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Self
 
 VARIABLE = "BENCH_BOARD"
 """Names the file to the nodes, whose workers inherit it."""
+COUNTERS = 1024
+"""Places that counting uses. The few worker processes of a node are started one after the other: none shares another's."""
 
 
 class Board:
@@ -33,6 +36,14 @@ class Board:
         """For jobs: a second start of the same job does not count."""
         if not self._times[place]:
             self._times[place] = moment
+
+    def count(self) -> None:
+        """For jobs: one more. Called in the only thread of a worker process that performs jobs."""
+        self._times[os.getpid() % COUNTERS] += 1
+
+    def counted(self) -> int:
+        """How many jobs of all processes have counted since the board was cleared."""
+        return sum(self._times[:COUNTERS])
 
     def started(self, place: int) -> int:
         """When; 0: not yet."""

@@ -19,16 +19,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
+from prometheus_client.parser import text_string_to_metric_families
 from psycopg import Connection, sql
 from psycopg.conninfo import make_conninfo
 from rich.console import Console
 
 from bench import bare, processes
 from bench.board import VARIABLE, Board
+from bench.jobs.counted import CountedJob
+from bench.jobs.counted_limited import LimitedCountedJob
 from bench.jobs.limited import LimitedJob
+from bench.jobs.long import LongJob
+from bench.jobs.long_limited import LimitedLongJob
 from bench.jobs.noop import NoopJob
 from bench.jobs.probe import LimitedProbeJob, ProbeJob
 from bench.results import REPOSITORY
@@ -37,23 +42,28 @@ from cluster.job import Job, definition
 from cluster.migrate import migrate_jobs, migrate_schema
 
 NODE_COMMAND = [sys.executable, "-m", "cluster", "--app-dir", str(REPOSITORY), "run"]
-JOB_CLASSES: list[type[Job]] = [NoopJob, LimitedJob, ProbeJob, LimitedProbeJob]
+JOB_CLASSES: list[type[Job]] = [
+    NoopJob, LimitedJob, ProbeJob, LimitedProbeJob, CountedJob, LimitedCountedJob, LongJob, LimitedLongJob
+]  # fmt: skip
 SERVER_SETTINGS = {"shared_buffers": "256MB", "max_wal_size": "4GB", "checkpoint_timeout": "15min"}
 """Everything else is Postgres's default: every commit reaches the disk. Named in README.md."""
-PLACES = 20_000
+PLACES = 100_000
 """Of the board: probes of one round."""
+REPEATS = 3
+JOBS = 100_000
 SECONDS_TO_START_OR_STOP = 30
 WARM_UP_JOBS = 2000
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """What the command line says. None: each scenario has its own."""
 
-    repeats: int = 3
-    jobs: int = 100_000
+    repeats: int | None = None
+    jobs: int | None = None
     probes: int = 200
-    seconds: float = 60.0
+    seconds: float | None = None
+    rows: int = 1_000_000
     processes: int | None = None
     concurrency: int | None = None
     pg_bin: Path | None = None
@@ -67,6 +77,18 @@ class Cpu:
     coordinators: float | None
     workers: float | None
     postgres: float | None
+
+
+class Claims(NamedTuple):
+    """Round trips of claims so far."""
+
+    seconds: float
+    number: float
+
+    def mean_since(self, earlier: Claims) -> float | None:
+        """Milliseconds; None: there was none."""
+        number = self.number - earlier.number
+        return (self.seconds - earlier.seconds) / number * 1000 if number else None
 
 
 class Bench:
@@ -85,9 +107,17 @@ class Bench:
         migrate_jobs(connection, JOB_CLASSES)
         connection.execute(bare.CREATE)
 
-    def rounds(self, what: str, count: int | None = None) -> Iterator[int]:
+    def jobs(self, usual: int = JOBS) -> int:
+        """How many to drain."""
+        return self.options.jobs or usual
+
+    def seconds(self, usual: float) -> float:
+        """How long to look."""
+        return self.options.seconds or usual
+
+    def rounds(self, what: str, usual: int = REPEATS) -> Iterator[int]:
         """Numbers the rounds of a scenario and shows which one runs; every variant is measured once in each."""
-        count = count or self.options.repeats
+        count = self.options.repeats or usual
         for number in range(1, count + 1):
             self._console.print(f"{what}: round {number} of {count}", style="dim", highlight=False)
             yield number
@@ -95,10 +125,14 @@ class Bench:
     # --- nodes ---
 
     @contextmanager
-    def node(self, module: str, number: int = 1, *, worker_processes: int | None = None) -> Iterator[Node]:
+    def node(
+        self, module: str, number: int = 1, *, worker_processes: int | None = None, concurrency: int | None = None
+    ) -> Iterator[Node]:
         """A node that performs the jobs of one module of bench.jobs, ready to work. number: tells log files apart."""
         port = free_port()
-        environment = self._environment(module, port, worker_processes or self.options.processes)
+        environment = self._environment(
+            module, port, worker_processes or self.options.processes, concurrency or self.options.concurrency
+        )
         log_path = self._folder / f"node{number}.log"
         with log_path.open("w") as log:
             process = subprocess.Popen(
@@ -111,7 +145,9 @@ class Bench:
         finally:
             node.stop()
 
-    def _environment(self, module: str, port: int, worker_processes: int | None) -> dict[str, str]:
+    def _environment(
+        self, module: str, port: int, worker_processes: int | None, concurrency: int | None
+    ) -> dict[str, str]:
         """Default settings, whatever the caller's environment says."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
         environment |= {
@@ -123,8 +159,8 @@ class Bench:
         }
         if worker_processes is not None:
             environment["CLUSTER_PROCESSES"] = str(worker_processes)
-        if self.options.concurrency is not None:
-            environment["CLUSTER_CONCURRENCY"] = str(self.options.concurrency)
+        if concurrency is not None:
+            environment["CLUSTER_CONCURRENCY"] = str(concurrency)
         return environment
 
     def cpu(self, *nodes: Node | SpawnProcess) -> Cpu:
@@ -152,10 +188,10 @@ class Bench:
             [paused, table],
         )
 
-    def wait_until_finished(self, table: str, timeout: float = 300) -> None:
+    def wait_until_finished(self, table: str, timeout: float = 300, where: LiteralString = "true") -> None:
         """Returns when no row waits or runs. The database is asked rarely: times are read from the rows."""
-        query = sql.SQL("SELECT FROM {} WHERE status IN ('not_started', 'running') LIMIT 1").format(
-            sql.Identifier(table)
+        query = sql.SQL("SELECT FROM {} WHERE status IN ('not_started', 'running') AND {} LIMIT 1").format(
+            sql.Identifier(table), sql.SQL(where)
         )
         deadline = time.monotonic() + timeout
         while self.connection.execute(query).fetchone() is not None:
@@ -163,18 +199,26 @@ class Bench:
                 raise TimeoutError(f"jobs of {table} did not end within {timeout:.0f} s; see {self._folder}")
             time.sleep(0.2)
 
-    def jobs_per_second(self, table: str) -> float:
+    def jobs_per_second(self, table: str, where: LiteralString = "true") -> float:
         """Rows over the time from the first start to the last finish. All of them must have succeeded."""
         query = sql.SQL(
             "SELECT count(*), count(*) FILTER (WHERE status = 'succeeded'),"
-            " extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM {}"
-        ).format(sql.Identifier(table))
+            " extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM {} WHERE {}"
+        ).format(sql.Identifier(table), sql.SQL(where))
         row = self.connection.execute(query).fetchone()
         assert row is not None
         count, succeeded, seconds = row
         if count != succeeded:
             raise RuntimeError(f"{count - succeeded} of {count} jobs of {table} did not succeed")
         return float(count / seconds)
+
+    def sessions(self) -> int:
+        """Of the database, but for the benchmark's own."""
+        row = self.connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND backend_type = 'client backend'"
+        ).fetchone()
+        return int(row[0]) if row else 0
 
     def warm_up(self, table: str) -> None:
         """Lets nodes start all workers and prepare all statements before anything is measured."""
@@ -209,6 +253,13 @@ class Node:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the node did not start:\n{self._log_path.read_text()[-2000:]}")
             time.sleep(0.05)
+
+    def claims(self) -> Claims:
+        """From its metrics."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=10) as response:
+            families = text_string_to_metric_families(response.read().decode())
+        values = {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+        return Claims(values["cluster_claim_seconds_sum"], values["cluster_claim_seconds_count"])
 
     def _ready(self) -> bool:
         try:

@@ -10,6 +10,15 @@ PROC = Path("/proc")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
+class Memory(NamedTuple):
+    """In MiB."""
+
+    pss: float
+    """Pages that several processes share count once, divided among them."""
+    private: float
+    """Pages that this process alone has written."""
+
+
 class _Stat(NamedTuple):
     parent: int
     cpu: float
@@ -34,10 +43,12 @@ def cpu_seconds(pid: int | None, *, only: bool = False) -> float | None:
     return sum(stats[member].cpu for member in _descendants(pid, stats))
 
 
-def memory(pid: int) -> float | None:
-    """PSS of a process and its descendants in MiB: pages that several of them share count once."""
-    found = [_pss(member) for member in tree(pid)] if PROC.exists() else []
-    return sum(found) / 1024 if found else None
+def memory(*pids: int) -> Memory | None:
+    """Of these processes together, without their descendants."""
+    if not PROC.exists():
+        return None
+    found = [_memory(pid) for pid in pids]
+    return Memory(sum(one.pss for one in found), sum(one.private for one in found))
 
 
 def postmaster_of(backend_pid: int) -> int | None:
@@ -68,10 +79,10 @@ def _all_stats() -> dict[int, _Stat]:
     return stats
 
 
-def _pss(pid: int) -> int:
-    """In KiB."""
+def _memory(pid: int) -> Memory:
     try:
         text = (PROC / str(pid) / "smaps_rollup").read_text()
     except OSError:
-        return 0  # it has just ended
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")), 0)
+        return Memory(0, 0)  # it has just ended
+    kibibytes = {line.split()[0]: int(line.split()[1]) for line in text.splitlines()[1:]}
+    return Memory(kibibytes["Pss:"] / 1024, kibibytes["Private_Dirty:"] / 1024)

@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.table import Table
 from cluster import __version__
 
 REPOSITORY = Path(__file__).parents[1]
+DOCS = REPOSITORY / "docs"
 FOLDER = Path(__file__).parent / "results"
 
 
@@ -33,12 +35,25 @@ class Figure:
     """To the floor in the same round; empty: there is none to compare with."""
 
 
+@dataclass
+class Series:
+    """How one quantity of one variant goes on, with a list of points (x, y) for each round."""
+
+    variant: str
+    measure: str
+    unit: str
+    x_unit: str
+    rounds: list[list[tuple[float, float]]] = field(default_factory=list)
+
+
 class Results:
-    """Filled by a scenario."""
+    """Filled by a scenario. parameters: what it was run with, where the options leave that to the scenario."""
 
     def __init__(self, scenario: str) -> None:
         self.scenario = scenario
         self.figures: list[Figure] = []
+        self.series: list[Series] = []
+        self.parameters: dict[str, float] = {}
 
     def add(self, variant: str, measure: str, unit: str, value: float | None, floor: float | None = None) -> None:
         """The value of one round. None: it can't be measured on this machine. floor: what it is compared with."""
@@ -48,6 +63,16 @@ class Results:
         figure.values.append(value)
         if floor:
             figure.ratios.append(value / floor)
+
+    def add_points(
+        self, variant: str, measure: str, unit: str, x_unit: str, points: Sequence[tuple[float, float]]
+    ) -> None:
+        """The course of one round. Not in the table: JSON and page have it."""
+        for series in self.series:
+            if (series.variant, series.measure) == (variant, measure):
+                series.rounds.append(list(points))
+                return
+        self.series.append(Series(variant, measure, unit, x_unit, [list(points)]))
 
     def _figure(self, variant: str, measure: str, unit: str) -> Figure:
         for figure in self.figures:
@@ -91,12 +116,11 @@ class Run:
     postgres: dict[str, str]
     results: list[Results]
     started_at: datetime
+    name: str
 
     def write(self, folder: Path) -> Path:
-        """As JSON, in a file named by time and scenarios."""
-        names = [results.scenario for results in self.results]
-        what = names[0] if len(names) == 1 else "several"
-        path = folder / f"{self.started_at:%Y%m%dT%H%M%S}-{what}.json"
+        """As JSON, in a file named by time and scenario."""
+        path = folder / f"{self.started_at:%Y%m%dT%H%M%S}-{self.name}.json"
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self._document(), indent=2) + "\n")
         return path
@@ -111,7 +135,7 @@ class Run:
             "python": platform.python_version(),
             "postgres": self.postgres,
             "options": self.options,
-            "scenarios": {results.scenario: _figures(results) for results in self.results},
+            "scenarios": {results.scenario: _scenario(results) for results in self.results},
         }
 
 
@@ -123,6 +147,14 @@ def machine() -> dict[str, Any]:
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
         "system": f"{platform.system()} {platform.release()}",
         "load_at_start": os.getloadavg()[0],
+    }
+
+
+def _scenario(results: Results) -> dict[str, Any]:
+    return {
+        "parameters": results.parameters,
+        "figures": _figures(results),
+        "series": [asdict(series) for series in results.series],
     }
 
 

@@ -21,7 +21,7 @@ ROWS_PER_STATEMENT = 1000
 
 def run(bench: Bench, results: Results) -> None:
     """INSERTs of single rows by 1, 8 and 32 clients, of many rows, and COPY."""
-    for _ in bench.rounds("enqueue"):
+    for _ in bench.rounds("enqueue", 2):
         _single_rows(bench, results)
         _many_rows(bench, results)
         _copy(bench, results)
@@ -82,7 +82,7 @@ def _insert_many(bench: Bench, table: str) -> float:
     bench.load(table, 0)
     statement = sql.SQL("INSERT INTO {} (number) SELECT unnest(%s::integer[])").format(sql.Identifier(table))
     numbers = list(range(ROWS_PER_STATEMENT))
-    statements = max(1, bench.options.jobs // ROWS_PER_STATEMENT)
+    statements = max(1, bench.jobs() // ROWS_PER_STATEMENT)
     before = time.monotonic()
     for _ in range(statements):
         bench.connection.execute(statement, [numbers])
@@ -96,16 +96,16 @@ def _copy(bench: Bench, results: Results) -> None:
     bench.load(table, 0)
     before = time.monotonic()
     with bench.connection.transaction():
-        NoopJob.perform_many(bench.connection, (NoopJob(number=number) for number in range(bench.options.jobs)))
-    results.add("COPY of all rows", "perform_many", "rows/s", bench.options.jobs / (time.monotonic() - before), floor)
+        NoopJob.perform_many(bench.connection, (NoopJob(number=number) for number in range(bench.jobs())))
+    results.add("COPY of all rows", "perform_many", "rows/s", bench.jobs() / (time.monotonic() - before), floor)
 
 
 def _bare_copy(bench: Bench) -> float:
     """The text is made beforehand: only Postgres works."""
     bench.load(bare.TABLE, 0)
-    text = "".join(f"{number}\n" for number in range(bench.options.jobs))
+    text = "".join(f"{number}\n" for number in range(bench.jobs()))
     statement = sql.SQL("COPY {} (number) FROM STDIN").format(sql.Identifier(bare.TABLE))
     before = time.monotonic()
     with bench.connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(text)
-    return bench.options.jobs / (time.monotonic() - before)
+    return bench.jobs() / (time.monotonic() - before)

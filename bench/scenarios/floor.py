@@ -27,10 +27,10 @@ def run(bench: Bench, results: Results) -> None:
 
 def measure(bench: Bench, results: Results) -> float:
     """One round of the bare loop, in jobs/s; no node may be up."""
-    bench.load(bare.TABLE, bench.options.jobs)
+    bench.load(bare.TABLE, bench.jobs())
     before = bench.cpu()
     _run_clients(bare.drain, bench.url)
-    add_cpu(results, "bare SQL", before, bench.cpu(), bench.options.jobs)
+    add_cpu(results, "bare SQL", before, bench.cpu(), bench.jobs())
     rate = bench.jobs_per_second(bare.TABLE)
     results.add("bare SQL", "drained", "jobs/s", rate)
     return rate
@@ -43,10 +43,10 @@ def _with_product_statements(bench: Bench, results: Results) -> float:
         " VALUES (%s, 'bench', 0, '0', '{*}', '{}', now() + %s, 0)",
         [node, timedelta(hours=1)],
     )
-    bench.load(table, bench.options.jobs)
+    bench.load(table, bench.jobs())
     before = bench.cpu()
     _run_clients(bare.drain_with_product_statements, bench.url, table, node)
-    add_cpu(results, "product's statements", before, bench.cpu(), bench.options.jobs)
+    add_cpu(results, "product's statements", before, bench.cpu(), bench.jobs())
     bench.connection.execute("DELETE FROM cluster.nodes WHERE id = %s", [node])
     return bench.jobs_per_second(table)
 

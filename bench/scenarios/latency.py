@@ -23,7 +23,7 @@ _spawn = multiprocessing.get_context("spawn")
 
 def run(bench: Bench, results: Results) -> None:
     """Start of single jobs on an idle node: from the INSERT call to perform's first line."""
-    for _ in bench.rounds("latency"):
+    for _ in bench.rounds("latency", 2):
         # The floor's client and the node are never up together: a NOTIFY wakes every listener of the database.
         with bare_client(bench):
             floor = start_latencies(bench, bare.TABLE, _pauses(bench.options.probes), "number")

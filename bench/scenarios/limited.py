@@ -15,5 +15,5 @@ def run(bench: Bench, results: Results) -> None:
     """The same with the default limit of 16 at a time."""
     for _ in bench.rounds("limited"):
         rate = floor.measure(bench, results)
-        jobs = max(1, bench.options.jobs // SHARE)
+        jobs = max(1, bench.jobs() // SHARE)
         drain.measure(bench, results, "limit of 16", table_of(LimitedJob), "limited", rate, jobs=jobs)

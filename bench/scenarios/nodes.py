@@ -10,7 +10,7 @@ from bench.scenarios import drain, floor
 
 def run(bench: Bench, results: Results) -> None:
     """The drain with 1, 2 and 4 nodes."""
-    for _ in bench.rounds("nodes"):
+    for _ in bench.rounds("nodes", 2):
         rate = floor.measure(bench, results)
         for count in (1, 2, 4):
             drain.measure(bench, results, f"nodes: {count}", table_of(NoopJob), "noop", rate, nodes=count)

@@ -21,7 +21,7 @@ APART = 0.02
 
 def run(bench: Bench, results: Results) -> None:
     """Start of jobs that are due 1 to 3 s after their INSERT: start - run_at."""
-    for _ in bench.rounds("scheduled"):
+    for _ in bench.rounds("scheduled", 2):
         with bench.node("probe"):
             add_percentiles(results, "run_at in 1-3 s", _latenesses(bench))
 

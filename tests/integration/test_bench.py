@@ -5,25 +5,41 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench.results import REPOSITORY, Results
+from bench.page import write_page
+from bench.results import REPOSITORY, Results, Run
 from cluster.embedded import EmbeddedPostgres
+
+pytestmark = pytest.mark.timeout(240)  # the first test waits for the run
 
 
 @pytest.fixture(scope="module")
-def document(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The JSON of one small run."""
+def result_file(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one small run."""
     folder = tmp_path_factory.mktemp("bench")
-    options = ["--repeats", "1", "--jobs", "300", "--probes", "5", "--processes", "1"]
-    command = [sys.executable, "-m", "bench", "floor", "drain", "latency", *options]
+    options = ["--repeats", "1", "--jobs", "300", "--probes", "5", "--seconds", "0.5", "--processes", "1"]
+    command = [sys.executable, "-m", "bench", "floor", "drain", "latency", "offered", *options]
     command += ["--database-url", postgres.url(), "--output", str(folder)]
-    shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=90, check=False)
+    shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert shown.returncode == 0, shown.stderr
     (path,) = folder.glob("*.json")
-    return json.loads(path.read_text())
+    return path
+
+
+@pytest.fixture(scope="module")
+def document(result_file: Path) -> Any:
+    return json.loads(result_file.read_text())
+
+
+def figures_of(document: Any, scenario: str, variant: str) -> dict[str, Any]:
+    figures = document["scenarios"][scenario]["figures"]
+    return {figure["measure"]: figure for figure in figures if figure["variant"] == variant}
 
 
 def test_a_run_says_where_and_when_it_was_made(document: Any) -> None:
@@ -42,10 +58,13 @@ def test_a_run_says_where_and_when_it_was_made(document: Any) -> None:
         ("latency", "LISTEN/NOTIFY client", {"p50", "p95", "p99"}),
         ("latency", "no limit", {"p50", "p95", "p99"}),
         ("latency", "limit of 16", {"p50", "p95", "p99"}),
+        ("offered", "LISTEN/NOTIFY client, 500 jobs/s", {"p50", "p99", "inserted"}),
+        ("offered", "1 jobs/s", {"p50", "p99", "inserted"}),
+        ("offered", "5,000 jobs/s", {"p50", "p99", "inserted"}),
     ],
 )
 def test_every_variant_has_its_figures(document: Any, scenario: str, variant: str, measures: set[str]) -> None:
-    figures = {figure["measure"]: figure for figure in document["scenarios"][scenario] if figure["variant"] == variant}
+    figures = figures_of(document, scenario, variant)
     assert measures <= figures.keys()
     for measure in measures:
         figure = figures[measure]
@@ -55,15 +74,11 @@ def test_every_variant_has_its_figures(document: Any, scenario: str, variant: st
 
 
 @pytest.mark.parametrize(
-    ("scenario", "variant", "measure"), [("drain", "one node", "drained"), ("latency", "no limit", "p50")]
+    ("scenario", "variant", "measure"),
+    [("drain", "one node", "drained"), ("latency", "no limit", "p50"), ("offered", "500 jobs/s", "p50")],
 )
 def test_the_product_is_compared_with_the_floor(document: Any, scenario: str, variant: str, measure: str) -> None:
-    (figure,) = [
-        figure
-        for figure in document["scenarios"][scenario]
-        if (figure["variant"], figure["measure"]) == (variant, measure)
-    ]
-    assert figure["ratio"] > 0
+    assert figures_of(document, scenario, variant)[measure]["ratio"] > 0
 
 
 def test_rounds_of_one_quantity_become_one_figure() -> None:
@@ -74,3 +89,29 @@ def test_rounds_of_one_quantity_become_one_figure() -> None:
     (figure,) = results.figures
     assert figure.values == [50.0, 90.0, 60.0]
     assert figure.ratios == [0.5, 0.9, 0.6]
+
+
+def snapshot_results() -> Results:
+    """Of a scenario that takes minutes."""
+    results = Results("snapshot")
+    results.parameters["seconds"] = 600
+    for limit in ("no limit", "limit of 16"):
+        for state, rate in (("without", 20_000.0), ("snapshot held", 15_000.0)):
+            for measure in ("performed", "last slice"):
+                results.add(f"{limit}, {state}", measure, "jobs/s", rate, 20_000.0)
+            results.add_points(f"{limit}, {state}", "performed", "jobs/s", "s", [(30.0, rate), (90.0, rate)])
+    return results
+
+
+def test_a_page_is_written_from_result_files(result_file: Path, tmp_path: Path) -> None:
+    other = Run({}, {"server_version": "18.0"}, [snapshot_results()], datetime.now(UTC), "snapshot").write(tmp_path)
+    page = write_page([result_file, other], tmp_path / "docs").read_text()
+    assert "| no-op jobs drained by one node, no limit, rows kept |" in page
+    assert "15,000/s = 0.75 × floor | ≥ 0.8 × floor | 20,000/s | **no** |" in page
+    assert "| 5,000 jobs/s |" in page
+    assert "Memory" not in page, "what was not measured is left out"
+    for name in ("drain", "offered", "snapshot"):
+        assert f"](performance/{name}.svg)" in page
+        picture = tmp_path / "docs" / "performance" / f"{name}.svg"
+        assert picture.stat().st_size < 60_000
+        assert ET.parse(picture).getroot().tag.endswith("svg")

@@ -1,0 +1,207 @@
+"""Writes docs/performance.md and its plots from result files. What was not measured is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench import goals
+from bench.figures import Figures, Source, shown
+from bench.plots import draw_all
+from bench.scenarios import large, memory, offered, snapshot
+from bench.scenarios.feeder import WAITING
+
+NAME = "performance"
+INTRODUCTION = """\
+# Performance
+
+<!-- Written by python -m bench --page; do not edit. -->
+
+Figures of real nodes beside a *floor*: what bare SQL does on the same Postgres, in the same run, in the shape of the product's
+statements and without a product around it. The floor is what Postgres and the machine allow, so ratios to it say most.
+How each figure comes about is in [bench/README.md](../bench/README.md).
+"""
+REPRODUCE = """\
+## Measure it yourself
+
+    make bench                                        what takes minutes, on a Postgres of its own
+    .venv/bin/python -m bench snapshot                one of the long scenarios: long, large, memory, snapshot
+    .venv/bin/python -m bench --help                  all scenarios and options
+    .venv/bin/python -m bench --page FILE.json …      this page, from the files in bench/results
+
+On a quiet machine: any other program makes everything slower, and the slowest percent much slower.
+"""
+CAVEATS = """\
+## What the figures do not say
+
+* Postgres, nodes and the clients that insert share one machine and its cores. With a server of its own Postgres has more, and
+  every round trip takes longer.
+* Jobs do nothing, so all that is measured is the cluster. Yours do something, and that is nearly always what takes the time.
+* Rounds are few and short. Nothing here shows what a day does: the growth of a table that is never pruned, backups, neighbours.
+* Figures of two machines, or of two evenings on one, cannot be compared; ratios within a run can, with care.
+* The others were not measured in these runs, but earlier on the same kind of machine.
+* What happens when processes, hosts and connections die, and how soon jobs run again, is in [guarantees.md](guarantees.md).
+"""
+
+
+def write_page(files: Iterable[Path], folder: Path) -> Path:
+    """folder: of the page; its plots go into a folder below."""
+    figures = Figures(files)
+    drawn = draw_all(figures, folder / NAME)
+    plots = {name: f"{NAME}/{path.name}" for name, path in drawn.items()}
+    parts = [
+        INTRODUCTION, _runs(figures), _goals(figures), _drain(plots), _offered(figures, plots), _snapshot(figures, plots),
+        _large(figures), _many(figures), _memory(figures), REPRODUCE, CAVEATS,
+    ]  # fmt: skip
+    path = folder / f"{NAME}.md"
+    path.write_text("\n".join(part for part in parts if part))
+    return path
+
+
+# --- the runs ---
+
+
+def _runs(figures: Figures) -> str:
+    headings = ["date (UTC)", "commit", "machine", "Postgres", "Python", "load before", "scenarios"]
+    return _table(headings, [_run(source) for source in figures.sources if source.scenarios])
+
+
+def _run(source: Source) -> list[str]:
+    document = source.document
+    machine = document["machine"]
+    commit = (document["commit"] or "unknown")[:10] + (", with changes" if document["changed_files"] else "")
+    cores = f"{machine['cores']} cores, {machine['memory_mib'] / 1024:.0f} GiB, {machine['system'].split('-')[0]}"
+    return [
+        document["date"][:16].replace("T", " "),
+        commit,
+        f"{machine['cpu']}, {cores}",
+        document["postgres"]["server_version"],
+        document["python"],
+        f"{machine['load_at_start']:.1f}",
+        ", ".join(source.scenarios),
+    ]
+
+
+# --- its parts ---
+
+
+def _goals(figures: Figures) -> str:
+    rows = goals.table(figures)
+    if not rows:
+        return ""
+    shown_table = _table(["what", "reached", "to reach", "floor of the same run", "met"], rows)
+    return f"## What was to be reached\n\nMedians over the rounds.\n\n{shown_table}\n{goals.NOTE}\n"
+
+
+def _drain(plots: dict[str, str]) -> str:
+    if "drain" not in plots:
+        return ""
+    return f"## Throughput\n\n![No-op jobs drained per second, beside bare SQL]({plots['drain']})\n"
+
+
+def _offered(figures: Figures, plots: dict[str, str]) -> str:
+    if "offered" not in plots:
+        return ""
+    headings = [
+        "offered", "p50, ms", "p99, ms", "coordinator, ms/job", "workers, ms/job", "Postgres, ms/job", "in all, ms/job",
+        "in all, ms/s",
+    ]  # fmt: skip
+    measures = ["p50", "p99", "CPU coordinators", "CPU workers", "CPU postgres", "CPU in all", "CPU a second"]
+    variants = [load.variant for load in offered.LOADS] + [offered.FLOOR_VARIANT]
+    rows = [[variant, *(shown(figures.median("offered", variant, name)) for name in measures)] for variant in variants]
+    batched = ", ".join(f"{load.rows} a statement at {load.variant}" for load in offered.LOADS if load.rows > 1)
+    return (
+        "## Jobs that arrive steadily\n\nFrom the call of `execute` for the INSERT, its commit included, to the first line of "
+        f"`perform`, and the CPU of one node and Postgres meanwhile. One client inserts single rows; {batched}. At the lowest rate "
+        "there are few jobs: p99 is about the slowest of them, and the cost of a node at rest is shared by few.\n\n"
+        f"![Latency and CPU against the rate of jobs]({plots['offered']})\n\n{_table(headings, rows)}"
+        f"\nThe client's process is in the column of the coordinator.\n"
+    )
+
+
+def _snapshot(figures: Figures, plots: dict[str, str]) -> str:
+    if "snapshot" not in plots:
+        return ""
+    headings = ["type", "jobs/s", "without", "ratio", "ratio, last tenth", "claim, ms", "without"]
+    rows = []
+    for limit, _, _ in snapshot.TYPES:
+        held, without = f"{limit}, {snapshot.HELD}", f"{limit}, {snapshot.WITHOUT}"
+        values = [
+            figures.median("snapshot", held, "performed"),
+            figures.median("snapshot", without, "performed"),
+            figures.ratio("snapshot", held, "performed"),
+            figures.ratio("snapshot", held, "last slice"),
+            figures.median("snapshot", held, "claim"),
+            figures.median("snapshot", without, "claim"),
+        ]
+        rows.append([limit, *(shown(value) for value in values)])
+    seconds = shown(figures.parameter("snapshot", "seconds"))
+    return (
+        "## While another session holds a snapshot\n\nA backup or a forgotten transaction keeps every dead row version, for "
+        f"{seconds} s here, and all that reads the head of an index crawls over them. {WAITING:,} jobs wait all the time: a client "
+        f"inserts as many as have been performed.\n\n![Throughput over time]({plots['snapshot']})\n\n{_table(headings, rows)}"
+    )
+
+
+def _large(figures: Figures) -> str:
+    if not figures.has("large"):
+        return ""
+    rows = [
+        [
+            variant,
+            shown(figures.median("large", variant, "drained")),
+            shown(figures.ratio("large", variant, "drained")) if variant != large.EMPTY else "",
+            shown(figures.median("large", variant, "claim")),
+        ]
+        for variant in figures.variants("large")
+    ]
+    headings = ["other rows in the table", "fresh jobs/s", "to the empty table", "claim, ms"]
+    return f"## Large tables\n\nFresh jobs beside rows that are not for now.\n\n{_table(headings, rows)}"
+
+
+def _many(figures: Figures) -> str:
+    if not figures.has("many"):
+        return ""
+    measures = ("drained", "CPU in all", "lock waits, mean", "lock waits, most")
+    rows = [
+        [variant, *(shown(figures.median("many", variant, measure)) for measure in measures)]
+        for variant in figures.variants("many")
+        if figures.median("many", variant, "drained") is not None
+    ]
+    headings = ["", "jobs/s", "CPU, ms/1,000 jobs", "sessions that wait for a lock, mean", "most"]
+    idle = figures.median("many", "8 idle nodes", "CPU postgres")
+    at_rest = f"\nEight nodes at rest cost Postgres {idle / 10:.2f} % of a core.\n" if idle is not None else ""
+    return f"## Many nodes\n\nSixteen nodes of one worker process each, on one Postgres.\n\n{_table(headings, rows)}{at_rest}"
+
+
+def _memory(figures: Figures) -> str:
+    if not figures.has("memory"):
+        return ""
+    jobs = f"{figures.parameter('memory', 'jobs') or 0:,.0f}"
+    measures = ("PSS, idle", "private, idle", "private, first tenth", "private, all jobs", "growth, private")
+    rows = [
+        [variant, *(shown(figures.median("memory", variant, measure)) for measure in measures)]
+        for variant in figures.variants("memory")
+    ]
+    headings = ["MiB", "PSS, idle", "private, idle", "after a tenth", "after all", "growth from then on"]
+    return (
+        f"## Memory\n\nA node with {memory.WORKERS} workers, idle and over {jobs} jobs. Private are pages that one process alone "
+        f"has written; PSS divides those that are shared.\n\n{_table(headings, rows)}"
+    )
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    """The first column is text, the others too where a cell has spaces."""
+    lines = [
+        _line(headings),
+        _line(["---"] + ["---:"] * (len(headings) - 1) if _numeric(rows) else ["---"] * len(headings)),
+    ]
+    return "\n".join([*lines, *map(_line, rows)]) + "\n"
+
+
+def _numeric(rows: list[list[str]]) -> bool:
+    return not any(" " in cell for row in rows for cell in row[1:])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
