@@ -16,7 +16,7 @@ from bench.page import write_page
 from bench.results import REPOSITORY, Results, Run
 from cluster.embedded import EmbeddedPostgres
 
-pytestmark = pytest.mark.timeout(240)  # the first test waits for the run
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # the first test waits for the run
 
 
 @pytest.fixture(scope="module")
