@@ -6,6 +6,7 @@ and the next look behind it. Wakes on the doorbell, on room in the pool, and on 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import time
@@ -126,14 +127,16 @@ class Claimer:
         """Claims nothing more, and lets other coordinators know that they must be on watch."""
         self.lease = None
         self._finisher.write_now()
-        await self._hand_over(None)
+        with contextlib.suppress(TransientDatabaseError):
+            await self._doorbell.hand_over()
 
     async def tick(self) -> float | None:
         """One round trip. Returns the seconds until the next one."""
         lease = self.lease
         if lease is None or not lease.valid:
             self._finisher.write_now()
-            await self._hand_over(None)
+            with contextlib.suppress(TransientDatabaseError):
+                await self._doorbell.hand_over()
             return None if lease is None else LOOK_INTERVAL
         if self._doorbell.take_changed():
             self._parked.sweep_soon()
@@ -232,10 +235,12 @@ class Claimer:
         """Seconds until the next round trip."""
         if self._waiting.seen(view):
             # The watch is the table's, so rings for rows of other queues come here: whoever has those must hear of them.
-            await self._doorbell.call()
+            with contextlib.suppress(TransientDatabaseError):
+                await self._doorbell.call()
         due_in = max(0.0, self._due_at - time.monotonic())
         if self._doorbell.often_rung:
-            await self._leave_watch()  # looking costs this node less than notifying costs the producers
+            with contextlib.suppress(TransientDatabaseError):  # then the watch is gone with its session
+                await self._doorbell.leave()  # looking costs this node less than notifying costs the producers
         self._quiet = 0 if claimed else self._quiet + 1
         takable = self._waiting.takable(self._swappable)
         if any(self._pool.demand(head.job_type)[1] for head in takable):
@@ -243,7 +248,8 @@ class Claimer:
         passed = {head.job_type.oid for head in takable}
         self._wants_room = bool(passed)
         if passed:
-            await self._hand_over(passed)
+            with contextlib.suppress(TransientDatabaseError):
+                await self._doorbell.hand_over(passed)
             if not any(self._pool.demand(job_type)[1] for job_type in self._looker.present):
                 return LOOK_INTERVAL  # room wakes this loop
         retries = self._waiting.retries()
@@ -266,18 +272,6 @@ class Claimer:
         if watch.producers:
             return min(due_in, LOOK_INTERVAL, PRODUCERS_INTERVAL * self._live_nodes() * random.uniform(0.5, 1.5))
         return min(due_in, LOOK_INTERVAL * random.uniform(0.75, 1.25))
-
-    async def _leave_watch(self) -> None:
-        try:
-            await self._doorbell.leave()
-        except TransientDatabaseError:
-            return  # its session is gone, and the watch with it
-
-    async def _hand_over(self, tables: set[int] | None) -> None:
-        try:
-            await self._doorbell.hand_over(tables)
-        except TransientDatabaseError:
-            return
 
 
 def _bounded(job_type: JobType, demand: int) -> int:
