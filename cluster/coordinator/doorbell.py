@@ -83,8 +83,6 @@ class Doorbell:
             if self._session.pooled:
                 return Watch(new=False, producers=False)
             missing = set(tables) - self._watched  # none is kept across a reconnection
-            left = self._left & missing
-            self._left -= left  # what is left or freed from here on is not settled by the answer
             cursor = await connection.execute(
                 statements.statement("watch_doorbell"), {"class": locks.DOORBELL, "tables": list(missing)}
             )
@@ -92,7 +90,7 @@ class Doorbell:
             new = {table for table, answer in answers.items() if answer == "watching"}
             producers = {table for table, answer in answers.items() if answer == "producers"}
             self._watched |= new
-            self._left |= left & producers
+            self._left -= missing - producers  # only a use of the session adds to these, so none has come meanwhile
         return Watch(bool(new), bool(producers))
 
     async def leave(self) -> None:
