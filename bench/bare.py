@@ -112,7 +112,7 @@ def _product_statements(
     found = connection.execute("SELECT %s::regclass::oid", [table]).fetchone()
     parameters: dict[str, Any] = {
         "node": node, "table": found and found[0], "queue": "default", "priority": 100, "slots": BATCH,
-        "demand": BATCH, "max_attempts": 10, "set_aside": [],
+        "demand": BATCH, "max_attempts": 10, "set_aside": [], "from_priority": 0, "from_run_at": None, "from_id": 0,
     }  # fmt: skip
     claim_statement = statements.for_table("claim_jobs", (table,), ("number",))
     finish_statement = statements.for_table("finish_jobs", (table,))

@@ -90,6 +90,10 @@ class Claimer:
 
     def ring(self) -> None:
         """Something may have come."""
+        self._looker.rung()
+        self._look_soon()
+
+    def _look_soon(self) -> None:
         self._rung = True
         self.wakeup.set()
 
@@ -107,13 +111,13 @@ class Claimer:
             self._doorbell.limit_freed(job_type.oid)
         else:
             return
-        self.ring()
+        self._look_soon()
 
     def swaps(self, job_type: JobType) -> bool:
         """Jobs of a type have ended whose limit is full: this claims in their place, if it can, and writes their outcome then."""
         swaps = self._can_swap(job_type)
         if swaps:
-            self.ring()
+            self._look_soon()
         return swaps
 
     def _can_swap(self, job_type: JobType) -> bool:
@@ -140,9 +144,14 @@ class Claimer:
             return None if lease is None else LOOK_INTERVAL
         if self._doorbell.take_changed():
             self._parked.sweep_soon()
-        plan, passed = self._plan(lease)
-        if plan is None or not plan.successes:
-            self._finisher.write_now()
+            self._looker.look_whole()
+        plan, passed = None, False
+        if (
+            self._looker.is_fast or time.monotonic() < self._look_by
+        ):  # else claims begin at heads, so those must be fresh
+            plan, passed = self._plan(lease)
+            if plan is None or not plan.successes:
+                self._finisher.write_now()
         if plan is None and passed and not self._rung and time.monotonic() < self._look_at:
             return self._look_at - time.monotonic()  # some room, but not for what waits
         self._rung = False
@@ -153,11 +162,15 @@ class Claimer:
             async with self._session.use(DEADLINE) as connection:
                 await self._looker.sweep(connection)
                 promote = before >= self._due_at
+                if look:
+                    self._waiting.looking()
                 trip = await self._round_trip.run(connection, lease, plan, promote=promote, look=look)
                 claimed = self._take(plan, trip.taken, lease, before)
         finally:
             if plan is not None and plan.successes:
                 self._finisher.swapped(plan.head.job_type, written=trip.taken is not None and trip.taken.swapped)
+            if plan is not None and trip.taken is None:
+                self._waiting.freed(plan.head.job_type)  # for all that is known
         if trip.failed:
             return 0
         if trip.view is None:
@@ -181,6 +194,8 @@ class Claimer:
         heads = self._waiting.takable(self._swappable) or self._waiting.rung(self._doorbell.take_rung())
         plan, passed, alone_waits = None, False, False
         for place, head in enumerate(heads):
+            if head.id is None and self._looker.is_slow(head.job_type):
+                continue
             slots, demand = self._pool.demand(head.job_type)
             keys = self._parked.some(head.job_type, head.queue)
             if demand or keys:  # even without room here, what is parked must be opened for others
@@ -202,8 +217,11 @@ class Claimer:
             demand = slots  # what is claimed ahead would take places from those who could begin at once
         if head.room == 0 and demand and self._can_swap(head.job_type):
             successes = self._finisher.take_successes(head.job_type, lease.node)
+        self._waiting.taking(head.job_type)
         demand = _bounded(head.job_type, demand)
-        return Plan(head, priority, slots, demand, keys, self._parked.reach(head.job_type, demand), successes)
+        reach = self._parked.reach(head.job_type, demand)
+        from_head = self._looker.is_slow(head.job_type)
+        return Plan(head, priority, slots, demand, keys, reach, successes, from_head)
 
     def _take(self, plan: Plan | None, taken: Taken | None, lease: Lease, before: float) -> int:
         """Hands claimed rows to the pool, best first. Returns how many."""
@@ -218,6 +236,12 @@ class Claimer:
         if len(rows) < len(plan.successes):
             self._doorbell.limit_freed(head.job_type.oid)
             self._look_by = 0.0
+        if plan.successes:
+            self._waiting.counted(head, more=len(rows) < len(plan.successes))
+        elif taken.had_lock:
+            self._waiting.counted(head, more=len(rows) >= plan.demand)
+        elif plan.limited:
+            self._waiting.freed(head.job_type)  # another node has the lock
         if rows:
             self._waiting.claimed(head)
             _note_size(head.job_type, rows)
@@ -255,7 +279,7 @@ class Claimer:
         retries = self._waiting.retries()
         if retries and min(retries) < LOCKED_FOR:
             return max(0.0, min(due_in, *retries))
-        due_in = min(due_in, *retries, LOOK_INTERVAL)
+        due_in = min(due_in, *retries, LOOK_INTERVAL, max(0.0, self._looker.whole_in()))
         if self._quiet < QUIET_LOOKS and not self._doorbell.watching:
             return min(due_in, BUSY_INTERVAL * 2.0**self._quiet)
         return await self._watch(due_in, passed)
@@ -268,6 +292,7 @@ class Claimer:
             [job_type.oid for job_type in self._looker.present if job_type.oid not in passed]
         )
         if watch.new:
+            self._looker.look_whole()
             return 0
         if watch.producers:
             return min(due_in, LOOK_INTERVAL, PRODUCERS_INTERVAL * self._live_nodes() * random.uniform(0.5, 1.5))

@@ -28,7 +28,7 @@ from cluster.error_text import storable
 from cluster.frames import LOCKED_AT, QUEUE, WAIT
 
 LARGEST_BATCH = 2000
-LONGEST_SWAP = 0.05
+LONGEST_SWAP = 0.5
 """Seconds after which outcomes that the claimer was to write are written here."""
 LOCKED_PAUSE = 0.005
 """Seconds until rows that somebody else has locked are tried again; doubled each time. Mostly it is another node's claim, whose
@@ -67,7 +67,7 @@ class Finisher:
         """Batches to try again, with the time from which to do so."""
         self._writing: list[Finished] = []
         self._timer: asyncio.TimerHandle | None = None
-        """Until when the claimer has time to take what it was left."""
+        """Until when the claimer has time to take what waits; None: that is to be written here."""
         self._swapping: list[Finished] = []
         """Successes that the claimer is writing."""
         self._freed_keys: set[ParkedKey] = set()
@@ -86,7 +86,7 @@ class Finisher:
             if all(self._swaps(self._types[index]) for index in {item[1][0] for item in finished}):
                 self._timer = self._timer or asyncio.get_running_loop().call_later(LONGEST_SWAP, self.write_now)
             else:
-                self.wakeup.set()
+                self.write_now()
 
     # --- successes that the claimer writes, see swap_limited_jobs.sql ---
 
@@ -112,7 +112,7 @@ class Finisher:
         rest = [item for item in pending if item[1][3] != "succeeded" or item[0].lease.node != node]
         if rest:
             self._pending[job_type.index] = rest
-            self.wakeup.set()
+            self.write_now()
         if not self._pending:
             self._stop_timer()
         self._swapping = taken
@@ -123,10 +123,10 @@ class Finisher:
         taken, self._swapping = self._swapping, []
         if written:
             self._count(job_type, taken)
-        elif taken:
+        else:
             self._pending.setdefault(job_type.index, []).extend(taken)
-        if not written or not self._pending:
-            self.wakeup.set()
+            self._stop_timer()
+        self.wakeup.set()  # to write what was not written, or to say that there is nothing more
 
     @property
     def waiting(self) -> int:
@@ -145,7 +145,7 @@ class Finisher:
     async def tick(self) -> float | None:
         """Writes all that waits. Returns the seconds until the next batch is to be tried again; None: none is."""
         self._take_back()
-        while self._pending:
+        while self._pending and self._timer is None:
             index = next(iter(self._pending))
             batch, rest = self._pending[index][:LARGEST_BATCH], self._pending[index][LARGEST_BATCH:]
             if rest:
@@ -158,6 +158,8 @@ class Finisher:
             if self._away is not None:
                 away, self._away = self._away, None
                 raise away
+        if self._pending:
+            return None  # the claimer's
         if not self._later:
             if not self._swapping:
                 self._idle.set()

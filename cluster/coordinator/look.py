@@ -5,12 +5,14 @@ Called by the claimer, on its connection. Leaves out tables that are gone, or th
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection, AsyncCursor, errors
 
+from cluster.coordinator.bounds import Bound, Bounds, Found, Place
 from cluster.coordinator.job_types import JobType, resolve
 from cluster.coordinator.parked import ParkedKeys
 
@@ -22,7 +24,7 @@ LOCKED_OUT = 1.5
 class Head(NamedTuple):
     """The best waiting row of one queue of one job type. run_at, id None: not known.
 
-    room: under the type's limit; None: it has none, or one for each key.
+    limit: the type's; None: it has none, or one for each key. room: under that limit.
     """
 
     job_type: JobType
@@ -30,6 +32,7 @@ class Head(NamedTuple):
     priority: int
     run_at: datetime | None
     id: int | None
+    limit: int | None
     room: int | None
 
     @property
@@ -41,16 +44,23 @@ class View(NamedTuple):
     """What a look found.
 
     foreign: what stands for the row at the head of each queue that is not this node's, by type and queue; it changes with the row.
-    limited: indexes of the types that have a limit. due_in: seconds until the next row is due; None: none is.
+    limits: of the types that have one, by index. uncounted: those of them whose room is not known.
+    due_in: seconds until the next row is due; None: none is.
     """
 
     heads: list[Head]
     foreign: dict[tuple[int, str], str]
-    limited: set[int]
+    limits: dict[int, int]
+    uncounted: set[int]
     due_in: float | None
 
 
-Answers: TypeAlias = list[tuple[JobType, AsyncCursor[Any]]]
+class Answer(NamedTuple):
+    """To a look at one table. whole: from the start, not from bounds."""
+
+    job_type: JobType
+    cursor: AsyncCursor[Any]
+    whole: bool
 
 
 class Looker:
@@ -59,6 +69,7 @@ class Looker:
     def __init__(self, types: list[JobType], queues: tuple[str, ...], sweep: float) -> None:
         self.parked = ParkedKeys(None if "*" in queues else queues)
         self._types = types
+        self._bounds = {job_type.index: Bounds() for job_type in types}
         self._queues = None if "*" in queues else frozenset(queues)
         self._sweep = sweep
         self._swept_at = -sweep
@@ -79,30 +90,76 @@ class Looker:
         now = time.monotonic()
         return [job_type for job_type in self._types if job_type.oid and job_type.locked_until < now]
 
-    async def send(self, connection: AsyncConnection[Any]) -> Answers:
-        """Sends a look at every table; inside a pipeline, so the answers are there only after it."""
-        return [(job_type, await self._look_at(connection, job_type)) for job_type in self.present]
+    # --- tables whose whole looks are slow, see bounds.py ---
 
-    async def read(self, answers: Answers) -> View:
-        view = View([], {}, set(), None)
+    @property
+    def is_fast(self) -> bool:
+        """Whole looks at every table are fast."""
+        return not any(bounds.used for bounds in self._bounds.values())
+
+    def is_slow(self, job_type: JobType) -> bool:
+        """Looks at it begin at bounds, and so must claims."""
+        return self._bounds[job_type.index].used
+
+    def rung(self) -> None:
+        """Something may have come, in any place."""
+        for bounds in self._bounds.values():
+            bounds.rung()
+
+    def look_whole(self) -> None:
+        """The next look must see everything."""
+        for bounds in self._bounds.values():
+            bounds.look_whole()
+
+    def whole_in(self) -> float:
+        """Seconds until some table is due for a whole look because something rang; infinite: none is."""
+        rung = (bounds.whole_in() for bounds in self._bounds.values() if bounds.used and bounds.is_rung)
+        return min(rung, default=math.inf)
+
+    # --- looks ---
+
+    async def send(self, connection: AsyncConnection[Any]) -> list[Answer]:
+        """Sends a look at every table; inside a pipeline, so the answers are there only after it."""
+        return [
+            await self._look_at(connection, job_type, whole=self._bounds[job_type.index].whole_in() <= 0)
+            for job_type in self.present
+        ]
+
+    async def read(self, answers: list[Answer]) -> View:
+        view = View([], {}, {}, set(), None)
         due: list[float] = []
-        for job_type, cursor in answers:
-            for queue, priority, run_at, job_id, version, room, due_in in await cursor.fetchall():
-                if queue is None:
-                    due += [] if due_in is None else [due_in]
-                    view.limited.update([] if room is None else [job_type.index])
-                elif self._queues is None or queue in self._queues:
-                    view.heads.append(Head(job_type, queue, priority, run_at, job_id, room))
-                elif room is None or room > 0:
-                    view.foreign[job_type.index, queue] = version
+        for answer in answers:
+            due += await self._read(answer, view)
         return view._replace(due_in=min(due, default=None))
+
+    async def _read(self, answer: Answer, view: View) -> list[float]:
+        """Adds what one table has. Returns in how many seconds its next row is due, or nothing."""
+        job_type, index = answer.job_type, answer.job_type.index
+        *heads, last = await answer.cursor.fetchall()
+        _, _, due_at, _, _, due_in, limit, running, settled, took = last
+        room = None if limit is None else limit - (running or 0)
+        if limit is not None:
+            view.limits[index] = limit
+            view.uncounted.update([] if answer.whole else [index])
+        best: dict[str, tuple[Any, ...]] = {}
+        for row in heads:
+            best[row[0]] = min(row[:5], best.get(row[0], row[:5]))
+        for queue, priority, run_at, job_id, version in best.values():
+            if self._queues is None or queue in self._queues:
+                view.heads.append(Head(job_type, queue, priority, run_at, job_id, limit, room))
+            elif room is None or room > 0:
+                view.foreign[index, queue] = version
+        if job_type.key is None:
+            found = {Place(queue, priority): Bound(run_at, job_id) for queue, priority, run_at, job_id, *_ in heads}
+            self._bounds[index].seen(Found(found, due_at, settled, took), whole=answer.whole)
+        return [] if due_in is None else [due_in]
 
     async def look(self, connection: AsyncConnection[Any]) -> View:
         """A look by itself: finds out which table is in the way, if one is, and goes on with the others."""
         answers = []
         for job_type in self.present:
             try:
-                answers.append((job_type, await self._look_at(connection, job_type)))
+                answers.append(await self._look_at(connection, job_type, whole=True))
             except errors.LockNotAvailable:
                 job_type.locked_until = time.monotonic() + LOCKED_OUT
             except (errors.UndefinedTable, errors.UndefinedColumn):
@@ -112,8 +169,15 @@ class Looker:
     async def promote(self, connection: AsyncConnection[Any]) -> None:
         """Makes rows that are due claimable."""
         for job_type in self.present:
-            await connection.execute(job_type.statement("promote_jobs"), {"limit": PROMOTE_BATCH})
+            bounds = self._bounds[job_type.index]
+            parameters = {"limit": PROMOTE_BATCH, "due_from": bounds.due_from}
+            await connection.execute(job_type.statement("promote_jobs"), parameters)
+            bounds.promoted()
 
-    async def _look_at(self, connection: AsyncConnection[Any], job_type: JobType) -> AsyncCursor[Any]:
-        parameters = {"table": job_type.oid, "key": job_type.job_class.concurrency_key}
-        return await connection.execute(job_type.statement("look_for_jobs"), parameters, binary=True)
+    async def _look_at(self, connection: AsyncConnection[Any], job_type: JobType, *, whole: bool) -> Answer:
+        if whole:
+            name, parameters = "look_for_jobs", {"key": job_type.job_class.concurrency_key}
+        else:
+            name, parameters = "look_from_bounds", self._bounds[job_type.index].parameters()
+        cursor = await connection.execute(job_type.statement(name), {**parameters, "table": job_type.oid}, binary=True)
+        return Answer(job_type, cursor, whole)

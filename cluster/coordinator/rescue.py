@@ -26,6 +26,8 @@ LOOKS_FOR = 4
 """Nodes that look once a second each; with more of them each looks less often: the first to see that one is gone is soon."""
 SWEEP_INTERVAL = 5.0
 """Seconds between sweeps, by all nodes together, for running rows whose node is gone, however that came about."""
+SWEEP_SHARE = 0.05
+"""Of the time of the session, that sweeps may take while a held snapshot keeps the index entries of rows long finished."""
 MARGIN = 1.0
 BATCH = 1000
 
@@ -113,8 +115,10 @@ class Rescuer:
         for node in lost:
             await self._close(node, next(s.heartbeat for s in sightings if s.node == node))
         if lost or boottime() >= self._next_sweep:
+            began = boottime()
             await self._sweep()
-            self._next_sweep = boottime() + SWEEP_INTERVAL * self.live_nodes * random.uniform(0.5, 1.5)
+            pause = max(SWEEP_INTERVAL, (boottime() - began) / SWEEP_SHARE)
+            self._next_sweep = boottime() + pause * self.live_nodes * random.uniform(0.5, 1.5)
         interval = min(LONGEST_LOOK_INTERVAL, max(LOOK_INTERVAL, self.live_nodes / LOOKS_FOR))
         return min(interval * random.uniform(0.75, 1.25), max(0.05, self._observer.next_end() - boottime()))
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, errors, pq
+from psycopg.types.numeric import Int8
 from psycopg.types.string import ByteaBinaryLoader
 
 from cluster import locks, statements
@@ -28,6 +29,7 @@ class Plan(NamedTuple):
 
     keys: to look after, reach: open rows to examine; of a type whose limit holds per key.
     successes: to be written, for as many claims in their place; of a type whose limit is full.
+    from_head: to begin at the head's row, not at the best.
     """
 
     head: Head
@@ -37,10 +39,11 @@ class Plan(NamedTuple):
     keys: list[str]
     reach: int
     successes: list[Finished]
+    from_head: bool
 
     @property
     def limited(self) -> bool:
-        return self.head.room is not None or self.head.job_type.key is not None
+        return self.head.limit is not None or self.head.job_type.key is not None
 
 
 class Taken(NamedTuple):
@@ -142,7 +145,7 @@ class RoundTrip:
         cursor = self._raw_cursor(connection)
         parameters = _parameters(lease, plan)
         if plan.successes:
-            parameters |= success_parameters(plan.successes)
+            parameters |= success_parameters(plan.successes) | {"limit": plan.head.limit}
             return _Sent(await cursor.execute(job_type.statement("swap_limited_jobs"), parameters), None)
         if not plan.limited:
             return _Sent(await cursor.execute(job_type.statement("claim_jobs"), parameters), None)
@@ -178,9 +181,11 @@ async def _taken(plan: Plan, sent: _Sent) -> Taken:
 
 
 def _parameters(lease: Lease, plan: Plan) -> dict[str, Any]:
-    job_type = plan.head.job_type
+    head, job_type = plan.head, plan.head.job_type
+    first = (head.priority, head.run_at, head.id or 0) if plan.from_head else (0, None, 0)
     return {
-        "node": lease.node, "table": job_type.oid, "queue": plan.head.queue, "priority": plan.priority,
+        "node": lease.node, "table": job_type.oid, "queue": head.queue, "priority": plan.priority,
+        "from_priority": first[0], "from_run_at": first[1], "from_id": Int8(first[2]),
         "slots": plan.slots, "demand": plan.demand, "max_attempts": job_type.max_attempts,
         "set_aside": set_aside(job_type),
     }  # fmt: skip

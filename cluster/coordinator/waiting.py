@@ -26,6 +26,13 @@ class Miss(NamedTuple):
     id: int | None
 
 
+class Full(NamedTuple):
+    """A limit that leaves no room. room: 0, or less if it was lowered."""
+
+    limit: int
+    room: int
+
+
 class Waiting:
     """The heads of all queues, in the order in which to claim them."""
 
@@ -34,22 +41,40 @@ class Waiting:
         self._heads: list[Head] = []
         """What the last look found, best first."""
         self._foreign: dict[tuple[int, str], str] = {}
-        self._limited: set[int] = set()
+        self._limits: dict[int, int] = {}
+        self._full: dict[int, Full] = {}
+        """Limited types, by index, that had no room when last counted."""
         self._freed: set[int] = set()
-        """Limited types, by index, that have got room since the last look."""
+        """Limited types, by index, that have got room since the last count was sent."""
+        self._freed_before: set[int] = set()
+        """Those that had when the look was sent that is under way."""
         self._claimed_at: dict[int, float] = {}
         """When each type last got something: at equal priority types take turns, and the queues of one go by run_at."""
         self._missed: dict[tuple[int, str], Miss] = {}
         """Heads that could not be had, being locked or set aside: they must not keep the rest from being claimed."""
         self._queues: dict[int, tuple[str, int | None]] = {}
-        """Queue and room of each table's best row when last seen: what to claim first when its doorbell rings."""
+        """Queue and limit of each table's best row when last seen: what to claim first when its doorbell rings."""
+
+    def looking(self) -> None:
+        """A look goes out; what is freed from now on, it may not see."""
+        self._freed_before |= self._freed
+        self._freed = set()
 
     def seen(self, view: View) -> bool:
         """Takes in what a look has found. Whether there is something new in queues that are not this node's."""
-        self._freed.clear()
-        self._limited = view.limited
+        self._freed |= self._freed_before & view.uncounted
+        self._freed_before = set()
+        self._limits = view.limits
+        self._full = {
+            **{index: full for index, full in self._full.items() if index in view.uncounted},
+            **{
+                head.job_type.index: Full(head.limit, head.room)
+                for head in view.heads
+                if head.limit is not None and head.room is not None and head.room <= 0
+            },
+        }
         self._heads = sorted(
-            view.heads,
+            map(self._with_room, view.heads),
             key=lambda head: (head.priority, self._claimed_at.get(head.job_type.index, 0.0), head.run_at),
         )
         there = {(head.job_type.index, head.queue): head.id for head in self._candidates()}
@@ -57,14 +82,33 @@ class Waiting:
             key: miss for key, miss in self._missed.items() if key in there and miss.id in {None, there[key]}
         }
         for head in reversed(self._heads):
-            self._queues[head.job_type.oid] = head.queue, head.room
+            self._queues[head.job_type.oid] = head.queue, head.limit
         news = view.foreign.items() - self._foreign.items()
         self._foreign = view.foreign
         return bool(news)
 
+    def taking(self, job_type: JobType) -> None:
+        """A claim goes out that finds out what its limit has left; what is freed from now on, it may not see."""
+        self._freed.discard(job_type.index)
+
+    def counted(self, head: Head, *, more: bool) -> None:
+        """A claim knows what its limit has left. more: room."""
+        index = head.job_type.index
+        if more:
+            self._full.pop(index, None)
+        elif head.limit is not None:
+            self._full.setdefault(index, Full(head.limit, 0))
+
+    def _with_room(self, head: Head) -> Head:
+        """Where nobody has counted, what was full still is. A limit that has changed is for the next count."""
+        full = self._full.get(head.job_type.index)
+        if full is None or head.limit is None:
+            return head
+        return head._replace(room=full.room if full.limit == head.limit else -1)
+
     def is_limited(self, job_type: JobType) -> bool:
         """It had a limit, which is the type's, when last looked at."""
-        return job_type.index in self._limited
+        return job_type.index in self._limits
 
     def is_full(self, job_type: JobType) -> bool:
         """Its limit was reached when last looked at, and rows waited."""
@@ -82,18 +126,17 @@ class Waiting:
         return [
             head
             for head in self._candidates()
-            if (head.has_room or head.job_type.index in self._freed or swappable(head.job_type))
-            and not self._is_missed(head, now)
+            if (self._may_have_room(head) or swappable(head.job_type)) and not self._is_missed(head, now)
         ]
 
     def rung(self, tables: Iterable[int]) -> list[Head]:
         """Nothing was known to wait; whose doorbell rang has something now, most likely where it last had."""
         types = {job_type.oid: job_type for job_type in self._looker.present}
         return [
-            Head(types[table], queue, LOWEST_PRIORITY, None, None, None if room is None else max(1, room))
+            Head(types[table], queue, LOWEST_PRIORITY, None, None, limit, None if limit is None else 1)
             for table in tables
             if table in types and table in self._queues
-            for queue, room in [self._queues[table]]
+            for queue, limit in [self._queues[table]]
         ]
 
     def missed(self, head: Head, row: int | None) -> None:
@@ -117,18 +160,21 @@ class Waiting:
         return [
             self._missed[head.job_type.index, head.queue].until - now
             for head in self._candidates()
-            if head.has_room and self._is_missed(head, now)
+            if self._may_have_room(head) and self._is_missed(head, now)
         ]
 
     def _candidates(self) -> list[Head]:
         """What the last look found, best first, behind what is parked and may have room."""
         found = {(head.job_type.index, head.queue) for head in self._heads}
         return [
-            Head(job_type, queue, LOWEST_PRIORITY, None, None, None)
+            Head(job_type, queue, LOWEST_PRIORITY, None, None, None, None)
             for job_type in self._looker.present
             for index, queue in self._looker.parked.waiting()
             if index == job_type.index and (index, queue) not in found
         ] + self._heads
+
+    def _may_have_room(self, head: Head) -> bool:
+        return head.has_room or head.job_type.index in self._freed
 
     def _is_missed(self, head: Head, now: float) -> bool:
         miss = self._missed.get((head.job_type.index, head.queue))

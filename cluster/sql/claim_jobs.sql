@@ -1,6 +1,7 @@
 -- not_started -> running, for a type without a limit. Takes the best rows of one queue, or none unless the node is live and
 -- neither type nor queue is paused. The node's row is locked first (FOR KEY SHARE), then the jobs in claim order.
 -- Beyond the slots that are free, rows are prefetched; never one on its last attempt, since a claim that is lost counts.
+-- from_*: the row to begin at, while crossing what is before it would be slow; 0, NULL, 0: the best.
 -- The array keeps a generic plan on the primary key; a join on picked would hash the whole table.
 -- Index: _claim. Dies before COMMIT: nothing happened. Dies after: the rows run under a node that will be found lost.
 WITH node AS MATERIALIZED (
@@ -8,6 +9,7 @@ WITH node AS MATERIALIZED (
 ), picked AS MATERIALIZED (
     SELECT id, priority, run_at, attempts_count FROM {table}
     WHERE status = 'not_started' AND queue = %(queue)s AND priority <= %(priority)s AND id <> ALL (%(set_aside)s)
+      AND (priority, run_at, id) >= (%(from_priority)s, coalesce(%(from_run_at)s::timestamptz, '-infinity'), %(from_id)s)
       AND EXISTS (SELECT FROM node)
       AND EXISTS (SELECT FROM cluster.job_types WHERE job_table = %(table)s AND paused_at IS NULL
                   AND coalesce(max_concurrency_override, max_concurrency) IS NULL AND concurrency_key IS NULL)

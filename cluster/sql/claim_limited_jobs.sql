@@ -13,6 +13,7 @@ WITH node AS MATERIALIZED (
 ), picked AS MATERIALIZED (
     SELECT id, priority, run_at, attempts_count FROM {table}
     WHERE status = 'not_started' AND queue = %(queue)s AND priority <= %(priority)s AND id <> ALL (%(set_aside)s)
+      AND (priority, run_at, id) >= (%(from_priority)s, coalesce(%(from_run_at)s::timestamptz, '-infinity'), %(from_id)s)
       AND EXISTS (SELECT FROM node)
       AND NOT EXISTS (SELECT FROM cluster.queues WHERE name = %(queue)s AND paused_at IS NOT NULL)
     ORDER BY priority, run_at, id

@@ -26,9 +26,10 @@ WITH outcome AS (
 ), picked AS MATERIALIZED (
     SELECT id, priority, run_at, attempts_count FROM {table}
     WHERE status = 'not_started' AND queue = %(queue)s AND priority <= %(priority)s AND id <> ALL (%(set_aside)s)
+      AND (priority, run_at, id) >= (%(from_priority)s, coalesce(%(from_run_at)s::timestamptz, '-infinity'), %(from_id)s)
       AND EXISTS (SELECT FROM node)
       AND EXISTS (SELECT FROM cluster.job_types WHERE job_table = %(table)s AND paused_at IS NULL AND concurrency_key IS NULL
-                  AND coalesce(max_concurrency_override, max_concurrency) >= (SELECT count(*) FROM {table} WHERE status = 'running'))
+                  AND coalesce(max_concurrency_override, max_concurrency) >= %(limit)s)
       AND NOT EXISTS (SELECT FROM cluster.queues WHERE name = %(queue)s AND paused_at IS NOT NULL)
     ORDER BY priority, run_at, id
     LIMIT least(%(demand)s, (SELECT places FROM freed))

@@ -40,6 +40,7 @@ LATER = 3600.0
 RECENT = st.integers(0, 7)
 """Which claim, counted from the last."""
 DEMAND = st.integers(1, 4)
+FROM_THE_BEST = {"from_priority": 0, "from_run_at": None, "from_id": 0}
 PAUSES = {
     "type paused": "UPDATE cluster.job_types SET paused_at = now() WHERE job_table = {}::regclass",
     "queue paused": "INSERT INTO cluster.queues (name, paused_at) VALUES ('default', now())",
@@ -257,7 +258,7 @@ class Jobs(RuleBasedStateMachine):
         assert row is not None
         parameters = {
             "node": self.nodes[node], "table": row[0], "queue": "default", "priority": 100, "set_aside": [],
-            "demand": demand, "slots": slots, "max_attempts": MAX_ATTEMPTS,
+            "demand": demand, "slots": slots, "max_attempts": MAX_ATTEMPTS, **FROM_THE_BEST,
         }  # fmt: skip
         form = "claim_jobs"
         if TABLES[name] is not None:
@@ -377,6 +378,7 @@ class Jobs(RuleBasedStateMachine):
             "node": node_id, "table": found[0], "queue": "default", "priority": 100, "set_aside": [], "demand": demand,
             "slots": slots, "max_attempts": MAX_ATTEMPTS, "id": [held.id for held in batch],
             "locked_at": [held.locked_at for held in batch], "begun": [0.0] * len(batch),
+            "limit": self._running("Limited"), **FROM_THE_BEST,
         }  # fmt: skip
         rows = self.connections[connection].execute(self._table("Limited", "swap_limited_jobs"), parameters).fetchall()
         claimed = [(job_id, attempts, locked_at) for job_id, attempts, _, locked_at, *_ in rows if job_id is not None]
@@ -465,7 +467,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(name=SOME_TYPE, node=SOME_NODE)
     def promote(self, name: str, node: int) -> None:
         """Nothing is due: what waits for its time stays."""
-        cursor = self.connections[node].execute(self._table(name, "promote_jobs"), {"limit": 100})
+        cursor = self.connections[node].execute(self._table(name, "promote_jobs"), {"limit": 100, "due_from": None})
         assert cursor.rowcount == 0
 
     @precondition(lambda self: self.rows)
@@ -477,7 +479,7 @@ class Jobs(RuleBasedStateMachine):
         if row.status not in {"scheduled", "retry"}:
             return
         self._set(name, job_id, "run_at = now() - interval '1 s'")
-        self.connections[node].execute(self._table(name, "promote_jobs"), {"limit": 100})
+        self.connections[node].execute(self._table(name, "promote_jobs"), {"limit": 100, "due_from": None})
         row.status = "not_started"
 
     @rule(name=SOME_TYPE, node=SOME_NODE)

@@ -10,13 +10,14 @@ import re
 import struct
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.types.numeric import Int8
 
 from cluster import Job, statements
 from cluster.coordinator import arrays
@@ -101,7 +102,13 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
     count = len(running)
     claim = {
         "node": NODE, "table": table, "queue": "q1", "priority": 50, "slots": 20, "demand": 100, "max_attempts": 10,
-        "set_aside": [],
+        "set_aside": [], "from_priority": 0, "from_run_at": None, "from_id": Int8(0),
+    }  # fmt: skip
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    from_head = {**claim, "from_priority": 10, "from_run_at": an_hour_ago, "from_id": Int8(70_000)}
+    places = {
+        "table": table, "queue": ["q1", "q2", "q2"], "priority": [1, 50, 60], "run_at": [an_hour_ago, None, None],
+        "id": [1, 0, 0], "due_from": an_hour_ago,
     }  # fmt: skip
     aside = {**claim, "set_aside": [1, 70_000]}
     held = {"node": NODE, "id": ids, "locked_at": times}
@@ -109,16 +116,21 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
         **held, "status": ["succeeded"] * count, "delay": arrays.Floats([None] * count), "error": [None] * count,
         "attempts": arrays.Integers([0] * count), "crashes": arrays.Integers([0] * count), "begun": arrays.Floats([0.1] * count),
     }  # fmt: skip
-    swap = {**claim, **held, "begun": outcomes["begun"]}
+    swap = {**claim, **held, "limit": 16, "begun": outcomes["begun"]}
     retention = {"retention": timedelta(minutes=1), "retention_failed": None}
     return [
         Hot("look_for_jobs", {"table": table, "key": None}, {CLAIM, DUE, RUNNING}),
+        Hot("look_from_bounds", places, {CLAIM, DUE}),
+        Hot("look_from_bounds", {**places, "run_at": [None] * 3, "due_from": None}, {CLAIM, DUE}),
         Hot("claim_jobs", claim, {CLAIM, PRIMARY_KEY}),
+        Hot("claim_jobs", from_head, {CLAIM, PRIMARY_KEY}),
         Hot("claim_jobs", aside, {CLAIM, PRIMARY_KEY}),
         Hot("claim_limited_jobs", claim, {CLAIM, RUNNING, PRIMARY_KEY}),
+        Hot("claim_limited_jobs", from_head, {CLAIM, RUNNING, PRIMARY_KEY}),
         Hot("claim_limited_jobs", aside, {CLAIM, RUNNING, PRIMARY_KEY}),
-        Hot("swap_limited_jobs", swap, {CLAIM, RUNNING, PRIMARY_KEY}),
-        Hot("swap_limited_jobs", {**swap, "set_aside": aside["set_aside"]}, {CLAIM, RUNNING, PRIMARY_KEY}),
+        Hot("swap_limited_jobs", swap, {CLAIM, PRIMARY_KEY}),
+        Hot("swap_limited_jobs", {**swap, "set_aside": aside["set_aside"]}, {CLAIM, PRIMARY_KEY}),
+        Hot("swap_limited_jobs", {**swap, **from_head}, {CLAIM, PRIMARY_KEY}),
         Hot("list_claimable_jobs", claim, {CLAIM}),
         Hot("finish_jobs", outcomes, {PRIMARY_KEY}),
         Hot("finish_succeeded_jobs", {**held, "begun": outcomes["begun"]}, {PRIMARY_KEY}),
@@ -126,7 +138,8 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
         Hot("list_held_claims", held, {PRIMARY_KEY}),
         Hot("list_claims", {"node": NODE}, {RUNNING}),
         Hot("rescue_jobs", {"limit": 1000, "max_attempts": 10}, {RUNNING, PRIMARY_KEY}),
-        Hot("promote_jobs", {"limit": 1000}, {DUE, PRIMARY_KEY}),
+        Hot("promote_jobs", {"limit": 1000, "due_from": None}, {DUE, PRIMARY_KEY}),
+        Hot("promote_jobs", {"limit": 1000, "due_from": an_hour_ago}, {DUE, PRIMARY_KEY}),
         Hot("find_expired_jobs", {**retention, "after": 1000, "window": 5000}, {PRIMARY_KEY}),
         Hot("prune_jobs", {**retention, "id": list(range(1000, 1500))}, {PRIMARY_KEY}),
     ]
