@@ -15,12 +15,14 @@ from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, errors
+from psycopg.adapt import Transformer
 
 from cluster import events, metrics
-from cluster.coordinator import arrays
+from cluster.coordinator import arrays, pipeline
 from cluster.coordinator.job_types import JobType, forget
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.parked import ParkedKey
+from cluster.coordinator.pipeline import Command
 from cluster.coordinator.pool import Finished
 from cluster.coordinator.process import Key
 from cluster.coordinator.session import Session, TableLockedError, TransientDatabaseError
@@ -197,10 +199,9 @@ class Finisher:
         before = time.monotonic()
         try:
             async with self._session.use() as connection:
-                cursor = await connection.execute(
-                    job_type.statement(name), self._parameters(connection, batch, name), binary=True
-                )
-                rows = await cursor.fetchall()
+                command = Command(job_type.statement(name), self._parameters(connection, batch, name))
+                answers = await pipeline.ask(connection, [command])
+                rows = pipeline.rows(Transformer(connection), answers[0])
                 hit = {row[0] for row in rows}
                 missed = [item for item in batch if item[1][1] not in hit]
                 held = await self._held(connection, job_type, missed) if missed else {}

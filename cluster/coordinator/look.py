@@ -10,11 +10,15 @@ import time
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from psycopg import AsyncConnection, AsyncCursor, errors
+from psycopg import AsyncConnection, errors
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGresult
 
+from cluster.coordinator import pipeline
 from cluster.coordinator.bounds import Bound, Bounds, Found, Place
 from cluster.coordinator.job_types import JobType, resolve
 from cluster.coordinator.parked import ParkedKeys
+from cluster.coordinator.pipeline import Command
 
 PROMOTE_BATCH = 1000
 LOCKED_OUT = 1.5
@@ -55,12 +59,12 @@ class View(NamedTuple):
     due_in: float | None
 
 
-class Answer(NamedTuple):
-    """To a look at one table. whole: from the start, not from bounds."""
+class Look(NamedTuple):
+    """At one table. whole: from the start, not from bounds."""
 
     job_type: JobType
-    cursor: AsyncCursor[Any]
     whole: bool
+    command: Command
 
 
 class Looker:
@@ -118,29 +122,28 @@ class Looker:
 
     # --- looks ---
 
-    async def send(self, connection: AsyncConnection[Any]) -> list[Answer]:
-        """Sends a look at every table; inside a pipeline, so the answers are there only after it."""
+    def looks(self) -> list[Look]:
+        """At every table."""
         return [
-            await self._look_at(connection, job_type, whole=self._bounds[job_type.index].whole_in() <= 0)
-            for job_type in self.present
+            self._look_at(job_type, whole=self._bounds[job_type.index].whole_in() <= 0) for job_type in self.present
         ]
 
-    async def read(self, answers: list[Answer]) -> View:
+    def read(self, connection: AsyncConnection[Any], looks: list[Look], answers: list[PGresult]) -> View:
         view = View([], {}, {}, set(), None)
         due: list[float] = []
-        for answer in answers:
-            due += await self._read(answer, view)
+        for look, answer in zip(looks, answers, strict=True):
+            due += self._read(look, pipeline.rows(Transformer(connection), answer), view)
         return view._replace(due_in=min(due, default=None))
 
-    async def _read(self, answer: Answer, view: View) -> list[float]:
+    def _read(self, look: Look, rows: list[tuple[Any, ...]], view: View) -> list[float]:
         """Adds what one table has. Returns in how many seconds its next row is due, or nothing."""
-        job_type, index = answer.job_type, answer.job_type.index
-        *heads, last = await answer.cursor.fetchall()
+        job_type, index = look.job_type, look.job_type.index
+        *heads, last = rows
         _, _, due_at, _, _, due_in, limit, running, settled, took = last
         room = None if limit is None else limit - (running or 0)
         if limit is not None:
             view.limits[index] = limit
-            view.uncounted.update([] if answer.whole else [index])
+            view.uncounted.update([] if look.whole else [index])
         best: dict[str, tuple[Any, ...]] = {}
         for row in heads:
             best[row[0]] = min(row[:5], best.get(row[0], row[:5]))
@@ -151,33 +154,40 @@ class Looker:
                 view.foreign[index, queue] = version
         if job_type.key is None:
             found = {Place(queue, priority): Bound(run_at, job_id) for queue, priority, run_at, job_id, *_ in heads}
-            self._bounds[index].seen(Found(found, due_at, settled, took), whole=answer.whole)
+            self._bounds[index].seen(Found(found, due_at, settled, took), whole=look.whole)
         return [] if due_in is None else [due_in]
 
     async def look(self, connection: AsyncConnection[Any]) -> View:
         """A look by itself: finds out which table is in the way, if one is, and goes on with the others."""
-        answers = []
+        looks, answers = [], []
         for job_type in self.present:
+            look = self._look_at(job_type, whole=True)
             try:
-                answers.append(await self._look_at(connection, job_type, whole=True))
+                answers += await pipeline.ask(connection, [look.command])
+                looks.append(look)
             except errors.LockNotAvailable:
                 job_type.locked_until = time.monotonic() + LOCKED_OUT
             except (errors.UndefinedTable, errors.UndefinedColumn):
                 await resolve(connection, self._types)
-        return await self.read(answers)
+        return self.read(connection, looks, answers)
 
-    async def promote(self, connection: AsyncConnection[Any]) -> None:
-        """Makes rows that are due claimable."""
+    def promotions(self) -> list[Command]:
+        """Make rows that are due claimable; the looks after them see those."""
+        commands = []
         for job_type in self.present:
             bounds = self._bounds[job_type.index]
             parameters = {"limit": PROMOTE_BATCH, "due_from": bounds.due_from}
-            await connection.execute(job_type.statement("promote_jobs"), parameters)
+            commands.append(Command(job_type.statement("promote_jobs"), parameters))
             bounds.promoted()
+        return commands
 
-    async def _look_at(self, connection: AsyncConnection[Any], job_type: JobType, *, whole: bool) -> Answer:
+    async def promote(self, connection: AsyncConnection[Any]) -> None:
+        for command in self.promotions():
+            await pipeline.ask(connection, [command])
+
+    def _look_at(self, job_type: JobType, *, whole: bool) -> Look:
         if whole:
             name, parameters = "look_for_jobs", {"key": job_type.job_class.concurrency_key}
         else:
             name, parameters = "look_from_bounds", self._bounds[job_type.index].parameters()
-        cursor = await connection.execute(job_type.statement(name), {**parameters, "table": job_type.oid}, binary=True)
-        return Answer(job_type, cursor, whole)
+        return Look(job_type, whole, Command(job_type.statement(name), {**parameters, "table": job_type.oid}))

@@ -5,19 +5,22 @@ When something is in the way, the next round trip goes statement by statement, t
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import AsyncConnection, AsyncCursor, errors, pq
+from psycopg import AsyncConnection, abc, errors
+from psycopg.adapt import Transformer
+from psycopg.pq.abc import PGresult
 from psycopg.types.numeric import Int8
 from psycopg.types.string import ByteaBinaryLoader
 
 from cluster import locks, statements
+from cluster.coordinator import pipeline
 from cluster.coordinator.finish import success_parameters
 from cluster.coordinator.job_types import forget
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.look import Head, Looker, View
+from cluster.coordinator.pipeline import Command
 from cluster.coordinator.pool import Finished
 from cluster.coordinator.process import RawRow
 from cluster.coordinator.refusal import find_refused, set_aside
@@ -63,13 +66,6 @@ class Trip(NamedTuple):
     failed: bool = False
 
 
-class _Sent(NamedTuple):
-    """A claim on its way. lock: the answer says whether a limited one had the lock; None: it needs none."""
-
-    rows: AsyncCursor[Any]
-    lock: AsyncCursor[Any] | None
-
-
 class RoundTrip:
     """Made once; remembers whether the last one failed."""
 
@@ -77,7 +73,7 @@ class RoundTrip:
         self.careful = False
         """The last one failed: claim and look one by one."""
         self._looker = looker
-        self._raw: tuple[AsyncConnection[Any], AsyncCursor[Any]] | None = None
+        self._raw: tuple[AsyncConnection[Any], abc.Transformer] | None = None
 
     async def run(
         self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, *, promote: bool, look: bool
@@ -90,25 +86,27 @@ class RoundTrip:
         self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, *, promote: bool, look: bool
     ) -> Trip:
         """The claim comes first: the BEGIN of a limited one must find no transaction open, and the rest of a pipeline is one."""
-        sent: _Sent | None = None
+        claim = [] if plan is None else _claim(lease, plan)
+        promotions = self._looker.promotions() if promote else []
+        looks = self._looker.looks() if look else []
+        error: psycopg.Error | None
         try:
-            async with connection.pipeline() if look or promote else contextlib.nullcontext():
-                if plan is not None:
-                    sent = await self._send(connection, lease, plan)
-                if promote:
-                    await self._looker.promote(connection)
-                answers = await self._looker.send(connection) if look else []
-        except psycopg.Error:
+            answers = await pipeline.run(connection, [*claim, *promotions, *(look.command for look in looks)])
+            error = pipeline.error_of(connection, answers)
+        except psycopg.Error as refused:
             if connection.closed:
                 raise
+            answers, error = [], refused
+        taken = None
+        # A limited claim is a transaction of its own, and stands although what came after it failed.
+        if plan is not None and (error is None or 1 < len(claim) < len(answers)):
+            taken = self._taken(connection, plan, answers)
+        if error is not None:
             self.careful = True  # one by one, the statement that is to blame says why
             await connection.rollback()
-            # A limited claim is a transaction of its own, and may stand although what came after it failed.
-            if plan is None or sent is None or sent.lock is None or not _has_rows(sent.rows):
-                return Trip(None, None, failed=True)
-        taken = await _taken(plan, sent) if plan is not None and sent is not None else None
-        view = await self._looker.read(answers) if look and not self.careful else None
-        return Trip(taken, view, failed=self.careful)
+            return Trip(taken, None, failed=True)
+        view = self._looker.read(connection, looks, answers[len(claim) + len(promotions) :]) if look else None
+        return Trip(taken, view)
 
     async def _one_by_one(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None) -> Trip:
         """What is in the way is found, and left out of the next round trips."""
@@ -122,7 +120,7 @@ class RoundTrip:
     async def _claim_alone(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> Taken | None:
         job_type = plan.head.job_type
         try:
-            sent = await self._send(connection, lease, plan)
+            answers = await pipeline.ask(connection, _claim(lease, plan))
         except errors.LockNotAvailable:
             await connection.rollback()  # the look that follows finds the locked table
             return None
@@ -137,47 +135,48 @@ class RoundTrip:
             await connection.rollback()
             await find_refused(connection, job_type, _parameters(lease, plan), error)
             return None
-        return await _taken(plan, sent)
+        return self._taken(connection, plan, answers)
 
-    async def _send(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> _Sent:
-        """Sends one claim; in a pipeline, its answer is there only after that."""
-        job_type = plan.head.job_type
-        cursor = self._raw_cursor(connection)
-        parameters = _parameters(lease, plan)
-        if plan.successes:
-            parameters |= success_parameters(plan.successes) | {"limit": plan.head.limit}
-            return _Sent(await cursor.execute(job_type.statement("swap_limited_jobs"), parameters), None)
-        if not plan.limited:
-            return _Sent(await cursor.execute(job_type.statement("claim_jobs"), parameters), None)
-        await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        lock = await connection.execute(
-            statements.statement("try_claim_lock"), {"class": locks.CLAIM, "table": job_type.oid}
-        )
-        if job_type.key is None:
-            await cursor.execute(job_type.statement("claim_limited_jobs"), parameters)
-        else:
-            parameters |= {"key": job_type.key.column, "keys": plan.keys, "reach": plan.reach}
-            await cursor.execute(job_type.statement("claim_keyed_jobs"), parameters)
-        await connection.execute("COMMIT")
-        return _Sent(cursor, lock)
+    def _taken(self, connection: AsyncConnection[Any], plan: Plan, answers: list[PGresult]) -> Taken:
+        alone = plan.successes or not plan.limited
+        result = answers[0 if alone else _CLAIM]
+        rows = pipeline.rows(self._raw_adapter(connection), result)
+        oids = tuple(result.ftype(column) for column in range(result.nfields))
+        if plan.successes:  # the last column counts what was finished; a row without an id stands for none
+            swapped = integer(rows[0][-1]) == len(plan.successes)
+            return Taken([row[:-1] for row in rows if row[ID] is not None], oids[:-1], had_lock=False, swapped=swapped)
+        had_lock = not alone and answers[_LOCK].get_value(0, 0) == b"true"
+        return Taken(rows, oids, had_lock, swapped=False)
 
-    def _raw_cursor(self, connection: AsyncConnection[Any]) -> AsyncCursor[Any]:
-        """A cursor whose values are the bytes that the database sent: workers decode them."""
+    def _raw_adapter(self, connection: AsyncConnection[Any]) -> abc.Transformer:
+        """Loads values as the bytes that the database sent: workers decode them."""
         if self._raw is None or self._raw[0] is not connection:
-            self._raw = connection, _raw_cursor(connection)
+            self._raw = connection, _raw_adapter(connection)
         return self._raw[1]
 
 
-async def _taken(plan: Plan, sent: _Sent) -> Taken:
-    rows = await sent.rows.fetchall()
-    result = sent.rows.pgresult
-    assert result is not None
-    oids = tuple(result.ftype(column) for column in range(result.nfields))
-    if plan.successes:  # the last column counts what was finished; a row without an id stands for none
-        swapped = integer(rows[0][-1]) == len(plan.successes)
-        return Taken([row[:-1] for row in rows if row[ID] is not None], oids[:-1], had_lock=False, swapped=swapped)
-    had_lock = sent.lock is not None and await sent.lock.fetchone() == ("true",)
-    return Taken(rows, oids, had_lock, swapped=False)
+_LOCK, _CLAIM = 1, 2
+"""Of a limited claim: places in its transaction."""
+
+
+def _claim(lease: Lease, plan: Plan) -> list[Command]:
+    job_type, parameters = plan.head.job_type, _parameters(lease, plan)
+    if plan.successes:
+        parameters |= success_parameters(plan.successes) | {"limit": plan.head.limit}
+        return [Command(job_type.statement("swap_limited_jobs"), parameters)]
+    if not plan.limited:
+        return [Command(job_type.statement("claim_jobs"), parameters)]
+    name = "claim_limited_jobs"
+    if job_type.key is not None:
+        name = "claim_keyed_jobs"
+        parameters |= {"key": job_type.key.column, "keys": plan.keys, "reach": plan.reach}
+    lock = {"class": locks.CLAIM, "table": job_type.oid}
+    return [
+        Command(b"BEGIN ISOLATION LEVEL READ COMMITTED"),
+        Command(statements.text("try_claim_lock").encode(), lock),
+        Command(job_type.statement(name), parameters),
+        Command(b"COMMIT"),
+    ]
 
 
 def _parameters(lease: Lease, plan: Plan) -> dict[str, Any]:
@@ -191,15 +190,11 @@ def _parameters(lease: Lease, plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _raw_cursor(connection: AsyncConnection[Any]) -> AsyncCursor[Any]:
-    cursor = connection.cursor(binary=True)
+def _raw_adapter(connection: AsyncConnection[Any]) -> abc.Transformer:
+    cursor = connection.cursor()
     for info in cursor.adapters.types:
         cursor.adapters.register_loader(info.oid, ByteaBinaryLoader)
         if info.array_oid:
             cursor.adapters.register_loader(info.array_oid, ByteaBinaryLoader)
     cursor.adapters.register_loader(0, ByteaBinaryLoader)
-    return cursor
-
-
-def _has_rows(cursor: AsyncCursor[Any]) -> bool:
-    return cursor.pgresult is not None and cursor.pgresult.status == pq.ExecStatus.TUPLES_OK
+    return Transformer(cursor)

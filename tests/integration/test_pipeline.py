@@ -1,0 +1,98 @@
+"""Several statements in one round trip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection, errors
+from psycopg.adapt import Transformer
+
+from cluster.coordinator import pipeline
+from cluster.coordinator.pipeline import Command
+
+CREATE = b"CREATE TABLE notes (id integer PRIMARY KEY, text text)"
+ADD = b"INSERT INTO notes VALUES (%(id)s, %(text)s) RETURNING id"
+COUNT = b"SELECT count(*) FROM notes"
+
+
+@pytest.fixture(params=["prepared", "behind a pooler"])
+async def connection(request: pytest.FixtureRequest, aconn: AsyncConnection) -> AsyncConnection:
+    aconn.prepare_threshold = 0 if request.param == "prepared" else None
+    await aconn.execute(CREATE)
+    return aconn
+
+
+async def ask(connection: AsyncConnection, *commands: tuple[bytes, dict[str, Any]]) -> list[list[Any]]:
+    answers = await pipeline.ask(connection, [Command(*command) for command in commands])
+    return [pipeline.rows(Transformer(connection), answer) for answer in answers]
+
+
+async def test_all_answers_come_in_order(connection: AsyncConnection) -> None:
+    for round_trip in range(3):
+        first, second = 2 * round_trip, 2 * round_trip + 1
+        answers = await ask(
+            connection, (ADD, {"id": first, "text": None}), (ADD, {"id": second, "text": "ü"}), (COUNT, {})
+        )
+        assert answers == [[(first,)], [(second,)], [(second + 1,)]]
+    assert await ask(connection) == []
+
+
+async def test_placeholders_may_come_twice_and_percent_signs_are_kept(connection: AsyncConnection) -> None:
+    statement = b"SELECT %(text)s::text LIKE 'a%%', %(number)s::integer + 1, %(text)s::text"
+    assert await ask(connection, (statement, {"text": "abc", "number": 1, "other": 3})) == [[(True, 2, "abc")]]
+
+
+async def test_values_of_another_size_are_of_another_type(connection: AsyncConnection) -> None:
+    """The driver sends an integer as the smallest type that holds it."""
+    for number in (1, 100_000, 2**40):
+        assert await ask(connection, (b"SELECT %(number)s::bigint", {"number": number})) == [[(number,)]]
+
+
+async def test_what_fails_undoes_all_and_is_the_last_answer(connection: AsyncConnection) -> None:
+    commands = [Command(ADD, {"id": 1, "text": ""}), Command(ADD, {"id": 1, "text": ""}), Command(COUNT)]
+    answers = await pipeline.run(connection, commands)
+    assert len(answers) == 2
+    assert isinstance(pipeline.error_of(connection, answers), errors.UniqueViolation)
+    assert await ask(connection, (COUNT, {})) == [[(0,)]]
+
+
+async def test_a_transaction_that_has_committed_stands_whatever_fails_after_it(connection: AsyncConnection) -> None:
+    commands = [Command(b"BEGIN"), Command(ADD, {"id": 1, "text": ""}), Command(b"COMMIT"), Command(b"SELECT 1 / 0")]
+    answers = await pipeline.run(connection, commands)
+    assert len(answers) == 4
+    assert isinstance(pipeline.error_of(connection, answers), errors.DivisionByZero)
+    assert await ask(connection, (COUNT, {})) == [[(1,)]]
+
+
+async def test_a_statement_that_cannot_be_prepared_is_an_error_and_the_next_works(connection: AsyncConnection) -> None:
+    for _ in range(2):
+        with pytest.raises(errors.UndefinedTable, match="missing"):
+            await ask(connection, (COUNT, {}), (b"SELECT FROM missing", {}))
+    assert await ask(connection, (COUNT, {})) == [[(0,)]]
+
+
+async def test_more_than_the_socket_takes_at_once_arrives(connection: AsyncConnection) -> None:
+    long = "x" * 20_000_000
+    answers = await ask(connection, (ADD, {"id": 1, "text": long}), (b"SELECT length(text), text FROM notes", {}))
+    assert answers == [[(1,)], [(len(long), long)]]
+
+
+async def test_a_lost_connection_is_an_error(connection: AsyncConnection, conn: psycopg.Connection) -> None:
+    conn.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+    with pytest.raises(psycopg.OperationalError):
+        await ask(connection, (COUNT, {}))
+    assert connection.closed
+
+
+async def test_a_plan_whose_columns_have_changed_says_so(connection: AsyncConnection, conn: psycopg.Connection) -> None:
+    """The session is made anew then, and with it what is prepared."""
+    every: tuple[bytes, dict[str, Any]] = (b"SELECT * FROM notes", {})
+    assert await ask(connection, every) == [[]]
+    conn.execute("ALTER TABLE notes ADD COLUMN more text")
+    if connection.prepare_threshold is None:
+        assert await ask(connection, every) == [[]]
+    else:
+        with pytest.raises(errors.FeatureNotSupported):
+            await ask(connection, every)
