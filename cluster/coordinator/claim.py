@@ -157,20 +157,24 @@ class Claimer:
         self._rung = False
         before = time.monotonic()
         look = plan is None or not plan.successes or before >= self._look_by
-        trip = Trip(None, None)
+        trip = Trip(None)
+        claimed: int | None = None
+
+        def take(taken: Taken) -> None:
+            nonlocal claimed
+            assert plan is not None
+            claimed = self._take(plan, taken, lease, before)
+
         try:
             async with self._session.use(DEADLINE) as connection:
                 await self._looker.sweep(connection)
                 promote = before >= self._due_at
                 if look:
                     self._waiting.looking()
-                trip = await self._round_trip.run(connection, lease, plan, promote=promote, look=look)
-                claimed = self._take(plan, trip.taken, lease, before)
+                trip = await self._round_trip.run(connection, lease, plan, take, promote=promote, look=look)
         finally:
-            if plan is not None and plan.successes:
-                self._finisher.swapped(plan.head.job_type, written=trip.taken is not None and trip.taken.swapped)
-            if plan is not None and trip.taken is None:
-                self._waiting.freed(plan.head.job_type)  # for all that is known
+            if plan is not None and claimed is None:
+                self._not_taken(plan)
         if trip.failed:
             return 0
         if trip.view is None:
@@ -178,7 +182,7 @@ class Claimer:
         self._due_at = time.monotonic() + (math.inf if trip.view.due_in is None else trip.view.due_in)
         self._look_by = time.monotonic() + SWAP_FOR
         try:
-            delay = await self._next(trip.view, claimed)
+            delay = await self._next(trip.view, claimed or 0)
         except TransientDatabaseError:
             delay = LOOK_INTERVAL  # without the direct connection nobody is on watch: look by the clock
         self._look_at = time.monotonic() + delay
@@ -223,10 +227,14 @@ class Claimer:
         from_head = self._looker.is_slow(head.job_type)
         return Plan(head, priority, slots, demand, keys, reach, successes, from_head)
 
-    def _take(self, plan: Plan | None, taken: Taken | None, lease: Lease, before: float) -> int:
+    def _not_taken(self, plan: Plan) -> None:
+        """A claim has failed, or nobody knows."""
+        if plan.successes:
+            self._finisher.swapped(plan.head.job_type, written=False)
+        self._waiting.freed(plan.head.job_type)  # for all that is known
+
+    def _take(self, plan: Plan, taken: Taken, lease: Lease, before: float) -> int:
         """Hands claimed rows to the pool, best first. Returns how many."""
-        if plan is None or taken is None:
-            return 0
         now = time.monotonic()
         head, rows = plan.head, taken.rows
         events.claimed(head.job_type.name, head.queue, len(rows), now - before)
@@ -237,6 +245,7 @@ class Claimer:
             self._doorbell.limit_freed(head.job_type.oid)
             self._look_by = 0.0
         if plan.successes:
+            self._finisher.swapped(head.job_type, written=taken.swapped)
             self._waiting.counted(head, more=len(rows) < len(plan.successes))
         elif taken.had_lock:
             self._waiting.counted(head, more=len(rows) >= plan.demand)

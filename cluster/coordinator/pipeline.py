@@ -7,10 +7,11 @@ Statements are prepared when they are first run on a connection; behind a pooler
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -42,29 +43,70 @@ _prepared: WeakKeyDictionary[AsyncConnection[Any], dict[_Key, bytes]] = WeakKeyD
 _numbers = count()
 
 
-async def run(connection: AsyncConnection[Any], commands: Iterable[Command]) -> list[PGresult]:
-    """The answers, in order, with binary values. The last one may be an error, see `error_of`: then those behind it are missing.
+@contextlib.asynccontextmanager
+async def sent(connection: AsyncConnection[Any], *transactions: Sequence[Command]) -> AsyncIterator[Answers]:
+    """Each a transaction of its own, unless it says BEGIN and COMMIT itself. Read all answers, or the connection is closed.
 
-    They are one transaction, unless they say BEGIN and COMMIT themselves. psycopg.Error: a statement can't be prepared, or the
-    connection is lost.
+    psycopg.Error: a statement can't be prepared, or the connection is lost.
     """
-    bound = [_bind(connection, command) for command in commands]
-    if connection.prepare_threshold is None:
-        return await _send(connection.pgconn, bound)
-    names = _prepared.setdefault(connection, {})
-    missing = {(item.statement, item.types) for item in bound} - names.keys()
-    for key in missing:
-        names[key] = await _prepare(connection, *key)
-    return await _send(connection.pgconn, bound, names)
+    bound = [[_bind(connection, command) for command in commands] for commands in transactions]
+    names: dict[_Key, bytes] | None = None
+    if connection.prepare_threshold is not None:
+        names = _prepared.setdefault(connection, {})
+        for key in {(item.statement, item.types) for item in chain(*bound)} - names.keys():
+            names[key] = await _prepare(connection, *key)
+    pgconn = connection.pgconn
+    pgconn.enter_pipeline_mode()
+    for commands in bound:
+        for command in commands:
+            _send(pgconn, command, names)
+        pgconn.pipeline_sync()
+    try:
+        yield Answers(pgconn, len(bound))
+    finally:
+        if pgconn.pipeline_status != pq.PipelineStatus.OFF:
+            pgconn.finish()
 
 
-async def ask(connection: AsyncConnection[Any], commands: Iterable[Command]) -> list[PGresult]:
-    """The answers, in order. psycopg.Error: the first that is an error, or the connection is lost."""
-    results = await run(connection, commands)
+async def ask(connection: AsyncConnection[Any], commands: Sequence[Command]) -> list[PGresult]:
+    """The answers to one transaction, in order. psycopg.Error: the first that is an error, or the connection is lost."""
+    async with sent(connection, commands) as answers:
+        results = await answers.next()
     error = error_of(connection, results)
     if error is not None:
         raise error
     return results
+
+
+class Answers:
+    """Of a pipeline that has been sent: binary values."""
+
+    def __init__(self, pgconn: PGconn, transactions: int) -> None:
+        self._pgconn = pgconn
+        self._left = transactions
+        self._unsent = pgconn.flush()
+
+    async def next(self) -> list[PGresult]:
+        """To the next transaction, in order. The last one may be an error, see `error_of`: then those behind it are missing."""
+        pgconn = self._pgconn
+        results: list[PGresult] = []
+        while True:
+            while not pgconn.is_busy():
+                result = pgconn.get_result()
+                if result is None:
+                    continue  # between the answers to two statements
+                if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                    self._left -= 1
+                    if not self._left:
+                        pgconn.exit_pipeline_mode()
+                    return results
+                if pgconn.status != pq.ConnStatus.OK:
+                    raise errors.error_from_result(result)
+                if result.status != pq.ExecStatus.PIPELINE_ABORTED:
+                    results.append(result)
+            await _ready(pgconn.socket, writing=bool(self._unsent))
+            pgconn.consume_input()
+            self._unsent = self._unsent and pgconn.flush()
 
 
 def rows(adapter: abc.Transformer, result: PGresult) -> list[Any]:
@@ -110,48 +152,20 @@ async def _prepare(connection: AsyncConnection[Any], statement: bytes, types: tu
     pgconn, name = connection.pgconn, b"cluster_%d" % next(_numbers)
     pgconn.enter_pipeline_mode()
     pgconn.send_prepare(name, statement, types)
-    error = error_of(connection, await _answers(pgconn))
+    pgconn.pipeline_sync()
+    error = error_of(connection, await Answers(pgconn, 1).next())
     if error is not None:
         raise error
     return name
 
 
-async def _send(
-    pgconn: PGconn, commands: Sequence[_Bound], names: Mapping[_Key, bytes] | None = None
-) -> list[PGresult]:
+def _send(pgconn: PGconn, command: _Bound, names: Mapping[_Key, bytes] | None) -> None:
     """names: of the prepared statements; None: they are not prepared."""
-    pgconn.enter_pipeline_mode()
-    for statement, values, types, formats in commands:
-        if names is None:
-            pgconn.send_query_params(statement, values, types, formats, pq.Format.BINARY)
-        else:
-            pgconn.send_query_prepared(names[statement, types], values, formats, pq.Format.BINARY)
-    return await _answers(pgconn)
-
-
-# --- from the server ---
-
-
-async def _answers(pgconn: PGconn) -> list[PGresult]:
-    """Ends the pipeline, and returns what was answered up to the first error."""
-    pgconn.pipeline_sync()
-    results: list[PGresult] = []
-    unsent = pgconn.flush()
-    while True:
-        await _ready(pgconn.socket, writing=bool(unsent))
-        pgconn.consume_input()
-        unsent = unsent and pgconn.flush()
-        while not pgconn.is_busy():
-            result = pgconn.get_result()
-            if result is None:
-                continue  # between the answers to two statements
-            if result.status == pq.ExecStatus.PIPELINE_SYNC:
-                pgconn.exit_pipeline_mode()
-                return results
-            if result.status != pq.ExecStatus.PIPELINE_ABORTED:
-                results.append(result)
-            if pgconn.status != pq.ConnStatus.OK:
-                raise errors.error_from_result(result)
+    statement, values, types, formats = command
+    if names is None:
+        pgconn.send_query_params(statement, values, types, formats, pq.Format.BINARY)
+    else:
+        pgconn.send_query_prepared(names[statement, types], values, formats, pq.Format.BINARY)
 
 
 async def _ready(socket: int, *, writing: bool) -> None:

@@ -1,10 +1,11 @@
-"""One round trip of the claimer: a claim, and the next look behind it, in one pipeline.
+"""One round trip of the claimer: a claim, and the next look behind it, in one pipeline. What was claimed begins during the look.
 
 When something is in the way, the next round trip goes statement by statement, to find out what it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import psycopg
@@ -59,9 +60,8 @@ class Taken(NamedTuple):
 
 
 class Trip(NamedTuple):
-    """taken None: there was nothing to claim, or it failed. view None: nobody looked. failed: the same again, one by one."""
+    """view None: nobody looked, or something failed. failed: the same again, one by one."""
 
-    taken: Taken | None
     view: View | None
     failed: bool = False
 
@@ -76,46 +76,56 @@ class RoundTrip:
         self._raw: tuple[AsyncConnection[Any], abc.Transformer] | None = None
 
     async def run(
-        self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, *, promote: bool, look: bool
+        self,
+        connection: AsyncConnection[Any],
+        lease: Lease,
+        plan: Plan | None,
+        take: Callable[[Taken], None],
+        *,
+        promote: bool,
+        look: bool,
     ) -> Trip:
+        """take: gets what came of the claim, unless that failed, while the look is still under way."""
         if self.careful:
-            return await self._one_by_one(connection, lease, plan)
-        return await self._at_once(connection, lease, plan, promote=promote, look=look)
-
-    async def _at_once(
-        self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, *, promote: bool, look: bool
-    ) -> Trip:
-        """The claim comes first: the BEGIN of a limited one must find no transaction open, and the rest of a pipeline is one."""
+            return await self._one_by_one(connection, lease, plan, take)
         claim = [] if plan is None else _claim(lease, plan)
         promotions = self._looker.promotions() if promote else []
         looks = self._looker.looks() if look else []
-        error: psycopg.Error | None
+        rest = [*promotions, *(look.command for look in looks)]
+        error: psycopg.Error | None = None
+        found: list[PGresult] = []
         try:
-            answers = await pipeline.run(connection, [*claim, *promotions, *(look.command for look in looks)])
-            error = pipeline.error_of(connection, answers)
+            async with pipeline.sent(connection, *filter(None, [claim, rest])) as answers:
+                if plan is not None:
+                    claimed = await answers.next()
+                    error = pipeline.error_of(connection, claimed)
+                    if error is None:
+                        take(self._taken(connection, plan, claimed))
+                if rest:
+                    found = await answers.next()
+                    error = error or pipeline.error_of(connection, found)
         except psycopg.Error as refused:
             if connection.closed:
                 raise
-            answers, error = [], refused
-        taken = None
-        # A limited claim is a transaction of its own, and stands although what came after it failed.
-        if plan is not None and (error is None or 1 < len(claim) < len(answers)):
-            taken = self._taken(connection, plan, answers)
+            error = refused
         if error is not None:
             self.careful = True  # one by one, the statement that is to blame says why
             await connection.rollback()
-            return Trip(taken, None, failed=True)
-        view = self._looker.read(connection, looks, answers[len(claim) + len(promotions) :]) if look else None
-        return Trip(taken, view)
+            return Trip(None, failed=True)
+        return Trip(self._looker.read(connection, looks, found[len(promotions) :]) if look else None)
 
-    async def _one_by_one(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None) -> Trip:
+    async def _one_by_one(
+        self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, take: Callable[[Taken], None]
+    ) -> Trip:
         """What is in the way is found, and left out of the next round trips."""
         taken = await self._claim_alone(connection, lease, plan) if plan is not None else None
+        if taken is not None:
+            take(taken)
         view = await self._looker.look(connection)
         if view.due_in is not None and view.due_in <= 0:
             await self._looker.promote(connection)
         self.careful = False
-        return Trip(taken, view)
+        return Trip(view)
 
     async def _claim_alone(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> Taken | None:
         job_type = plan.head.job_type

@@ -52,18 +52,29 @@ async def test_values_of_another_size_are_of_another_type(connection: AsyncConne
 
 async def test_what_fails_undoes_all_and_is_the_last_answer(connection: AsyncConnection) -> None:
     commands = [Command(ADD, {"id": 1, "text": ""}), Command(ADD, {"id": 1, "text": ""}), Command(COUNT)]
-    answers = await pipeline.run(connection, commands)
+    async with pipeline.sent(connection, commands) as round_trip:
+        answers = await round_trip.next()
     assert len(answers) == 2
     assert isinstance(pipeline.error_of(connection, answers), errors.UniqueViolation)
     assert await ask(connection, (COUNT, {})) == [[(0,)]]
 
 
-async def test_a_transaction_that_has_committed_stands_whatever_fails_after_it(connection: AsyncConnection) -> None:
-    commands = [Command(b"BEGIN"), Command(ADD, {"id": 1, "text": ""}), Command(b"COMMIT"), Command(b"SELECT 1 / 0")]
-    answers = await pipeline.run(connection, commands)
-    assert len(answers) == 4
-    assert isinstance(pipeline.error_of(connection, answers), errors.DivisionByZero)
-    assert await ask(connection, (COUNT, {})) == [[(1,)]]
+async def test_each_transaction_stands_or_fails_by_itself(connection: AsyncConnection) -> None:
+    add, divide = Command(ADD, {"id": 1, "text": ""}), Command(b"SELECT 1 / 0")
+    async with pipeline.sent(connection, [add], [divide, Command(COUNT)], [Command(COUNT)]) as round_trip:
+        added = await round_trip.next()
+        divided = await round_trip.next()
+        counted = await round_trip.next()
+    assert pipeline.error_of(connection, added) is None
+    assert isinstance(pipeline.error_of(connection, divided), errors.DivisionByZero)
+    assert pipeline.rows(Transformer(connection), counted[0]) == [(1,)]
+
+
+async def test_who_does_not_read_all_answers_loses_the_connection(connection: AsyncConnection) -> None:
+    """What comes next must not take them for its own."""
+    async with pipeline.sent(connection, [Command(COUNT)], [Command(COUNT)]) as round_trip:
+        await round_trip.next()
+    assert connection.closed
 
 
 async def test_a_statement_that_cannot_be_prepared_is_an_error_and_the_next_works(connection: AsyncConnection) -> None:
