@@ -77,8 +77,8 @@ class Claimer:
         self._round_trip = RoundTrip(looker)
         self._wants_room = False
         """Something waits that had no place in this node."""
-        self._due_at = 0.0
-        """CLOCK_MONOTONIC seconds when the next row is due."""
+        self._due_at: dict[int, float] = {}
+        """CLOCK_MONOTONIC seconds when the next row is due, by table, where one is scheduled."""
         self._look_at = 0.0
         """CLOCK_MONOTONIC seconds when to look next if nothing rings."""
         self._look_by = 0.0
@@ -145,13 +145,12 @@ class Claimer:
         if self._doorbell.take_changed():
             self._parked.sweep_soon()
             self._looker.look_whole()
-        plan, passed = None, False
-        if (
+        fresh = (
             self._looker.is_fast or time.monotonic() < self._look_by
-        ):  # else claims begin at heads, so those must be fresh
-            plan, passed = self._plan(lease)
-            if plan is None or not plan.successes:
-                self._finisher.write_now()
+        )  # slow looks make claims begin at the heads they found
+        plan, passed = self._plan(lease) if fresh else (None, False)
+        if fresh and (plan is None or not plan.successes):
+            self._finisher.write_now()
         if plan is None and passed and not self._rung and time.monotonic() < self._look_at:
             return self._look_at - time.monotonic()  # some room, but not for what waits
         self._rung = False
@@ -168,10 +167,9 @@ class Claimer:
         try:
             async with self._session.use(DEADLINE) as connection:
                 await self._looker.sweep(connection)
-                promote = before >= self._due_at
                 if look:
                     self._waiting.looking()
-                trip = await self._round_trip.run(connection, lease, plan, take, promote=promote, look=look)
+                trip = await self._round_trip.run(connection, lease, plan, take, due=self._due(), look=look)
         finally:
             if plan is not None and claimed is None:
                 self._not_taken(plan)
@@ -179,7 +177,8 @@ class Claimer:
             return 0
         if trip.view is None:
             return max(0.0, self._look_by - time.monotonic())
-        self._due_at = time.monotonic() + (math.inf if trip.view.due_in is None else trip.view.due_in)
+        now = time.monotonic()
+        self._due_at = {table: now + due_in for table, due_in in trip.view.due_in.items()}
         self._look_by = time.monotonic() + SWAP_FOR
         try:
             delay = await self._next(trip.view, claimed or 0)
@@ -188,6 +187,11 @@ class Claimer:
         self._look_at = time.monotonic() + delay
         return delay
 
+    def _due(self) -> set[int]:
+        """Tables of which a row is due."""
+        now = time.monotonic()
+        return {table for table, due_at in self._due_at.items() if now >= due_at}
+
     # --- what to claim ---
 
     def _plan(self, lease: Lease) -> tuple[Plan | None, bool]:
@@ -195,7 +199,7 @@ class Claimer:
 
         One claim a round trip, so that a better priority never waits longer than for one.
         """
-        heads = self._waiting.takable(self._swappable) or self._waiting.rung(self._doorbell.take_rung())
+        heads = self._waiting.takable(self._swappable) or self._waiting.rung(self._doorbell.take_rung() | self._due())
         plan, passed, alone_waits = None, False, False
         for place, head in enumerate(heads):
             if head.id is None and self._looker.is_slow(head.job_type):
@@ -270,7 +274,7 @@ class Claimer:
             # The watch is the table's, so rings for rows of other queues come here: whoever has those must hear of them.
             with contextlib.suppress(TransientDatabaseError):
                 await self._doorbell.call()
-        due_in = max(0.0, self._due_at - time.monotonic())
+        due_in = max(0.0, min(self._due_at.values(), default=math.inf) - time.monotonic())
         if self._doorbell.often_rung:
             with contextlib.suppress(TransientDatabaseError):  # then the watch is gone with its session
                 await self._doorbell.leave()  # looking costs this node less than notifying costs the producers

@@ -60,9 +60,9 @@ class Doorbell:
         """More than OFTEN a second, lately."""
         return self._rings_lately() > OFTEN / 4
 
-    def take_rung(self) -> list[int]:
+    def take_rung(self) -> set[int]:
         """Oids of the tables whose doorbell rang since the last call."""
-        rung, self._rung = list(self._rung), set()
+        rung, self._rung = self._rung, set()
         return rung
 
     def take_changed(self) -> bool:

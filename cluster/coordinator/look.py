@@ -49,14 +49,14 @@ class View(NamedTuple):
 
     foreign: what stands for the row at the head of each queue that is not this node's, by type and queue; it changes with the row.
     limits: of the types that have one, by index. uncounted: those of them whose room is not known.
-    due_in: seconds until the next row is due; None: none is.
+    due_in: seconds until the next row is due, by table, where there is one.
     """
 
     heads: list[Head]
     foreign: dict[tuple[int, str], str]
     limits: dict[int, int]
     uncounted: set[int]
-    due_in: float | None
+    due_in: dict[int, float]
 
 
 class Look(NamedTuple):
@@ -129,14 +129,13 @@ class Looker:
         ]
 
     def read(self, connection: AsyncConnection[Any], looks: list[Look], answers: list[PGresult]) -> View:
-        view = View([], {}, {}, set(), None)
-        due: list[float] = []
+        view = View([], {}, {}, set(), {})
         for look, answer in zip(looks, answers, strict=True):
-            due += self._read(look, pipeline.rows(Transformer(connection), answer), view)
-        return view._replace(due_in=min(due, default=None))
+            self._read(look, pipeline.rows(Transformer(connection), answer), view)
+        return view
 
-    def _read(self, look: Look, rows: list[tuple[Any, ...]], view: View) -> list[float]:
-        """Adds what one table has. Returns in how many seconds its next row is due, or nothing."""
+    def _read(self, look: Look, rows: list[tuple[Any, ...]], view: View) -> None:
+        """Adds what one table has."""
         job_type, index = look.job_type, look.job_type.index
         *heads, last = rows
         _, _, due_at, _, _, due_in, limit, running, settled, took = last
@@ -155,7 +154,8 @@ class Looker:
         if job_type.key is None:
             found = {Place(queue, priority): Bound(run_at, job_id) for queue, priority, run_at, job_id, *_ in heads}
             self._bounds[index].seen(Found(found, due_at, settled, took), whole=look.whole)
-        return [] if due_in is None else [due_in]
+        if due_in is not None:
+            view.due_in[job_type.oid] = due_in
 
     async def look(self, connection: AsyncConnection[Any]) -> View:
         """A look by itself: finds out which table is in the way, if one is, and goes on with the others."""
@@ -171,19 +171,17 @@ class Looker:
                 await resolve(connection, self._types)
         return self.read(connection, looks, answers)
 
-    def promotions(self) -> list[Command]:
-        """Make rows that are due claimable; the looks after them see those."""
+    def promotions(self, tables: set[int]) -> list[Command]:
+        """Make rows of these tables that are due claimable; the looks after them see those."""
         commands = []
         for job_type in self.present:
+            if job_type.oid not in tables:
+                continue
             bounds = self._bounds[job_type.index]
             parameters = {"limit": PROMOTE_BATCH, "due_from": bounds.due_from}
             commands.append(Command(job_type.statement("promote_jobs"), parameters))
             bounds.promoted()
         return commands
-
-    async def promote(self, connection: AsyncConnection[Any]) -> None:
-        for command in self.promotions():
-            await pipeline.ask(connection, [command])
 
     def _look_at(self, job_type: JobType, *, whole: bool) -> Look:
         if whole:

@@ -82,37 +82,40 @@ class RoundTrip:
         plan: Plan | None,
         take: Callable[[Taken], None],
         *,
-        promote: bool,
+        due: set[int],
         look: bool,
     ) -> Trip:
-        """take: gets what came of the claim, unless that failed, while the look is still under way."""
+        """take: gets what came of the claim, unless that failed, while the look is still under way. due: tables to promote in."""
         if self.careful:
             return await self._one_by_one(connection, lease, plan, take)
+        promotions = self._looker.promotions(due)
         claim = [] if plan is None else _claim(lease, plan)
-        promotions = self._looker.promotions() if promote else []
         looks = self._looker.looks() if look else []
-        rest = [*promotions, *(look.command for look in looks)]
-        error: psycopg.Error | None = None
         found: list[PGresult] = []
         try:
-            async with pipeline.sent(connection, *filter(None, [claim, rest])) as answers:
+            transactions = filter(None, [promotions, claim, [look.command for look in looks]])
+            async with pipeline.sent(connection, *transactions) as answers:
+                failures = []
+                if promotions:
+                    failures.append(pipeline.error_of(connection, await answers.next()))
                 if plan is not None:
                     claimed = await answers.next()
-                    error = pipeline.error_of(connection, claimed)
-                    if error is None:
+                    failures.append(pipeline.error_of(connection, claimed))
+                    if failures[-1] is None:
                         take(self._taken(connection, plan, claimed))
-                if rest:
+                if looks:
                     found = await answers.next()
-                    error = error or pipeline.error_of(connection, found)
-        except psycopg.Error as refused:
+                    failures.append(pipeline.error_of(connection, found))
+            failed = any(failures)
+        except psycopg.Error:
             if connection.closed:
                 raise
-            error = refused
-        if error is not None:
+            failed = True  # a statement can't be prepared
+        if failed:
             self.careful = True  # one by one, the statement that is to blame says why
             await connection.rollback()
             return Trip(None, failed=True)
-        return Trip(self._looker.read(connection, looks, found[len(promotions) :]) if look else None)
+        return Trip(self._looker.read(connection, looks, found) if look else None)
 
     async def _one_by_one(
         self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, take: Callable[[Taken], None]
@@ -122,8 +125,9 @@ class RoundTrip:
         if taken is not None:
             take(taken)
         view = await self._looker.look(connection)
-        if view.due_in is not None and view.due_in <= 0:
-            await self._looker.promote(connection)
+        due = {table for table, due_in in view.due_in.items() if due_in <= 0}
+        for promotion in self._looker.promotions(due):
+            await pipeline.ask(connection, [promotion])
         self.careful = False
         return Trip(view)
 

@@ -130,7 +130,7 @@ class Waiting:
         ]
 
     def rung(self, tables: Iterable[int]) -> list[Head]:
-        """Nothing was known to wait; whose doorbell rang has something now, most likely where it last had."""
+        """Nothing was known to wait; tables that rang, or where a row is due, have something now, likely where they last had."""
         types = {job_type.oid: job_type for job_type in self._looker.present}
         return [
             Head(types[table], queue, LOWEST_PRIORITY, None, None, limit, None if limit is None else 1)
