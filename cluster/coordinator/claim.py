@@ -37,6 +37,10 @@ BUSY_INTERVAL = 0.002
 """Seconds between looks while jobs arrive often, so that a batch can gather; doubled with each look that finds nothing."""
 SWAP_FOR = 0.005
 """Seconds after a look for which rows are swapped without another: a better priority may wait for so much longer."""
+LONGEST_SWAP = 0.5
+"""Seconds that outcomes may wait for a claim in their place."""
+LONGEST_MERGE = 0.003
+"""Seconds that outcomes of a type without a limit may wait for the next claim, while claims come so often."""
 QUIET_LOOKS = 4
 """So many looks that found nothing in a row, and a node goes on watch."""
 LOCKED_FOR = 0.05
@@ -85,6 +89,8 @@ class Claimer:
         """Until when rows may be swapped without a look."""
         self._rung = True
         """Something may have come that the last look did not see."""
+        self._claimed_at = (-math.inf, -math.inf)
+        """CLOCK_MONOTONIC seconds of the last claim but one, and of the last."""
         self._quiet = 0
         """Looks in a row that have found nothing."""
 
@@ -113,16 +119,24 @@ class Claimer:
             return
         self._look_soon()
 
-    def swaps(self, job_type: JobType) -> bool:
-        """Jobs of a type have ended whose limit is full: this claims in their place, if it can, and writes their outcome then."""
-        swaps = self._can_swap(job_type)
-        if swaps:
+    def waits(self, job_type: JobType) -> float:
+        """Jobs of a type have ended: seconds for which their outcome may wait to be written together with a claim."""
+        if self._can_swap(job_type):
             self._look_soon()
-        return swaps
+            return LONGEST_SWAP
+        before, last = self._claimed_at
+        often = max(time.monotonic() - last, last - before) < LONGEST_MERGE
+        return LONGEST_MERGE if often and self._can_merge(job_type) else 0.0
 
     def _can_swap(self, job_type: JobType) -> bool:
+        return self._can_write(job_type) and self._waiting.is_full(job_type)
+
+    def _can_merge(self, job_type: JobType) -> bool:
+        return self._can_write(job_type) and job_type.key is None and not self._waiting.is_limited(job_type)
+
+    def _can_write(self, job_type: JobType) -> bool:
         keeps = job_type.job_class.retention != timedelta(0)
-        return self.lease is not None and keeps and not self._round_trip.careful and self._waiting.is_full(job_type)
+        return self.lease is not None and keeps and not self._round_trip.careful
 
     def _swappable(self, job_type: JobType) -> bool:
         return self._can_swap(job_type) and self._finisher.has_successes(job_type)
@@ -155,7 +169,9 @@ class Claimer:
             return self._look_at - time.monotonic()  # some room, but not for what waits
         self._rung = False
         before = time.monotonic()
-        look = plan is None or not plan.successes or before >= self._look_by
+        if plan is not None:
+            self._claimed_at = self._claimed_at[1], before
+        look = plan is None or not plan.swaps or before >= self._look_by
         trip = Trip(None)
         claimed: int | None = None
 
@@ -225,6 +241,8 @@ class Claimer:
             demand = slots  # what is claimed ahead would take places from those who could begin at once
         if head.room == 0 and demand and self._can_swap(head.job_type):
             successes = self._finisher.take_successes(head.job_type, lease.node)
+        elif head.limit is None and self._can_merge(head.job_type):
+            successes = self._finisher.take_few_successes(head.job_type, lease.node)
         self._waiting.taking(head.job_type)
         demand = _bounded(head.job_type, demand)
         reach = self._parked.reach(head.job_type, demand)
@@ -245,11 +263,12 @@ class Claimer:
         if head.job_type.key is not None and taken.had_lock:
             self._parked.looked_after(head.job_type, head.queue, plan.keys)
             self._parked.claimed(head.job_type, plan.demand, len(rows))
-        if len(rows) < len(plan.successes):
+        if plan.swaps and len(rows) < len(plan.successes):
             self._doorbell.limit_freed(head.job_type.oid)
             self._look_by = 0.0
         if plan.successes:
-            self._finisher.swapped(head.job_type, written=taken.swapped)
+            self._finisher.swapped(head.job_type, written=taken.written)
+        if plan.swaps:
             self._waiting.counted(head, more=len(rows) < len(plan.successes))
         elif taken.had_lock:
             self._waiting.counted(head, more=len(rows) >= plan.demand)
@@ -261,7 +280,7 @@ class Claimer:
             if len(rows) > 1:
                 rows.sort(key=itemgetter(PRIORITY, RUN_AT, ID))  # big-endian, so bytes sort as what they stand for
             self._pool.place(head.job_type, taken.oids, rows, now, lease)
-        elif not plan.successes:
+        elif not plan.swaps:
             # Full keys were in the way, and are no more: what is at the head now may be tried at once.
             self._waiting.missed(head, head.id if head.job_type.key is not None and taken.had_lock else None)
         return len(rows)

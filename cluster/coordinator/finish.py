@@ -30,8 +30,9 @@ from cluster.error_text import storable
 from cluster.frames import LOCKED_AT, QUEUE, WAIT
 
 LARGEST_BATCH = 2000
-LONGEST_SWAP = 0.5
-"""Seconds after which outcomes that the claimer was to write are written here."""
+MOST_TAKEN = 64
+"""Successes that the claimer writes with a claim of a type without a limit: with more of them two connections are faster than one.
+"""
 LOCKED_PAUSE = 0.005
 """Seconds until rows that somebody else has locked are tried again; doubled each time. Mostly it is another node's claim, whose
 snapshot was older: it has locked the row, found it taken, and lets go at its commit."""
@@ -47,7 +48,7 @@ _FLOAT8 = struct.Struct(">d")
 class Finisher:
     """Takes ended attempts from the pool and writes them. limit_freed: called when a limited type may have room again.
 
-    swaps: whether the claimer is about to write the successes of a type, and to claim in their place.
+    waits: seconds for which successes of a type may wait for the claimer to write them with its next claim; 0: it will not.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Finisher:
         session: Session,
         types: list[JobType],
         limit_freed: Callable[[JobType, set[ParkedKey]], None],
-        swaps: Callable[[JobType], bool],
+        waits: Callable[[JobType], float],
     ) -> None:
         self.wakeup = Wakeup()
         self.written = 0
@@ -63,7 +64,7 @@ class Finisher:
         self._session = session
         self._types = types
         self._limit_freed = limit_freed
-        self._swaps = swaps
+        self._waits = waits
         self._pending: dict[int, list[Finished]] = {}
         self._later: list[tuple[float, int, list[Finished]]] = []
         """Batches to try again, with the time from which to do so."""
@@ -85,12 +86,20 @@ class Finisher:
             self._pending.setdefault(item[1][0], []).append(item)
         if finished:
             self._idle.clear()
-            if all(self._swaps(self._types[index]) for index in {item[1][0] for item in finished}):
-                self._timer = self._timer or asyncio.get_running_loop().call_later(LONGEST_SWAP, self.write_now)
+            wait = min(self._waits(self._types[index]) for index in {item[1][0] for item in finished})
+            if wait:
+                self._wait(wait)
             else:
                 self.write_now()
 
-    # --- successes that the claimer writes, see swap_limited_jobs.sql ---
+    # --- successes that the claimer writes with a claim ---
+
+    def _wait(self, seconds: float) -> None:
+        """For the claimer, from now or from before."""
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._timer.when() > loop.time() + seconds:
+            self._stop_timer()
+            self._timer = loop.call_later(seconds, self.write_now)
 
     def write_now(self) -> None:
         """The claimer has something else to do."""
@@ -106,6 +115,11 @@ class Finisher:
     def has_successes(self, job_type: JobType) -> bool:
         """Whether there is something to swap."""
         return any(report[3] == "succeeded" for _, report in self._pending.get(job_type.index, ()))
+
+    def take_few_successes(self, job_type: JobType, node: UUID) -> list[Finished]:
+        """As `take_successes`, or none if there are many."""
+        few = len(self._pending.get(job_type.index, ())) <= MOST_TAKEN
+        return self.take_successes(job_type, node) if few else []
 
     def take_successes(self, job_type: JobType, node: UUID) -> list[Finished]:
         """Those of a type under this node's id; `swapped` must follow."""

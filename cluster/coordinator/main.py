@@ -94,7 +94,7 @@ class Node:
         self._claims = Session(settings.database_url, "claim", setup=self._prepare_claims)
         self._finishes = Session(settings.database_url, "finish", setup=_prepare_finish)
         self._doorbell = Doorbell(settings.direct_database_url, self._ring, self._cancel)
-        self._finisher = Finisher(self._finishes, self._types, self._limit_freed, self._swaps)
+        self._finisher = Finisher(self._finishes, self._types, self._limit_freed, self._waits)
         self._pool = Pool(
             self._types,
             self._worker_options(app_dir),
@@ -219,8 +219,8 @@ class Node:
     def _limit_freed(self, job_type: JobType, keys: set[ParkedKey]) -> None:
         self._claimer.limit_freed(job_type, keys)
 
-    def _swaps(self, job_type: JobType) -> bool:
-        return self._claimer.swaps(job_type)
+    def _waits(self, job_type: JobType) -> float:
+        return self._claimer.waits(job_type)
 
     def _ring(self) -> None:
         self._claimer.ring()

@@ -73,6 +73,8 @@ async def ask(connection: AsyncConnection[Any], commands: Sequence[Command]) -> 
     async with sent(connection, commands) as answers:
         results = await answers.next()
     error = error_of(connection, results)
+    if isinstance(error, errors.InvalidSqlStatementName):
+        return await ask(connection, commands)
     if error is not None:
         raise error
     return results
@@ -116,10 +118,13 @@ def rows(adapter: abc.Transformer, result: PGresult) -> list[Any]:
 
 
 def error_of(connection: AsyncConnection[Any], results: Sequence[PGresult]) -> psycopg.Error | None:
-    """What the last of these answers says went wrong; None: nothing did."""
+    """What the last of these answers says went wrong; None: nothing did. InvalidSqlStatementName: worth another try."""
     if not results or results[-1].status != pq.ExecStatus.FATAL_ERROR:
         return None
-    return errors.error_from_result(results[-1], encoding=connection.info.encoding)
+    error = errors.error_from_result(results[-1], encoding=connection.info.encoding)
+    if isinstance(error, errors.InvalidSqlStatementName):
+        _prepared.pop(connection, None)  # a rollback of psycopg's deallocates all that is prepared
+    return error
 
 
 # --- to the server ---

@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     """One claim. priority: the worst it may take; slots: how many can begin at once; demand: how many to take.
 
     keys: to look after, reach: open rows to examine; of a type whose limit holds per key.
-    successes: to be written, for as many claims in their place; of a type whose limit is full.
+    successes: to be written in the same transaction; of a type whose limit is full, for as many claims in their place.
     from_head: to begin at the head's row, not at the best.
     """
 
@@ -49,14 +49,19 @@ class Plan(NamedTuple):
     def limited(self) -> bool:
         return self.head.limit is not None or self.head.job_type.key is not None
 
+    @property
+    def swaps(self) -> bool:
+        """Places under a limit pass on."""
+        return self.limited and bool(self.successes)
+
 
 class Taken(NamedTuple):
-    """What came of a claim. oids: of the rows' columns; had_lock: of a limited type; swapped: all successes were written."""
+    """What came of a claim. oids: of the rows' columns; had_lock: of a limited type; written: all successes were."""
 
     rows: list[RawRow]
     oids: tuple[int, ...]
     had_lock: bool
-    swapped: bool
+    written: bool
 
 
 class Trip(NamedTuple):
@@ -152,15 +157,16 @@ class RoundTrip:
         return self._taken(connection, plan, answers)
 
     def _taken(self, connection: AsyncConnection[Any], plan: Plan, answers: list[PGresult]) -> Taken:
-        alone = plan.successes or not plan.limited
-        result = answers[0 if alone else _CLAIM]
+        in_lock = plan.limited and not plan.swaps
+        result = answers[_CLAIM if in_lock else -1]
         rows = pipeline.rows(self._raw_adapter(connection), result)
         oids = tuple(result.ftype(column) for column in range(result.nfields))
-        if plan.successes:  # the last column counts what was finished; a row without an id stands for none
-            swapped = integer(rows[0][-1]) == len(plan.successes)
-            return Taken([row[:-1] for row in rows if row[ID] is not None], oids[:-1], had_lock=False, swapped=swapped)
-        had_lock = not alone and answers[_LOCK].get_value(0, 0) == b"true"
-        return Taken(rows, oids, had_lock, swapped=False)
+        if plan.swaps:  # the last column counts what was finished; a row without an id stands for none
+            written = integer(rows[0][-1]) == len(plan.successes)
+            return Taken([row[:-1] for row in rows if row[ID] is not None], oids[:-1], had_lock=False, written=written)
+        had_lock = in_lock and answers[_LOCK].get_value(0, 0) == b"true"
+        written = bool(plan.successes) and answers[0].ntuples == len(plan.successes)
+        return Taken(rows, oids, had_lock, written)
 
     def _raw_adapter(self, connection: AsyncConnection[Any]) -> abc.Transformer:
         """Loads values as the bytes that the database sent: workers decode them."""
@@ -175,11 +181,12 @@ _LOCK, _CLAIM = 1, 2
 
 def _claim(lease: Lease, plan: Plan) -> list[Command]:
     job_type, parameters = plan.head.job_type, _parameters(lease, plan)
-    if plan.successes:
-        parameters |= success_parameters(plan.successes) | {"limit": plan.head.limit}
-        return [Command(job_type.statement("swap_limited_jobs"), parameters)]
+    successes = success_parameters(plan.successes) if plan.successes else {}
+    if plan.swaps:
+        return [Command(job_type.statement("swap_limited_jobs"), parameters | successes | {"limit": plan.head.limit})]
     if not plan.limited:
-        return [Command(job_type.statement("claim_jobs"), parameters)]
+        finish = [Command(job_type.statement("finish_succeeded_jobs"), successes)] if successes else []
+        return [*finish, Command(job_type.statement("claim_jobs"), parameters)]
     name = "claim_limited_jobs"
     if job_type.key is not None:
         name = "claim_keyed_jobs"

@@ -90,6 +90,19 @@ async def test_more_than_the_socket_takes_at_once_arrives(connection: AsyncConne
     assert answers == [[(1,)], [(len(long), long)]]
 
 
+async def test_what_a_rollback_has_deallocated_is_prepared_anew(connection: AsyncConnection) -> None:
+    """psycopg's does, when something failed."""
+    assert await ask(connection, (COUNT, {})) == [[(0,)]]
+    await connection.execute("DEALLOCATE ALL")
+    assert await ask(connection, (COUNT, {})) == [[(0,)]]
+    await connection.execute("DEALLOCATE ALL")
+    async with pipeline.sent(connection, [Command(COUNT)], [Command(COUNT)]) as round_trip:
+        first = pipeline.error_of(connection, await round_trip.next())
+        await round_trip.next()
+    assert (first is None) == (connection.prepare_threshold is None)
+    assert await ask(connection, (COUNT, {}), (COUNT, {})) == [[(0,)], [(0,)]]
+
+
 async def test_a_lost_connection_is_an_error(connection: AsyncConnection, conn: psycopg.Connection) -> None:
     conn.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
     with pytest.raises(psycopg.OperationalError):

@@ -2,10 +2,11 @@
 
 What holds each rule: LOCK_UNTIL_COMMIT, `pg_try_advisory_xact_lock_shared` in the triggers of migration 0001. LISTEN_FIRST
 and A_CUT_WAKES, `Doorbell._listen` and `_arrived`. PRODUCERS_KEEP_AWAKE, watch_doorbell.sql and `Claimer._watch`; SECOND_LOOK,
-`_watch` too. LOCKED_ROWS_KEEP_AWAKE, the plain look of look_for_jobs.sql and `Miss`. RINGS_ARE_KEPT, `Wakeup`.
+`_watch` too: a whole one, see bounds.py. LOCKED_ROWS_KEEP_AWAKE, the plain look of look_for_jobs.sql and `Miss`.
+RINGS_ARE_KEPT, `Wakeup`.
 HAND_OVER_WHEN_FULL and LEAVE_BEFORE_CALL, `Doorbell.hand_over`. ROOM_WAKES, `Claimer.room`. FREED_LIMIT_WAKES_ITSELF,
 `Claimer.limit_freed`. SILENT_LEAVER_CALLS, what `Doorbell` owes. STOPPING_CALLS, `Claimer.stop`. FOREIGN_ROWS_ARE_CALLED,
-`Claimer._call_for_foreign`. FULL_FOR_ONE_TABLE_WATCHES_ON, the `passed` of `Claimer._next` and `_watch`.
+`Claimer._next`. FULL_FOR_ONE_TABLE_WATCHES_ON, the `passed` of `Claimer._next` and `_watch`.
 """
 
 from __future__ import annotations
