@@ -159,9 +159,8 @@ class Claimer:
         if self._doorbell.take_changed():
             self._parked.sweep_soon()
             self._looker.look_whole()
-        fresh = (
-            self._looker.is_fast or time.monotonic() < self._look_by
-        )  # slow looks make claims begin at the heads they found
+        # While looks are slow, claims begin at the heads they have found.
+        fresh = self._looker.is_fast or time.monotonic() < self._look_by
         plan, passed = self._plan(lease) if fresh else (None, False)
         if fresh and (plan is None or not plan.successes):
             self._finisher.write_now()
@@ -195,7 +194,7 @@ class Claimer:
             return max(0.0, self._look_by - time.monotonic())
         now = time.monotonic()
         self._due_at = {table: now + due_in for table, due_in in trip.view.due_in.items()}
-        self._look_by = time.monotonic() + SWAP_FOR
+        self._look_by = now + SWAP_FOR
         try:
             delay = await self._next(trip.view, claimed or 0)
         except TransientDatabaseError:
@@ -253,7 +252,7 @@ class Claimer:
         """A claim has failed, or nobody knows."""
         if plan.successes:
             self._finisher.swapped(plan.head.job_type, written=False)
-        self._waiting.freed(plan.head.job_type)  # for all that is known
+        self._waiting.not_counted(plan.head)
 
     def _take(self, plan: Plan, taken: Taken, lease: Lease, before: float) -> int:
         """Hands claimed rows to the pool, best first. Returns how many."""
@@ -272,8 +271,8 @@ class Claimer:
             self._waiting.counted(head, more=len(rows) < len(plan.successes))
         elif taken.had_lock:
             self._waiting.counted(head, more=len(rows) >= plan.demand)
-        elif plan.limited:
-            self._waiting.freed(head.job_type)  # another node has the lock
+        else:
+            self._waiting.not_counted(head)  # another node has the lock
         if rows:
             self._waiting.claimed(head)
             _note_size(head.job_type, rows)

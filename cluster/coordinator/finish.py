@@ -1,4 +1,5 @@
-"""Writes outcomes: group commit without a timer. While outcomes wait, all of them go in one statement per table, again and again.
+"""Writes outcomes: group commit. While outcomes wait, all of them go in one statement per table, again and again. Successes may
+wait a moment for the claimer, which then writes them with its next claim.
 
 Owns the finish connection and every ended attempt until the database has it, or has said that the claim was lost.
 """

@@ -47,7 +47,7 @@ class Waiting:
         self._freed: set[int] = set()
         """Limited types, by index, that have got room since the last count was sent."""
         self._freed_before: set[int] = set()
-        """Those that had when the look was sent that is under way."""
+        """Those that had when the look was sent that is under way, or that a claim has not counted."""
         self._claimed_at: dict[int, float] = {}
         """When each type last got something: at equal priority types take turns, and the queues of one go by run_at."""
         self._missed: dict[tuple[int, str], Miss] = {}
@@ -98,6 +98,11 @@ class Waiting:
             self._full.pop(index, None)
         elif head.limit is not None:
             self._full.setdefault(index, Full(head.limit, 0))
+
+    def not_counted(self, head: Head) -> None:
+        """A claim has not found out what its limit has left. Unless the next look does, another claim must."""
+        if head.limit is not None:
+            self._freed_before.add(head.job_type.index)
 
     def _with_room(self, head: Head) -> Head:
         """Where nobody has counted, what was full still is. A limit that has changed is for the next count."""
