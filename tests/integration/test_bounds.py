@@ -5,7 +5,15 @@ from __future__ import annotations
 import psycopg
 
 from tests.integration.conftest import RunNode
-from tests.integration.test_swap import JOBS, OUT_OF_ORDER, SWAPS, insert, set_limit, start, value
+from tests.integration.test_swap import (
+    JOBS,
+    OUT_OF_ORDER,
+    SWAPS,
+    insert,
+    lower_and_raise_the_limit,
+    start,
+    value,
+)  # fmt: skip
 from tests.support.nodes import wait_for
 
 SLOW = """
@@ -74,16 +82,4 @@ def test_a_limit_is_used_to_the_full_and_never_passed(conn: psycopg.Connection, 
 
 def test_a_limit_that_is_lowered_or_raised_takes_effect(conn: psycopg.Connection, run_node: RunNode) -> None:
     start(conn, run_node, SLOW + JOBS)
-    insert(conn, 20_000, milliseconds=10)
-    wait_for(conn, "SELECT count(*) > 100 FROM trail WHERE status = 'running'")
-    for _ in range(2):
-        set_limit(conn, 1)
-        wait_for(conn, "SELECT count(*) <= 1 FROM swap_jobs WHERE status = 'running'", timeout=2)
-        lowered = value(conn, "SELECT max(number) FROM trail")
-        later = "FROM trail WHERE status = 'running' AND number > %s"
-        wait_for(conn, f"SELECT count(*) > 30 {later}", [lowered])
-        assert value(conn, f"SELECT max(at_once) {later}", lowered) == 1
-        set_limit(conn, None)
-        raised = value(conn, "SELECT max(number) FROM trail")
-        wait_for(conn, f"SELECT max(at_once) = 4 {later}", [raised], timeout=3)
-    assert value(conn, "SELECT max(at_once) FROM trail") == 4
+    lower_and_raise_the_limit(conn, times=2)

@@ -74,6 +74,24 @@ def insert(conn: psycopg.Connection, count: int, *, milliseconds: int = 0, numbe
     )
 
 
+def lower_and_raise_the_limit(conn: psycopg.Connection, times: int) -> None:
+    """Each takes effect within seconds, and the limit in force is never passed."""
+    insert(conn, 20_000, milliseconds=10)
+    wait_for(conn, "SELECT count(*) > 100 FROM trail WHERE status = 'running'")
+    for _ in range(times):
+        set_limit(conn, 1)
+        running = "SELECT count(*) <= 1 FROM swap_jobs WHERE status = 'running'"
+        wait_for(conn, running, timeout=2)
+        lowered = value(conn, "SELECT max(number) FROM trail")
+        later = "FROM trail WHERE status = 'running' AND number > %s"
+        wait_for(conn, f"SELECT count(*) > 30 {later}", [lowered])
+        assert value(conn, f"SELECT max(at_once) {later}", lowered) == 1
+        set_limit(conn, None)
+        raised = value(conn, "SELECT max(number) FROM trail")
+        wait_for(conn, f"SELECT max(at_once) = 4 {later}", [raised], timeout=3)
+    assert value(conn, "SELECT max(at_once) FROM trail") == 4
+
+
 def set_limit(conn: psycopg.Connection, limit: int | None) -> None:
     conn.execute("UPDATE cluster.job_types SET max_concurrency_override = %s WHERE name = 'SwapJob'", [limit])
 
@@ -101,20 +119,7 @@ def test_a_limit_that_is_lowered_or_raised_takes_effect_while_jobs_swap(
     conn: psycopg.Connection, run_node: RunNode
 ) -> None:
     start(conn, run_node)
-    insert(conn, 20_000, milliseconds=10)
-    wait_for(conn, "SELECT count(*) > 100 FROM trail WHERE status = 'running'")
-    for _ in range(3):
-        set_limit(conn, 1)
-        running = "SELECT count(*) <= 1 FROM swap_jobs WHERE status = 'running'"
-        wait_for(conn, running, timeout=2)
-        lowered = value(conn, "SELECT max(number) FROM trail")
-        later = "FROM trail WHERE status = 'running' AND number > %s"
-        wait_for(conn, f"SELECT count(*) > 30 {later}", [lowered])
-        assert value(conn, f"SELECT max(at_once) {later}", lowered) == 1
-        set_limit(conn, None)
-        raised = value(conn, "SELECT max(number) FROM trail")
-        wait_for(conn, f"SELECT max(at_once) = 4 {later}", [raised], timeout=3)
-    assert value(conn, "SELECT max(at_once) FROM trail") == 4
+    lower_and_raise_the_limit(conn, times=3)
     assert value(conn, SWAPS) > 10
     assert value(conn, "SELECT count(*) > 100 FROM swap_jobs WHERE status = 'not_started'"), (
         "too few jobs for this test"
@@ -183,3 +188,43 @@ def test_a_better_priority_in_another_table_is_not_starved(conn: psycopg.Connect
         "too few jobs for this test"
     )
     assert value(conn, SWAPS) > 10
+
+
+MERGE = """
+import sys
+from cluster.coordinator import claim
+if "pytest" not in sys.modules:  # only in nodes: the test imports its job classes too
+    claim.LONGEST_MERGE = 1.0
+"""
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not this one'; END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON swap_jobs
+FOR EACH ROW WHEN (NEW.number = 5 AND NEW.status = 'succeeded') EXECUTE FUNCTION refuse()
+"""
+
+
+def insert_one_by_one(conn: psycopg.Connection, count: int) -> None:
+    """Each is performed before the next comes; only its outcome may still wait to be written."""
+    for number in range(1, count + 1):
+        insert(conn, 1)
+        wait_for(conn, f"SELECT count(*) = {number} FROM trail WHERE status = 'running'")
+
+
+def test_outcomes_without_a_limit_ride_with_the_next_claim(conn: psycopg.Connection, run_node: RunNode) -> None:
+    start(conn, run_node, MERGE + JOBS.replace("max_concurrency = 4", "max_concurrency = None"), nodes=1)
+    insert_one_by_one(conn, 20)
+    wait_for(conn, "SELECT count(*) = 20 FROM swap_jobs WHERE status = 'succeeded'")
+    assert value(conn, SWAPS) > 5
+    assert value(conn, "SELECT bool_and(attempts_count = 1) FROM swap_jobs")
+
+
+def test_an_outcome_that_is_refused_takes_no_claim_with_it(conn: psycopg.Connection, run_node: RunNode) -> None:
+    start(conn, run_node, MERGE + JOBS.replace("max_concurrency = 4", "max_concurrency = None"), nodes=1)
+    conn.execute(REFUSE.encode())
+    for number in (1, 2, 5, 6, 8):
+        insert(conn, 1, number=str(number))
+    wait_for(
+        conn,
+        "SELECT bool_and(status = CASE number WHEN 5 THEN 'failed' ELSE 'succeeded' END::cluster.job_status) FROM swap_jobs",
+    )
+    assert value(conn, "SELECT bool_and(attempts_count = 1) FROM swap_jobs")
