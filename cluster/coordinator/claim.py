@@ -44,7 +44,9 @@ LONGEST_MERGE = 0.003
 QUIET_LOOKS = 4
 """So many looks that found nothing in a row, and a node goes on watch."""
 LOCKED_FOR = 0.05
-"""Seconds for which it stays awake for rows that could not be had."""
+"""Seconds for which it stays awake for rows that could not be had, and until it tries again to promote those that are due."""
+OVERDUE = 0.005
+"""Seconds after which a row that is due, and that nobody could promote, must be locked."""
 PRODUCERS_INTERVAL = 0.02
 """Seconds between looks while transactions that have inserted keep everybody off the watch; of all nodes together."""
 OFTEN_INTERVAL = 0.01
@@ -171,7 +173,7 @@ class Claimer:
         if plan is not None:
             self._claimed_at = self._claimed_at[1], before
         look = plan is None or not plan.swaps or before >= self._look_by
-        trip = Trip(None)
+        trip, due = Trip(None), set[int]()
         claimed: int | None = None
 
         def take(taken: Taken) -> None:
@@ -184,7 +186,8 @@ class Claimer:
                 await self._looker.sweep(connection)
                 if look:
                     self._waiting.looking()
-                trip = await self._round_trip.run(connection, lease, plan, take, due=self._due(), look=look)
+                due = self._due()
+                trip = await self._round_trip.run(connection, lease, plan, take, due=due, look=look)
         finally:
             if plan is not None and claimed is None:
                 self._not_taken(plan)
@@ -193,7 +196,11 @@ class Claimer:
         if trip.view is None:
             return max(0.0, self._look_by - time.monotonic())
         now = time.monotonic()
-        self._due_at = {table: now + due_in for table, due_in in trip.view.due_in.items()}
+        locked = due and not trip.promoted
+        self._due_at = {
+            table: now + (LOCKED_FOR if locked and due_in < -OVERDUE else due_in)
+            for table, due_in in trip.view.due_in.items()
+        }
         self._look_by = now + SWAP_FOR
         try:
             delay = await self._next(trip.view, claimed or 0)

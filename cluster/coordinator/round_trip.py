@@ -65,9 +65,10 @@ class Taken(NamedTuple):
 
 
 class Trip(NamedTuple):
-    """view None: nobody looked, or something failed. failed: the same again, one by one."""
+    """view None: nobody looked, or something failed. promoted: rows; failed: the same again, one by one."""
 
     view: View | None
+    promoted: int = 0
     failed: bool = False
 
 
@@ -97,12 +98,14 @@ class RoundTrip:
         claim = [] if plan is None else _claim(lease, plan)
         looks = self._looker.looks() if look else []
         found: list[PGresult] = []
+        promoted: list[PGresult] = []
         try:
             transactions = filter(None, [promotions, claim, [look.command for look in looks]])
             async with pipeline.sent(connection, *transactions) as answers:
                 failures = []
                 if promotions:
-                    failures.append(pipeline.error_of(connection, await answers.next()))
+                    promoted = await answers.next()
+                    failures.append(pipeline.error_of(connection, promoted))
                 if plan is not None:
                     claimed = await answers.next()
                     failures.append(pipeline.error_of(connection, claimed))
@@ -120,7 +123,8 @@ class RoundTrip:
             self.careful = True  # one by one, the statement that is to blame says why
             await connection.rollback()
             return Trip(None, failed=True)
-        return Trip(self._looker.read(connection, looks, found) if look else None)
+        view = self._looker.read(connection, looks, found) if look else None
+        return Trip(view, sum(answer.command_tuples or 0 for answer in promoted))
 
     async def _one_by_one(
         self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, take: Callable[[Taken], None]
