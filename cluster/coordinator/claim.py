@@ -258,7 +258,7 @@ class Claimer:
     def _not_taken(self, plan: Plan) -> None:
         """A claim has failed, or nobody knows."""
         if plan.successes:
-            self._finisher.swapped(plan.head.job_type, written=False)
+            self._finisher.return_successes(plan.head.job_type, written=False)
         self._waiting.not_counted(plan.head)
 
     def _take(self, plan: Plan, taken: Taken, lease: Lease, before: float) -> int:
@@ -273,7 +273,7 @@ class Claimer:
             self._doorbell.limit_freed(head.job_type.oid)
             self._look_by = 0.0
         if plan.successes:
-            self._finisher.swapped(head.job_type, written=taken.written)
+            self._finisher.return_successes(head.job_type, written=taken.written)
         if plan.swaps:
             self._waiting.counted(head, more=len(rows) < len(plan.successes))
         elif taken.had_lock:

@@ -89,6 +89,11 @@ class Observer:
         return ended or now - record.since > sighting.lease + MARGIN
 
 
+def sweep_pause(took: float, nodes: int) -> float:
+    """Seconds until the next sweep of a node, after one that took so long."""
+    return max(SWEEP_INTERVAL, took / SWEEP_SHARE) * nodes
+
+
 class Rescuer:
     """`tick` is one look at the other nodes. own: this node's id, None: not registered at the moment."""
 
@@ -117,8 +122,8 @@ class Rescuer:
         if lost or boottime() >= self._next_sweep:
             began = boottime()
             await self._sweep()
-            pause = max(SWEEP_INTERVAL, (boottime() - began) / SWEEP_SHARE)
-            self._next_sweep = boottime() + pause * self.live_nodes * random.uniform(0.5, 1.5)
+            pause = sweep_pause(boottime() - began, self.live_nodes)
+            self._next_sweep = boottime() + pause * random.uniform(0.5, 1.5)
         interval = min(LONGEST_LOOK_INTERVAL, max(LOOK_INTERVAL, self.live_nodes / LOOKS_FOR))
         return min(interval * random.uniform(0.75, 1.25), max(0.05, self._observer.next_end() - boottime()))
 

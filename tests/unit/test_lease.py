@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from cluster.coordinator.lease import FENCE, GRACE, Lease
-from cluster.coordinator.rescue import MARGIN, Observer, Sighting
+from cluster.coordinator.rescue import MARGIN, SWEEP_INTERVAL, Observer, Sighting, sweep_pause
 from cluster.lease_clock import boottime
 
 NODE = UUID(int=1)
@@ -112,3 +112,9 @@ def test_a_lease_that_has_ended_is_never_valid_again() -> None:
     lease.ended = True
     lease.renewed(boottime())
     assert not lease.valid
+
+
+def test_slow_sweeps_are_rare_and_all_nodes_together_sweep_as_often_as_one() -> None:
+    assert sweep_pause(0.01, nodes=1) == SWEEP_INTERVAL
+    assert sweep_pause(0.01, nodes=4) == 4 * SWEEP_INTERVAL
+    assert sweep_pause(1.0, nodes=2) == pytest.approx(40)
