@@ -18,7 +18,9 @@ interpreter, so marshal is safe here, and it is several times faster than pickle
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import marshal
+import os
 import struct
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
@@ -48,11 +50,11 @@ class FrameProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def send(self, frame: tuple[Any, ...]) -> None:
-        """Queues a frame; nothing happens when the other end is gone."""
+        """Nothing happens when the other end is gone."""
         if self._transport is None or self._transport.is_closing():
             return
         payload = marshal.dumps(frame)
-        self._transport.write(_LENGTH.pack(len(payload)) + payload)
+        _write(self._transport, _LENGTH.pack(len(payload)) + payload)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -77,3 +79,13 @@ class FrameProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._lost()
+
+
+def _write(transport: asyncio.Transport, data: bytes) -> None:
+    """At once. The transport would wait until this turn of the loop ends, and the other end for that long without need."""
+    sent = 0
+    if not transport.get_write_buffer_size():
+        with contextlib.suppress(OSError):  # no room, or the other end is gone: the transport knows what to do
+            sent = os.write(transport.get_extra_info("socket").fileno(), data)
+    if sent < len(data):
+        transport.write(data[sent:])

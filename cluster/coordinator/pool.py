@@ -240,6 +240,7 @@ class Pool:
 
     def _greet(self, worker: WorkerProcess, facts: dict[str, Any]) -> None:
         worker.ready = True
+        worker.sample_memory()  # a job may end the process before the next check
         self.forkserver.forked(worker.forked_from)
         self._boot_failures = 0
         events.worker_started(worker.pid, time.monotonic() - worker.started_at)

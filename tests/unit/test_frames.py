@@ -23,7 +23,7 @@ VALUES = st.none() | st.integers() | st.floats(allow_nan=False) | st.binary() | 
 
 
 class Wire(asyncio.Transport):
-    """Keeps what is written to it."""
+    """Keeps what is written to it, as if its socket had no room."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,6 +32,9 @@ class Wire(asyncio.Transport):
 
     def write(self, data: Any) -> None:  # Any: asyncio's buffers
         self.written += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return 1
 
     def is_closing(self) -> bool:
         return self.closed
