@@ -35,7 +35,7 @@ LOOK_INTERVAL = 1.5
 """Seconds between looks of a node that sleeps: the most that a lost watch can cost."""
 BUSY_INTERVAL = 0.002
 """Seconds between looks while jobs arrive often, so that a batch can gather; doubled with each look that finds nothing."""
-SWAP_FOR = 0.005
+SWAP_FOR = 0.01
 """Seconds after a look for which rows are swapped without another: a better priority may wait for so much longer."""
 LONGEST_SWAP = 0.5
 """Seconds that outcomes may wait for a claim in their place."""
@@ -169,17 +169,21 @@ class Claimer:
         if plan is None and passed and not self._rung and time.monotonic() < self._look_at:
             return self._look_at - time.monotonic()  # some room, but not for what waits
         self._rung = False
-        before = time.monotonic()
         if plan is not None:
-            self._claimed_at = self._claimed_at[1], before
-        look = plan is None or not plan.swaps or before >= self._look_by
-        trip, due = Trip(None), set[int]()
-        claimed: int | None = None
+            self._claimed_at = self._claimed_at[1], time.monotonic()
+        look = plan is None or not plan.swaps or time.monotonic() >= self._look_by
+        trip, due, claimed = Trip(None), set[int](), 0
+        under_way = [] if plan is None else [plan]
 
-        def take(taken: Taken) -> None:
+        def take(plan: Plan, taken: Taken) -> None:
             nonlocal claimed
-            assert plan is not None
-            claimed = self._take(plan, taken, lease, before)
+            under_way.remove(plan)
+            claimed += self._take(plan, taken, lease)
+
+        def following(plan: Plan) -> Plan | None:
+            next_plan = self._following(plan, lease)
+            under_way.extend([] if next_plan is None else [next_plan])
+            return next_plan
 
         try:
             async with self._session.use(DEADLINE) as connection:
@@ -187,9 +191,9 @@ class Claimer:
                 if look:
                     self._waiting.looking()
                 due = self._due()
-                trip = await self._round_trip.run(connection, lease, plan, take, due=due, look=look)
+                trip = await self._round_trip.run(connection, lease, plan, take, following, due=due, look=look)
         finally:
-            if plan is not None and claimed is None:
+            for plan in under_way:
                 self._not_taken(plan)
         if trip.failed:
             return 0
@@ -203,7 +207,7 @@ class Claimer:
         }
         self._look_by = now + SWAP_FOR
         try:
-            delay = await self._next(trip.view, claimed or 0)
+            delay = await self._next(trip.view, claimed)
         except TransientDatabaseError:
             delay = LOOK_INTERVAL  # without the direct connection nobody is on watch: look by the clock
         self._look_at = time.monotonic() + delay
@@ -241,6 +245,20 @@ class Claimer:
             self._pool.unreserve()
         return plan, passed
 
+    def _following(self, plan: Plan, lease: Lease) -> Plan | None:
+        """More jobs under the same limit have ended meanwhile: a swap for those, unless it is time to look.
+
+        What the swap before has claimed has no slots yet, so some may seem free that are not: no more are claimed than have ended.
+        """
+        job_type = plan.head.job_type
+        if not plan.swaps or time.monotonic() >= self._look_by or not lease.valid or not self._swappable(job_type):
+            return None
+        slots, demand = self._pool.demand(job_type)
+        if not demand or self._waiting.takable(self._swappable)[:1] != [plan.head]:
+            return None
+        next_plan = self._plan_for(plan.head, plan.priority, slots, demand, [], lease)
+        return next_plan if next_plan.swaps else None
+
     def _plan_for(self, head: Head, priority: int, slots: int, demand: int, keys: list[str], lease: Lease) -> Plan:
         successes = []
         if head.room is not None and head.room < 2 * demand:
@@ -253,42 +271,42 @@ class Claimer:
         demand = _bounded(head.job_type, demand)
         reach = self._parked.reach(head.job_type, demand)
         from_head = self._looker.is_slow(head.job_type)
-        return Plan(head, priority, slots, demand, keys, reach, successes, from_head)
+        return Plan(head, priority, slots, demand, keys, reach, successes, from_head, time.monotonic())
 
     def _not_taken(self, plan: Plan) -> None:
         """A claim has failed, or nobody knows."""
         if plan.successes:
-            self._finisher.return_successes(plan.head.job_type, written=False)
+            self._finisher.return_successes(plan.head.job_type, plan.successes, written=False)
         self._waiting.not_counted(plan.head)
 
-    def _take(self, plan: Plan, taken: Taken, lease: Lease, before: float) -> int:
+    def _take(self, plan: Plan, taken: Taken, lease: Lease) -> int:
         """Hands claimed rows to the pool, best first. Returns how many."""
         now = time.monotonic()
         head, rows = plan.head, taken.rows
-        events.claimed(head.job_type.name, head.queue, len(rows), now - before)
+        if rows:  # first of all: workers begin while the rest is done
+            if len(rows) > 1:
+                rows.sort(key=itemgetter(PRIORITY, RUN_AT, ID))  # big-endian, so bytes sort as what they stand for
+            self._pool.place(head.job_type, taken.oids, rows, now, lease)
+            self._waiting.claimed(head)
+            _note_size(head.job_type, rows)
+        elif not plan.swaps:
+            # Full keys were in the way, and are no more: what is at the head now may be tried at once.
+            self._waiting.missed(head, head.id if head.job_type.key is not None and taken.had_lock else None)
+        events.claimed(head.job_type.name, head.queue, len(rows), now - plan.made_at)
         if head.job_type.key is not None and taken.had_lock:
             self._parked.looked_after(head.job_type, head.queue, plan.keys)
             self._parked.claimed(head.job_type, plan.demand, len(rows))
-        if plan.swaps and len(rows) < len(plan.successes):
-            self._doorbell.limit_freed(head.job_type.oid)
-            self._look_by = 0.0
         if plan.successes:
-            self._finisher.return_successes(head.job_type, written=taken.written)
+            self._finisher.return_successes(head.job_type, plan.successes, written=taken.written)
         if plan.swaps:
-            self._waiting.counted(head, more=len(rows) < len(plan.successes))
+            if len(rows) < len(plan.successes):
+                self._doorbell.limit_freed(head.job_type.oid)
+                self._waiting.counted(head, more=True)
+                self._look_by = 0.0
         elif taken.had_lock:
             self._waiting.counted(head, more=len(rows) >= plan.demand)
         else:
             self._waiting.not_counted(head)  # another node has the lock
-        if rows:
-            self._waiting.claimed(head)
-            _note_size(head.job_type, rows)
-            if len(rows) > 1:
-                rows.sort(key=itemgetter(PRIORITY, RUN_AT, ID))  # big-endian, so bytes sort as what they stand for
-            self._pool.place(head.job_type, taken.oids, rows, now, lease)
-        elif not plan.swaps:
-            # Full keys were in the way, and are no more: what is at the head now may be tried at once.
-            self._waiting.missed(head, head.id if head.job_type.key is not None and taken.had_lock else None)
         return len(rows)
 
     # --- when to look ---

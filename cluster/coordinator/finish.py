@@ -72,8 +72,8 @@ class Finisher:
         self._writing: list[Finished] = []
         self._timer: asyncio.TimerHandle | None = None
         """Until when the claimer has time to take what waits; None: that is to be written here."""
-        self._with_claimer: list[Finished] = []
-        """Successes that the claimer is writing."""
+        self._with_claimer: list[list[Finished]] = []
+        """Successes that the claimer is writing, by claim."""
         self._freed_keys: set[ParkedKey] = set()
         self._away: TransientDatabaseError | None = None
         """Why a part of the last batch went back to the pending ones."""
@@ -123,7 +123,7 @@ class Finisher:
         return self.take_successes(job_type, node) if few else []
 
     def take_successes(self, job_type: JobType, node: UUID) -> list[Finished]:
-        """Those of a type under this node's id; `return_successes` must follow."""
+        """Those of a type under this node's id; `return_successes` must follow, unless there are none."""
         pending = self._pending.pop(job_type.index, [])
         taken = [item for item in pending if item[1][3] == "succeeded" and item[0].lease.node == node]
         rest = [item for item in pending if item[1][3] != "succeeded" or item[0].lease.node != node]
@@ -132,12 +132,13 @@ class Finisher:
             self.write_now()
         if not self._pending:
             self._stop_timer()
-        self._with_claimer = taken
+        if taken:
+            self._with_claimer.append(taken)
         return taken
 
-    def return_successes(self, job_type: JobType, *, written: bool) -> None:
+    def return_successes(self, job_type: JobType, taken: list[Finished], *, written: bool) -> None:
         """The end of what was taken. Not written: some are lost or locked, or nobody knows; all are written here, once more."""
-        taken, self._with_claimer = self._with_claimer, []
+        self._with_claimer.remove(taken)
         if written:
             self._count(job_type, taken)
         else:
@@ -148,11 +149,11 @@ class Finisher:
     @property
     def waiting(self) -> int:
         """Outcomes that the database does not have yet."""
-        return sum(map(len, [*self._pending.values(), *(batch for _, _, batch in self._later), self._with_claimer]))
+        return sum(map(len, [*self._pending.values(), *(batch for _, _, batch in self._later), *self._with_claimer]))
 
     def keys(self) -> set[Key]:
         """Of the outcomes that the database does not have yet, those being written included."""
-        batches = [*self._pending.values(), *(batch for _, _, batch in self._later), self._writing, self._with_claimer]
+        batches = [*self._pending.values(), *(batch for _, _, batch in self._later), self._writing, *self._with_claimer]
         return {(report[0], report[1]) for batch in batches for _, report in batch}
 
     async def drained(self) -> None:

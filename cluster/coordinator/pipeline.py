@@ -49,23 +49,12 @@ async def sent(connection: AsyncConnection[Any], *transactions: Sequence[Command
 
     psycopg.Error: a statement can't be prepared, or the connection is lost.
     """
-    bound = [[_bind(connection, command) for command in commands] for commands in transactions]
-    names: dict[_Key, bytes] | None = None
-    if connection.prepare_threshold is not None:
-        names = _prepared.setdefault(connection, {})
-        for key in {(item.statement, item.types) for item in chain(*bound)} - names.keys():
-            names[key] = await _prepare(connection, *key)
-    pgconn = connection.pgconn
-    pgconn.enter_pipeline_mode()
-    for commands in bound:
-        for command in commands:
-            _send(pgconn, command, names)
-        pgconn.pipeline_sync()
+    answers = Answers(connection)
+    await answers.send(*transactions)
     try:
-        yield Answers(pgconn, len(bound))
+        yield answers
     finally:
-        if pgconn.pipeline_status != pq.PipelineStatus.OFF:
-            pgconn.finish()
+        answers.close()
 
 
 async def ask(connection: AsyncConnection[Any], commands: Sequence[Command]) -> list[PGresult]:
@@ -81,12 +70,39 @@ async def ask(connection: AsyncConnection[Any], commands: Sequence[Command]) -> 
 
 
 class Answers:
-    """Of a pipeline that has been sent: binary values."""
+    """Of a pipeline: binary values."""
 
-    def __init__(self, pgconn: PGconn, transactions: int) -> None:
-        self._pgconn = pgconn
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._pgconn: PGconn = connection.pgconn
+        self._left = 0
+        self._unsent = 0
+
+    async def send(self, *transactions: Sequence[Command]) -> None:
+        """See `sent`. All answers to what was sent before must have been read."""
+        connection, pgconn = self._connection, self._pgconn
+        bound = [[_bind(connection, command) for command in commands] for commands in transactions]
+        names: dict[_Key, bytes] | None = None
+        if connection.prepare_threshold is not None:
+            names = _prepared.setdefault(connection, {})
+            for key in {(item.statement, item.types) for item in chain(*bound)} - names.keys():
+                names[key] = await _prepare(connection, *key)
+        pgconn.enter_pipeline_mode()
+        for commands in bound:
+            for command in commands:
+                _send(pgconn, command, names)
+            pgconn.pipeline_sync()
+        self.expect(len(bound))
+
+    def expect(self, transactions: int) -> None:
+        """So many have been put into the pipeline, and go out from now on."""
         self._left = transactions
-        self._unsent = pgconn.flush()
+        self._unsent = self._pgconn.flush()
+
+    def close(self) -> None:
+        """Ends the connection if there are answers that nobody has read."""
+        if self._pgconn.pipeline_status != pq.PipelineStatus.OFF:
+            self._pgconn.finish()
 
     async def next(self) -> list[PGresult]:
         """To the next transaction, in order. The last one may be an error, see `error_of`: then those behind it are missing."""
@@ -158,7 +174,9 @@ async def _prepare(connection: AsyncConnection[Any], statement: bytes, types: tu
     pgconn.enter_pipeline_mode()
     pgconn.send_prepare(name, statement, types)
     pgconn.pipeline_sync()
-    error = error_of(connection, await Answers(pgconn, 1).next())
+    answers = Answers(connection)
+    answers.expect(1)
+    error = error_of(connection, await answers.next())
     if error is not None:
         raise error
     return name

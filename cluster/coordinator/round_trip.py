@@ -6,7 +6,7 @@ When something is in the way, the next round trip goes statement by statement, t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg import AsyncConnection, abc, errors
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
     keys: to look after, reach: open rows to examine; of a type whose limit holds per key.
     successes: to be written in the same transaction; of a type whose limit is full, for as many claims in their place.
-    from_head: to begin at the head's row, not at the best.
+    from_head: to begin at the head's row, not at the best. made_at: CLOCK_MONOTONIC seconds.
     """
 
     head: Head
@@ -44,6 +44,7 @@ class Plan(NamedTuple):
     reach: int
     successes: list[Finished]
     from_head: bool
+    made_at: float
 
     @property
     def limited(self) -> bool:
@@ -62,6 +63,12 @@ class Taken(NamedTuple):
     oids: tuple[int, ...]
     had_lock: bool
     written: bool
+
+
+Take: TypeAlias = Callable[[Plan, Taken], None]
+"""Gets what came of a claim."""
+Following: TypeAlias = Callable[[Plan], Plan | None]
+"""Asked once a claim is answered and before that is taken: another one, for the server to work on meanwhile; None: none."""
 
 
 class Trip(NamedTuple):
@@ -86,12 +93,14 @@ class RoundTrip:
         connection: AsyncConnection[Any],
         lease: Lease,
         plan: Plan | None,
-        take: Callable[[Taken], None],
+        take: Take,
+        following: Following,
         *,
         due: set[int],
         look: bool,
     ) -> Trip:
-        """take: gets what came of the claim, unless that failed, while the look is still under way. due: tables to promote in."""
+        """take: not called for a claim that failed, and called while the look is still under way. following: not asked if there is
+        one. due: tables to promote in."""
         if self.careful:
             return await self._one_by_one(connection, lease, plan, take)
         promotions = self._looker.promotions(due)
@@ -106,11 +115,17 @@ class RoundTrip:
                 if promotions:
                     promoted = await answers.next()
                     failures.append(pipeline.error_of(connection, promoted))
-                if plan is not None:
+                while plan is not None:
                     claimed = await answers.next()
                     failures.append(pipeline.error_of(connection, claimed))
-                    if failures[-1] is None:
-                        take(self._taken(connection, plan, claimed))
+                    if failures[-1] is not None:
+                        break
+                    taken = self._taken(connection, plan, claimed)
+                    next_plan = None if looks else following(plan)
+                    if next_plan is not None:
+                        await answers.send(_claim(lease, next_plan))
+                    take(plan, taken)
+                    plan = next_plan
                 if looks:
                     found = await answers.next()
                     failures.append(pipeline.error_of(connection, found))
@@ -126,13 +141,10 @@ class RoundTrip:
         view = self._looker.read(connection, looks, found) if look else None
         return Trip(view, sum(answer.command_tuples or 0 for answer in promoted))
 
-    async def _one_by_one(
-        self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, take: Callable[[Taken], None]
-    ) -> Trip:
+    async def _one_by_one(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, take: Take) -> Trip:
         """What is in the way is found, and left out of the next round trips."""
-        taken = await self._claim_alone(connection, lease, plan) if plan is not None else None
-        if taken is not None:
-            take(taken)
+        if plan is not None and (taken := await self._claim_alone(connection, lease, plan)) is not None:
+            take(plan, taken)
         view = await self._looker.look(connection)
         due = {table for table, due_in in view.due_in.items() if due_in <= 0}
         for promotion in self._looker.promotions(due):

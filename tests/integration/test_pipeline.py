@@ -70,6 +70,20 @@ async def test_each_transaction_stands_or_fails_by_itself(connection: AsyncConne
     assert pipeline.rows(Transformer(connection), counted[0]) == [(1,)]
 
 
+async def test_more_may_be_sent_once_all_answers_are_read(connection: AsyncConnection) -> None:
+    add, again = (Command(ADD, {"id": number, "text": ""}) for number in (1, 2))
+    async with pipeline.sent(connection, [add]) as round_trip:
+        await round_trip.next()
+        await round_trip.send([again], [add])
+        added = await round_trip.next()
+        refused = await round_trip.next()
+        await round_trip.send([Command(COUNT)])
+        counted = await round_trip.next()
+    assert pipeline.error_of(connection, added) is None
+    assert isinstance(pipeline.error_of(connection, refused), errors.UniqueViolation)
+    assert pipeline.rows(Transformer(connection), counted[0]) == [(2,)]
+
+
 async def test_who_does_not_read_all_answers_loses_the_connection(connection: AsyncConnection) -> None:
     """What comes next must not take them for its own."""
     async with pipeline.sent(connection, [Command(COUNT)], [Command(COUNT)]) as round_trip:

@@ -49,6 +49,10 @@ SELECT count(*) FROM (
     SELECT FROM trail GROUP BY in_transaction HAVING bool_or(status = 'running') AND bool_or(status = 'succeeded')
 ) AS swap
 """
+END_SESSION = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE application_name = 'jobcluster claim' AND datname = current_database()
+"""
 OUT_OF_ORDER = """
 WITH claims AS (
     SELECT trail.number, (job.priority, job.run_at, job.id) AS place
@@ -159,6 +163,17 @@ def test_a_failure_is_written_promptly_while_others_swap(conn: psycopg.Connectio
     assert value(conn, "SELECT count(*) > 100 FROM swap_jobs WHERE status = 'not_started'"), (
         "too few jobs for this test"
     )
+
+
+def test_a_session_that_ends_among_swaps_takes_no_outcome_with_it(conn: psycopg.Connection, run_node: RunNode) -> None:
+    start(conn, run_node, JOBS.replace("max_attempts = 1", ""), nodes=1)
+    insert(conn, 4000, milliseconds=1)
+    for ended in range(1, 6):
+        wait_for(conn, f"SELECT count(*) > {ended * 500} FROM trail WHERE status = 'running'")
+        assert value(conn, END_SESSION) == 1
+    wait_for(conn, "SELECT count(*) = 4000 FROM swap_jobs WHERE status = 'succeeded'")
+    assert value(conn, "SELECT max(at_once) FROM trail") == 4
+    assert value(conn, "SELECT count(*) FROM trail WHERE status = 'succeeded'") == 4000
 
 
 def test_rows_that_are_not_kept_are_deleted_under_the_limit(conn: psycopg.Connection, run_node: RunNode) -> None:
