@@ -67,7 +67,8 @@ def enqueue_many(
 ) -> int | Awaitable[int]:
     """Inserts the jobs, all of this class, by COPY: all of them or none. Returns how many.
 
-    jobs is consumed some thousands at a time, so it may be a generator, also one that reads from this connection.
+    jobs may be a generator, also one that reads from this connection: it is consumed some thousands at a time. A list is copied
+    while its values are read, which is faster.
     """
     definition(job_class)
     if not isinstance(jobs, Iterable):
@@ -238,7 +239,7 @@ def _class_of_first(jobs: Iterable[Job]) -> tuple[type[Job] | None, Iterable[Job
     rest = iter(jobs)
     for first in rest:
         _check_job(first, "enqueue_many")
-        return type(first), chain([first], rest)
+        return type(first), jobs if isinstance(jobs, list | tuple) else chain([first], rest)
     return None, ()
 
 
@@ -370,19 +371,24 @@ def _copy_statement(job_class: type[Job], given: tuple[str, ...]) -> sql.Compose
     return sql.SQL("COPY {} ({}) FROM STDIN").format(identifier(definition(job_class).table), columns)
 
 
-def _batches(job_class: type[JobT], jobs: Iterable[JobT], given: _Given) -> Iterator[list[tuple[Any, ...]]]:
-    """Rows to copy, some at a time: a generator of jobs may read from this connection, but not during a COPY."""
+def _batches(job_class: type[JobT], jobs: Iterable[JobT], given: _Given) -> Iterator[Iterable[tuple[Any, ...]]]:
+    """Rows to copy. Some at a time, unless all jobs are there: a generator may read from this connection, but not during a COPY."""
     extra = [value for value in given if value is not None]
-    jobs = iter(jobs)
-    while batch := list(islice(jobs, _BATCH)):
-        if set(map(type, batch)) != {job_class}:
+    for batch in [jobs] if jobs and isinstance(jobs, list | tuple) else _parts(jobs):
+        if set(map(type, batch)) - {job_class}:
             wrong = next(job for job in batch if type(job) is not job_class)
             raise EnqueueError(f"perform_many of {job_class.__name__} got {_described(wrong)}")
         fields = [_values(column, batch) for column in definition(job_class).columns]
-        yield list(zip(*fields, *(repeat(value, len(batch)) for value in extra), strict=True))
+        yield zip(*fields, *(repeat(value, len(batch)) for value in extra), strict=True)
 
 
-def _values(column: Column, jobs: list[JobT]) -> Iterable[Any]:
+def _parts(jobs: Iterable[JobT]) -> Iterator[list[JobT]]:
+    jobs = iter(jobs)
+    while part := list(islice(jobs, _BATCH)):
+        yield part
+
+
+def _values(column: Column, jobs: Sequence[JobT]) -> Iterable[Any]:
     values = map(attrgetter(column.name), jobs)
     return values if column.to_database is None else map(column.value, values)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as clock_time
@@ -253,14 +253,21 @@ def test_jobs_may_be_made_from_rows_read_on_the_same_connection(tables: psycopg.
         assert MailJob.perform_many(tables, (MailJob(customer_id=i) for (i,) in cursor)) == 1000
 
 
-@pytest.mark.parametrize("wrong", [BareJob(), "a job", MailJob, None])
-def test_one_wrong_job_among_many_leaves_no_row(tables: psycopg.Connection, wrong: Any) -> None:
-    def jobs() -> Iterator[Any]:
-        yield from (MailJob(customer_id=i) for i in range(10_001))
-        yield wrong
+@pytest.mark.parametrize("given", [list, tuple, iter])
+def test_jobs_may_be_given_in_any_iterable(tables: psycopg.Connection, given: Callable[[list[MailJob]], Any]) -> None:
+    jobs = [MailJob(customer_id=i) for i in range(10_001)]
+    assert MailJob.perform_many(tables, given(jobs)) == 10_001
+    assert rows(tables, "SELECT count(*), sum(customer_id)::bigint FROM mail_jobs") == [(10_001, 10_000 * 10_001 // 2)]
 
+
+@pytest.mark.parametrize("given", [list, iter])
+@pytest.mark.parametrize("wrong", [BareJob(), "a job", MailJob, None])
+def test_one_wrong_job_among_many_leaves_no_row(
+    tables: psycopg.Connection, wrong: Any, given: Callable[[list[Any]], Any]
+) -> None:
+    jobs = [*(MailJob(customer_id=i) for i in range(10_001)), wrong]
     with pytest.raises(EnqueueError, match="perform_many of MailJob got"):
-        MailJob.perform_many(tables, jobs())
+        MailJob.perform_many(tables, given(jobs))
     assert rows(tables, "SELECT count(*) FROM mail_jobs") == [(0,)]
 
 
