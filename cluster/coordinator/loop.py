@@ -23,12 +23,14 @@ class Wakeup:
 
     async def wait(self, timeout: float | None) -> None:
         """Until set, or for `timeout` seconds; None: until set."""
-        if timeout is None or timeout > 0:
+        if timeout is None:
+            await self._event.wait()
+        elif timeout > 0:
+            timer = asyncio.get_running_loop().call_later(timeout, self._event.set)
             try:
-                async with asyncio.timeout(timeout):
-                    await self._event.wait()
-            except TimeoutError:
-                pass
+                await self._event.wait()
+            finally:
+                timer.cancel()
         else:
             await asyncio.sleep(0)
         self._event.clear()

@@ -92,8 +92,9 @@ class Session:
     async def _guarded(self, deadline: float) -> AsyncIterator[AsyncConnection[Any]]:
         started = time.monotonic()
         try:
-            async with asyncio.timeout(deadline):
-                connection = await self._connected()
+            if (connection := self.connected) is None:
+                async with asyncio.timeout(deadline):
+                    connection = await self._connect()
             # Cancelling would first ask the server to cancel, and wait for its answer: hang up instead.
             left = deadline - (time.monotonic() - started)
             timer = asyncio.get_running_loop().call_later(left, self._hang_up, connection)
@@ -145,27 +146,25 @@ class Session:
         """Of the connection; what the URL says goes before our own."""
         return {**KEEPALIVE, "application_name": f"jobcluster {self._name}", **conninfo_to_dict(self._url)}
 
-    async def _connected(self) -> AsyncConnection[Any]:
-        if self.connected is None:
-            connection = await AsyncConnection.connect(
-                make_conninfo("", **self._parameters()),
-                autocommit=True,
-                prepare_threshold=None,
-                client_encoding="utf-8",
-            )
-            self._connection = connection
-            pid, started = await _backend(connection)
-            self.pooled = pid != connection.info.backend_pid
-            if not self.pooled:
-                connection.prepare_threshold = 0
-                connection.prepared_max = None  # as many as there are job types: evicting one would cost more
-                if not self._sign_of_life:
-                    await self._end_predecessors(connection)
-                    self._backends.append((pid, started))
-            if self._setup is not None:
-                await self._setup(connection)
-        assert self._connection is not None
-        return self._connection
+    async def _connect(self) -> AsyncConnection[Any]:
+        connection = await AsyncConnection.connect(
+            make_conninfo("", **self._parameters()),
+            autocommit=True,
+            prepare_threshold=None,
+            client_encoding="utf-8",
+        )
+        self._connection = connection
+        pid, started = await _backend(connection)
+        self.pooled = pid != connection.info.backend_pid
+        if not self.pooled:
+            connection.prepare_threshold = 0
+            connection.prepared_max = None  # as many as there are job types: evicting one would cost more
+            if not self._sign_of_life:
+                await self._end_predecessors(connection)
+                self._backends.append((pid, started))
+        if self._setup is not None:
+            await self._setup(connection)
+        return connection
 
     async def _end_predecessors(self, connection: AsyncConnection[Any]) -> None:
         """What a lost session left on the server would keep its locks, and may still commit."""
