@@ -679,6 +679,8 @@ def test_dev_says_which_command_it_cant_run(database_url: str, tmp_path: Path) -
 
 @contextmanager
 def started(*arguments: str, cwd: Path, url: str | None = None, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Without /metrics: other tests start nodes at the same time, and the default port is one."""
+    variables = {"CLUSTER_HTTP_PORT": "0", **variables}
     with subprocess.Popen(
         [sys.executable, "-m", "cluster", *arguments],
         cwd=cwd,
@@ -701,6 +703,7 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
     seen = []
     for line in process.stdout:
         seen.append(line)
+        print(line, end="")  # for the report, should the line never come
         if text in line:
             return line
     raise AssertionError(f"it ended without {text!r}:\n{''.join(seen)}")
