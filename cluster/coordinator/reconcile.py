@@ -6,6 +6,7 @@ jobs whose row is gone are stopped; so are those whose cancellation was asked fo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from cluster.coordinator.pool import Pool
 from cluster.coordinator.process import Key
 from cluster.coordinator.session import Session
 
+SHARE = 0.1
+"""Of the time, that comparisons may take."""
 UNKNOWN_AFTER = 15.0
 """Seconds since its claim after which a row that nobody here knows is handed back: longer than any round trip may take.
 
@@ -48,16 +51,15 @@ class Reconciler:
 
     async def tick(self) -> float | None:
         """Returns the seconds until the next comparison."""
-        lease = self._lease()
+        began, lease = time.monotonic(), self._lease()
         if lease is not None:
             for job_type in self._types:
                 await self._compare(job_type, lease)
-        return self._interval
+        # A held snapshot keeps the index entries of all that this node has run, and a comparison crosses them.
+        return max(self._interval, (time.monotonic() - began) / SHARE)
 
     async def _compare(self, job_type: JobType, lease: Lease) -> None:
-        # Known before and after: what is claimed or ended meanwhile is no discrepancy.
-        before = self._known(job_type, lease)
-        rows = await self._rows(job_type, lease) if job_type.oid else {}  # a dropped table has none
+        before, rows = await self._before_and_rows(job_type, lease)
         known = before | self._known(job_type, lease)
         unknown_after = 0.0 if self._session.alone else UNKNOWN_AFTER
         held = self._pool.held(lease)
@@ -71,13 +73,18 @@ class Reconciler:
             if age > unknown_after and (job_type.index, job_id) not in known:
                 await self._give_back(job_type, lease, rows[job_id])
 
-    async def _rows(self, job_type: JobType, lease: Lease) -> dict[int, tuple[Any, ...]]:
+    async def _before_and_rows(self, job_type: JobType, lease: Lease) -> tuple[set[Key], dict[int, tuple[Any, ...]]]:
+        """What the node knew just before the query, and the rows. In between nothing is claimed: that takes the same session."""
+        if not job_type.oid:
+            return self._known(job_type, lease), {}  # a dropped table has none
+        before = set[Key]()
         try:
             async with self._session.use() as connection:
+                before = self._known(job_type, lease)
                 cursor = await connection.execute(job_type.statement("list_claims"), {"node": lease.node}, binary=True)
-                return {row[0]: row for row in await cursor.fetchall()}
+                return before, {row[0]: row for row in await cursor.fetchall()}
         except (errors.UndefinedTable, errors.UndefinedColumn):
-            return {}
+            return before, {}
 
     def _known(self, job_type: JobType, lease: Lease) -> set[Key]:
         return {key for key in set(self._pool.held(lease)) | self._unwritten() if key[0] == job_type.index}

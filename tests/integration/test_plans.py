@@ -137,6 +137,7 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
         Hot("delete_finished_jobs", held, {PRIMARY_KEY}),
         Hot("list_held_claims", held, {PRIMARY_KEY}),
         Hot("list_claims", {"node": NODE}, {RUNNING}),
+        Hot("release_claim", {"id": running[0][0], "locked_at": an_hour_ago, "node": NODE}, {PRIMARY_KEY}),
         Hot("rescue_jobs", {"limit": 1000, "max_attempts": 10}, {RUNNING, PRIMARY_KEY}),
         Hot("promote_jobs", {"limit": 1000, "due_from": None}, {DUE, PRIMARY_KEY}),
         Hot("promote_jobs", {"limit": 1000, "due_from": an_hour_ago}, {DUE, PRIMARY_KEY}),
