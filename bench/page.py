@@ -8,7 +8,7 @@ from pathlib import Path
 from bench import goals
 from bench.figures import Figures, Source, shown
 from bench.plots import draw_all
-from bench.scenarios import large, memory, offered, snapshot
+from bench.scenarios import enqueue, large, memory, offered, snapshot
 from bench.scenarios.feeder import WAITING
 
 NAME = "performance"
@@ -32,25 +32,25 @@ REPRODUCE = """\
 On a quiet machine: any other program makes everything slower, and the slowest percent much slower.
 """
 WHERE_IT_GOES = """\
-* Drain.** Two cores have to do what is in the table, per job. Postgres takes less than in the floor's loop, so 0.7 × floor
-  would leave about 34 µs to coordinator and workers together. A worker needs some 20 µs of plain Python for a job: to build it
+* **Drain.** Two cores have to do what is in the table, per job. Postgres takes as much as in the floor's loop, so 0.7 × floor
+  would leave about 30 µs to coordinator and workers together. A worker needs some 20 µs of plain Python for a job: to build it
   from its row, check that its lease holds, run it in a task of its own, note what it does for the case that the process dies,
   and report. The coordinator keeps every claim until its outcome is written. Tried without effect beyond the noise: larger and
   smaller frames, reports gathered for longer, larger claims, no garbage collection, later writes. Not done: a task per slot in
   place of one per job, since the cancellation of one job could then reach the next.
-* Limit of 16.** Sixteen jobs at most end and begin per round trip, so the time of one is the limit: traced, a swap of 12 jobs
+* **Limit of 16.** Sixteen jobs at most end and begin per round trip, so the time of one is the limit: traced, a swap of 12 jobs
   takes Postgres 0.9 ms and its disk 0.4 ms, and handing over the claimed ones takes the coordinator 0.5 ms. The next swap is
   sent before that, which made it 1.2 times as fast. Jobs that take longer than a millisecond are bound by their limit, not by
   this: see the line about jobs of 5 s.
-* A single start.** Traced: the client's INSERT and commit 1.5 ms; the node knows at the same moment; until its claim is sent
+* **A single start.** Traced: the client's INSERT and commit 1.5 ms; the node knows at the same moment; until its claim is sent
   0.6 ms; claim and commit 1.4 ms, where the plainest claim takes 0.85 and this one alone 1.1; until the job is with its worker
   0.2 ms; until `perform` 0.3 ms. After a pause each of these runs with cold caches, several times slower than in a loop. What
   the floor does not do: a process that performs, whose crash harms nobody else, and a claim that checks lease, pauses and
   attempts. What helped: claim and look in one round trip, the claimed job handed over while the look is under way, frames
   written at once.
-* 500 jobs/s.** Each job is three transactions, as with the floor: INSERT with NOTIFY, claim, outcome. Outcomes ride with the
+* **500 jobs/s.** Each job is three transactions, as with the floor: INSERT with NOTIFY, claim, outcome. Outcomes ride with the
   next claim where that comes within 3 ms. Tried: fewer looks (5 % less, within the noise).
-* `perform_many` of a generator.** The server waits while jobs are made, since a generator may read from the same connection.
+* **`perform_many` of a generator.** The server waits while jobs are made, since a generator may read from the same connection.
 """
 CAVEATS = """\
 ## What the figures do not say
@@ -72,7 +72,7 @@ def write_page(files: Iterable[Path], folder: Path) -> Path:
     plots = {name: f"{NAME}/{path.name}" for name, path in drawn.items()}
     parts = [
         INTRODUCTION, _runs(figures), _goals(figures), _where(figures), _drain(plots), _offered(figures, plots),
-        _snapshot(figures, plots), _large(figures), _many(figures), _memory(figures), REPRODUCE, CAVEATS,
+        _enqueue(figures), _snapshot(figures, plots), _large(figures), _many(figures), _memory(figures), REPRODUCE, CAVEATS,
     ]  # fmt: skip
     path = folder / f"{NAME}.md"
     path.write_text("\n".join(part for part in parts if part))
@@ -155,6 +155,33 @@ def _offered(figures: Figures, plots: dict[str, str]) -> str:
         f"![Latency and CPU against the rate of jobs]({plots['offered']})\n\n{_table(headings, rows)}"
         f"\nThe client's process is in the column of the coordinator.\n"
     )
+
+
+def _enqueue(figures: Figures) -> str:
+    if not figures.has("enqueue"):
+        return ""
+    clients = [f"{count} client{'s' if count > 1 else ''}" for count in enqueue.CLIENTS]
+    single = [
+        [variant, *(_with_ratio(figures, variant, name) for name in clients)]
+        for variant in figures.variants("enqueue")
+        if figures.median("enqueue", variant, clients[0]) is not None
+    ]
+    many = [
+        [f"{variant}: {name}", _with_ratio(figures, variant, name)]
+        for variant in figures.variants("enqueue")
+        for name in ("no triggers", "job table", "perform_many", "perform_many, a generator")
+        if figures.median("enqueue", variant, name) is not None
+    ]
+    return (
+        "## Enqueueing\n\nRows a second, and the ratio to the same table without the triggers of a job table. Single rows, each a "
+        "transaction: with no node, with one that performs the jobs on the same two cores, and with one that every row wakes and "
+        f"that may take none.\n\n{_table(['', *clients], single)}\nMany rows:\n\n{_table(['', 'rows/s'], many)}"
+    )
+
+
+def _with_ratio(figures: Figures, variant: str, measure: str) -> str:
+    ratio = figures.ratio("enqueue", variant, measure)
+    return shown(figures.median("enqueue", variant, measure)) + ("" if ratio is None else f" = {ratio:.2f} ×")
 
 
 def _snapshot(figures: Figures, plots: dict[str, str]) -> str:
