@@ -48,15 +48,16 @@ class Reconciler:
         self._lease = lease
         self._unwritten = unwritten
         self._interval = interval
+        self._took = 0.0
+        """Seconds of the queries of one comparison: a held snapshot keeps the index entries of all that this node has run."""
 
     async def tick(self) -> float | None:
         """Returns the seconds until the next comparison."""
-        began, lease = time.monotonic(), self._lease()
+        lease, self._took = self._lease(), 0.0
         if lease is not None:
             for job_type in self._types:
                 await self._compare(job_type, lease)
-        # A held snapshot keeps the index entries of all that this node has run, and a comparison crosses them.
-        return max(self._interval, (time.monotonic() - began) / SHARE)
+        return max(self._interval, self._took / SHARE)
 
     async def _compare(self, job_type: JobType, lease: Lease) -> None:
         before, rows = await self._before_and_rows(job_type, lease)
@@ -80,8 +81,9 @@ class Reconciler:
         before = set[Key]()
         try:
             async with self._session.use() as connection:
-                before = self._known(job_type, lease)
+                before, began = self._known(job_type, lease), time.monotonic()
                 cursor = await connection.execute(job_type.statement("list_claims"), {"node": lease.node}, binary=True)
+                self._took += time.monotonic() - began
                 return before, {row[0]: row for row in await cursor.fetchall()}
         except (errors.UndefinedTable, errors.UndefinedColumn):
             return before, {}
