@@ -36,12 +36,11 @@ WHERE_IT_GOES = """\
   would leave about 30 µs to coordinator and workers together. A worker needs some 20 µs of plain Python for a job: to build it
   from its row, check that its lease holds, run it in a task of its own, note what it does for the case that the process dies,
   and report. The coordinator keeps every claim until its outcome is written. Tried without effect beyond the noise: larger and
-  smaller frames, reports gathered for longer, larger claims, no garbage collection, later writes. Not done: a task per slot in
-  place of one per job, since the cancellation of one job could then reach the next.
+  smaller frames, reports gathered for longer, workers without garbage collection. Not done: a task per slot in place of one per
+  job, since the cancellation of one job could then reach the next.
 * **Limit of 16.** Sixteen jobs at most end and begin per round trip, so the time of one is the limit: traced, a swap of 12 jobs
   takes Postgres 0.9 ms and its disk 0.4 ms, and handing over the claimed ones takes the coordinator 0.5 ms. The next swap is
-  sent before that, which made it 1.2 times as fast. Jobs that take longer than a millisecond are bound by their limit, not by
-  this: see the line about jobs of 5 s.
+  sent before that, which made it 1.2 times as fast. The longer jobs take, the less of this counts: see the line about jobs of 5 s.
 * **A single start.** Traced: the client's INSERT and commit 1.5 ms; the node knows at the same moment; until its claim is sent
   0.6 ms; claim and commit 1.4 ms, where the plainest claim takes 0.85 and this one alone 1.1; until the job is with its worker
   0.2 ms; until `perform` 0.3 ms. After a pause each of these runs with cold caches, several times slower than in a loop. What

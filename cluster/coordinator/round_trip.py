@@ -99,8 +99,8 @@ class RoundTrip:
         due: set[int],
         look: bool,
     ) -> Trip:
-        """take: not called for a claim that failed, and called while the look is still under way. following: not asked if there is
-        one. due: tables to promote in."""
+        """take: not called for a claim that failed; called while the look is still under way. following: asked only without a look.
+        due: tables to promote in."""
         if self.careful:
             return await self._one_by_one(connection, lease, plan, take)
         promotions = self._looker.promotions(due)
