@@ -59,6 +59,9 @@ def main(arguments: list[str] | None = None) -> Path:
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.page:
+        missing = [path for path in given.page if not path.is_file()]
+        if missing:
+            parser.error(f"there is no file {missing[0]}; each run of a scenario writes one to {FOLDER}")
         return _write_page(given.page)
     unknown = [name for name in given.scenarios if name not in SCENARIOS]
     if unknown:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from bench.cli import main
 from bench.page import write_page
 from bench.results import REPOSITORY, Results, Run
 from cluster.embedded import EmbeddedPostgres
@@ -101,6 +102,12 @@ def snapshot_results() -> Results:
                 results.add(f"{limit}, {state}", measure, "jobs/s", rate, 20_000.0)
             results.add_points(f"{limit}, {state}", "performed", "jobs/s", "s", [(30.0, rate), (90.0, rate)])
     return results
+
+
+def test_a_page_of_a_file_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--page", "nofile.json"])
+    assert "there is no file nofile.json" in capsys.readouterr().err
 
 
 def test_a_page_is_written_from_result_files(result_file: Path, tmp_path: Path) -> None:
