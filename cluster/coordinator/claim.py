@@ -26,6 +26,7 @@ from cluster.coordinator.pool import Pool
 from cluster.coordinator.process import RawRow
 from cluster.coordinator.round_trip import Plan, RoundTrip, Taken, Trip
 from cluster.coordinator.session import Session, TransientDatabaseError
+from cluster.coordinator.shares import Shares
 from cluster.coordinator.waiting import LOWEST_PRIORITY, Waiting
 from cluster.frames import ID, PRIORITY, RUN_AT
 
@@ -80,6 +81,7 @@ class Claimer:
         self._live_nodes = live_nodes
         self._parked = looker.parked
         self._waiting = Waiting(looker)
+        self._shares = Shares(live_nodes)
         self._round_trip = RoundTrip(looker)
         self._wants_room = False
         """Something waits that had no place in this node."""
@@ -131,7 +133,12 @@ class Claimer:
         return LONGEST_MERGE if often and self._can_merge(job_type) else 0.0
 
     def _can_swap(self, job_type: JobType) -> bool:
-        return self._can_write(job_type) and self._waiting.is_full(job_type)
+        limit = self._waiting.full(job_type)
+        return (
+            limit is not None
+            and self._can_write(job_type)
+            and not self._shares.exceeded(job_type.index, limit, self._held(job_type))
+        )
 
     def _can_merge(self, job_type: JobType) -> bool:
         return self._can_write(job_type) and job_type.key is None and not self._waiting.is_limited(job_type)
@@ -141,7 +148,11 @@ class Claimer:
         return self.lease is not None and keeps and not self._round_trip.careful
 
     def _swappable(self, job_type: JobType) -> bool:
-        return self._can_swap(job_type) and self._finisher.has_successes(job_type)
+        return self._finisher.has_successes(job_type) and self._can_swap(job_type)
+
+    def _held(self, job_type: JobType) -> int:
+        """Jobs of the type that count as running because of this node."""
+        return self._pool.claimed(job_type) + self._finisher.pending(job_type)
 
     async def stop(self) -> None:
         """Claims nothing more, and lets other coordinators know that they must be on watch."""
@@ -230,7 +241,7 @@ class Claimer:
         for place, head in enumerate(heads):
             if head.id is None and self._looker.is_slow(head.job_type):
                 continue
-            slots, demand = self._pool.demand(head.job_type)
+            slots, demand = self._demand(head)
             keys = self._parked.some(head.job_type, head.queue)
             if demand or keys:  # even without room here, what is parked must be opened for others
                 next_priority = heads[place + 1].priority if place + 1 < len(heads) else LOWEST_PRIORITY
@@ -238,12 +249,25 @@ class Claimer:
                 break
             passed = True
             # Room may be kept free for it, but not from a better priority.
-            alone_waits = alone_waits or (head.job_type.exclusive and head.priority == heads[0].priority)
+            if (
+                head.job_type.exclusive
+                and head.priority == heads[0].priority
+                and not self._pool.demand(head.job_type)[1]
+            ):
+                alone_waits = True
         if alone_waits:
             self._pool.reserve()
         else:
             self._pool.unreserve()
         return plan, passed
+
+    def _demand(self, head: Head) -> tuple[int, int]:
+        """How many jobs can begin at once, and how many are wanted, as the pool says; under a limit, within this node's share."""
+        slots, demand = self._pool.demand(head.job_type)
+        if not demand or head.limit is None or self._swappable(head.job_type):
+            return slots, demand
+        places = self._shares.places(head.job_type.index, head.limit, self._held(head.job_type))
+        return int(min(slots, places)), int(min(demand, places))
 
     def _following(self, plan: Plan, lease: Lease) -> Plan | None:
         """More jobs under the same limit have ended meanwhile: a swap for those, unless it is time to look.
@@ -323,7 +347,8 @@ class Claimer:
                 await self._doorbell.leave()  # looking costs this node less than notifying costs the producers
         self._quiet = 0 if claimed else self._quiet + 1
         takable = self._waiting.takable(self._swappable)
-        if any(self._pool.demand(head.job_type)[1] for head in takable):
+        self._shares.keep(self._waiting.with_room())
+        if any(self._demand(head)[1] for head in takable):
             return 0
         passed = {head.job_type.oid for head in takable}
         self._wants_room = bool(passed)
@@ -335,7 +360,7 @@ class Claimer:
         retries = self._waiting.retries()
         if retries and min(retries) < LOCKED_FOR:
             return max(0.0, min(due_in, *retries))
-        due_in = min(due_in, *retries, LOOK_INTERVAL, max(0.0, self._looker.whole_in()))
+        due_in = min(due_in, *retries, self._shares.wait(), LOOK_INTERVAL, max(0.0, self._looker.whole_in()))
         if self._quiet < QUIET_LOOKS and not self._doorbell.watching:
             return min(due_in, BUSY_INTERVAL * 2.0**self._quiet)
         return await self._watch(due_in, passed)

@@ -117,9 +117,13 @@ class Finisher:
         """Whether there is something to swap."""
         return any(report[3] == "succeeded" for _, report in self._pending.get(job_type.index, ()))
 
+    def pending(self, job_type: JobType) -> int:
+        """Outcomes of a type that nobody has begun to write."""
+        return len(self._pending.get(job_type.index, ()))
+
     def take_few_successes(self, job_type: JobType, node: UUID) -> list[Finished]:
         """As `take_successes`, or none if there are many."""
-        few = len(self._pending.get(job_type.index, ())) <= MOST_TAKEN
+        few = self.pending(job_type) <= MOST_TAKEN
         return self.take_successes(job_type, node) if few else []
 
     def take_successes(self, job_type: JobType, node: UUID) -> list[Finished]:

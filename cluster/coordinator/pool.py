@@ -133,6 +133,11 @@ class Pool:
         """Jobs that this node has claimed and not reported."""
         return len(self._alone) + sum(len(worker.claims) for worker in self._workers)
 
+    def claimed(self, job_type: JobType) -> int:
+        """Jobs of a type that this node has claimed and not reported."""
+        keys = [*(key for key, _, _ in self._alone), *(key for worker in self._workers for key in worker.claims)]
+        return sum(index == job_type.index for index, _ in keys)
+
     @property
     def slots(self) -> int:
         return self._processes * self._options.slots

@@ -115,9 +115,15 @@ class Waiting:
         """It had a limit, which is the type's, when last looked at."""
         return job_type.index in self._limits
 
-    def is_full(self, job_type: JobType) -> bool:
-        """Its limit was reached when last looked at, and rows waited."""
-        return any(head.job_type is job_type and head.room == 0 for head in self._heads)
+    def full(self, job_type: JobType) -> int | None:
+        """Its limit, if that was reached when last looked at, rows waited, and no room is known to have come since; else None."""
+        if job_type.index in self._freed:
+            return None
+        return next((head.limit for head in self._heads if head.job_type is job_type and head.room == 0), None)
+
+    def with_room(self) -> set[int]:
+        """Types, by index, of which rows wait that no limit keeps back."""
+        return {head.job_type.index for head in self._candidates() if self._may_have_room(head)}
 
     def freed(self, job_type: JobType) -> None:
         """Its limit has room, whatever the last look found; rows of foreign queues are news again."""
