@@ -150,9 +150,9 @@ class Claimer:
     def _swappable(self, job_type: JobType) -> bool:
         return self._finisher.has_successes(job_type) and self._can_swap(job_type)
 
-    def _held(self, job_type: JobType) -> int:
-        """Jobs of the type that count as running because of this node."""
-        return self._pool.claimed(job_type) + self._finisher.pending(job_type)
+    def _held(self, job_type: JobType) -> Callable[[], int]:
+        """Jobs of the type that are running because of this node, in the eyes of the database."""
+        return lambda: self._pool.claimed(job_type) + self._finisher.pending(job_type)
 
     async def stop(self) -> None:
         """Claims nothing more, and lets other coordinators know that they must be on watch."""

@@ -27,7 +27,7 @@ class Alone(NamedTuple):
 class Shares:
     """Of the limits that this node has jobs under. live_nodes: how many nodes there are, this one included.
 
-    Types are given by index; held: jobs of the type that count as running because of this node.
+    Types are given by index; held: counts the jobs of the type that are running because of this node, where that matters.
     """
 
     def __init__(self, live_nodes: Callable[[], int]) -> None:
@@ -36,15 +36,15 @@ class Shares:
         """CLOCK_MONOTONIC seconds since when room is left to others, by type."""
         self._alone: dict[int, Alone] = {}
 
-    def exceeded(self, index: int, limit: int, held: int) -> bool:
+    def exceeded(self, index: int, limit: int, held: Callable[[], int]) -> bool:
         """Whether this node has more than its share, and others may want it."""
-        return not self._takes_all(index) and held > self._share(limit)
+        return not self._takes_all(index) and held() > self._share(limit)
 
-    def places(self, index: int, limit: int, held: int) -> float:
+    def places(self, index: int, limit: int, held: Callable[[], int]) -> float:
         """How many more jobs this node may begin now. 0: others are to have what room there is, for `wait` seconds."""
         if self._takes_all(index):
             return math.inf
-        places = self._share(limit) - held
+        places = self._share(limit) - held()
         if places > 0:
             return places
         now = time.monotonic()

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.coordinator import bounds
 from cluster.coordinator.bounds import INTERVAL, LONGEST_INTERVAL, NOTHING_KNOWN, Bound, Bounds, Found, Place
+from tests.support.clocks import stop_clock
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 URGENT, ORDINARY, OTHER = Place("default", 10), Place("default", 50), Place("other", 50)
@@ -27,10 +28,7 @@ def found(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    stopped = SimpleNamespace(now=1000.0)
-    stopped.monotonic = lambda: stopped.now
-    monkeypatch.setattr(bounds, "time", stopped)
-    return stopped
+    return stop_clock(monkeypatch, bounds)
 
 
 def after_slow_look(*places: tuple[Place, Bound], settled: float = 0) -> Bounds:
