@@ -16,7 +16,6 @@ from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, errors
-from psycopg.adapt import Transformer
 
 from cluster import events, metrics
 from cluster.coordinator import arrays, pipeline
@@ -221,7 +220,7 @@ class Finisher:
             async with self._session.use() as connection:
                 command = Command(job_type.statement(name), self._parameters(connection, batch, name))
                 answers = await pipeline.ask(connection, [command])
-                rows = pipeline.rows(Transformer(connection), answers[0])
+                rows = pipeline.rows(pipeline.adapter_of(connection), answers[0])
                 hit = {row[0] for row in rows}
                 missed = [item for item in batch if item[1][1] not in hit]
                 held = await self._held(connection, job_type, missed) if missed else {}

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from psycopg import AsyncConnection, errors
-from psycopg.adapt import Transformer
 from psycopg.pq.abc import PGresult
 
 from cluster.coordinator import pipeline
@@ -131,7 +130,7 @@ class Looker:
     def read(self, connection: AsyncConnection[Any], looks: list[Look], answers: list[PGresult]) -> View:
         view = View([], {}, {}, set(), {})
         for look, answer in zip(looks, answers, strict=True):
-            self._read(look, pipeline.rows(Transformer(connection), answer), view)
+            self._read(look, pipeline.rows(pipeline.adapter_of(connection), answer), view)
         return view
 
     def _read(self, look: Look, rows: list[tuple[Any, ...]], view: View) -> None:

@@ -40,6 +40,7 @@ class _Bound(NamedTuple):
 _Key = tuple[bytes, tuple[int, ...]]
 """A statement and the types of its values."""
 _prepared: WeakKeyDictionary[AsyncConnection[Any], dict[_Key, bytes]] = WeakKeyDictionary()
+_adapters: WeakKeyDictionary[AsyncConnection[Any], abc.Transformer] = WeakKeyDictionary()
 _numbers = count()
 
 
@@ -127,6 +128,14 @@ class Answers:
             self._unsent = self._unsent and pgconn.flush()
 
 
+def adapter_of(connection: AsyncConnection[Any]) -> abc.Transformer:
+    """Converts values as the connection does, whose texts must be in UTF-8. One for all statements: it remembers how, by type."""
+    adapter = _adapters.get(connection)
+    if adapter is None:
+        adapter = _adapters[connection] = Transformer(connection.adapters)  # one of the connection would keep it alive
+    return adapter
+
+
 def rows(adapter: abc.Transformer, result: PGresult) -> list[Any]:
     """Tuples, of one answer, as this adapter loads values."""
     adapter.set_pgresult(result)
@@ -148,7 +157,7 @@ def error_of(connection: AsyncConnection[Any], results: Sequence[PGresult]) -> p
 
 def _bind(connection: AsyncConnection[Any], command: Command) -> _Bound:
     statement, names = _positional(command.statement)
-    adapter = Transformer(connection)
+    adapter = adapter_of(connection)
     values = adapter.dump_sequence([command.parameters[name] for name in names], [PyFormat.AUTO] * len(names))
     return _Bound(statement, values, tuple(adapter.types or ()), adapter.formats or ())
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection, errors
-from psycopg.adapt import Transformer
 
 from cluster.coordinator import pipeline
 from cluster.coordinator.pipeline import Command
@@ -26,7 +27,7 @@ async def connection(request: pytest.FixtureRequest, aconn: AsyncConnection) -> 
 
 async def ask(connection: AsyncConnection, *commands: tuple[bytes, dict[str, Any]]) -> list[list[Any]]:
     answers = await pipeline.ask(connection, [Command(*command) for command in commands])
-    return [pipeline.rows(Transformer(connection), answer) for answer in answers]
+    return [pipeline.rows(pipeline.adapter_of(connection), answer) for answer in answers]
 
 
 async def test_all_answers_come_in_order(connection: AsyncConnection) -> None:
@@ -67,7 +68,7 @@ async def test_each_transaction_stands_or_fails_by_itself(connection: AsyncConne
         counted = await round_trip.next()
     assert pipeline.error_of(connection, added) is None
     assert isinstance(pipeline.error_of(connection, divided), errors.DivisionByZero)
-    assert pipeline.rows(Transformer(connection), counted[0]) == [(1,)]
+    assert pipeline.rows(pipeline.adapter_of(connection), counted[0]) == [(1,)]
 
 
 async def test_more_may_be_sent_once_all_answers_are_read(connection: AsyncConnection) -> None:
@@ -81,7 +82,7 @@ async def test_more_may_be_sent_once_all_answers_are_read(connection: AsyncConne
         counted = await round_trip.next()
     assert pipeline.error_of(connection, added) is None
     assert isinstance(pipeline.error_of(connection, refused), errors.UniqueViolation)
-    assert pipeline.rows(Transformer(connection), counted[0]) == [(2,)]
+    assert pipeline.rows(pipeline.adapter_of(connection), counted[0]) == [(2,)]
 
 
 async def test_who_does_not_read_all_answers_loses_the_connection(connection: AsyncConnection) -> None:
@@ -134,3 +135,13 @@ async def test_a_plan_whose_columns_have_changed_says_so(connection: AsyncConnec
     else:
         with pytest.raises(errors.FeatureNotSupported):
             await ask(connection, every)
+
+
+async def test_a_connection_that_is_closed_is_not_kept(database_url: str) -> None:
+    connection = await AsyncConnection.connect(database_url, autocommit=True, prepare_threshold=0)
+    assert await ask(connection, (b"SELECT %(text)s::text", {"text": "ü"})) == [[("ü",)]]
+    await connection.close()
+    gone = weakref.ref(connection)
+    del connection
+    gc.collect()
+    assert gone() is None
