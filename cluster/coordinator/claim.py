@@ -286,7 +286,8 @@ class Claimer:
     def _plan_for(self, head: Head, priority: int, slots: int, demand: int, keys: list[str], lease: Lease) -> Plan:
         successes = []
         if head.room is not None and head.room < 2 * demand:
-            demand = slots  # what is claimed ahead would take places from those who could begin at once
+            # What is claimed ahead would take places from those who could begin at once.
+            demand = slots or min(demand, max(1, head.room, self._finisher.pending(head.job_type)))
         if head.room == 0 and demand and self._can_swap(head.job_type):
             successes = self._finisher.take_successes(head.job_type, lease.node)
         elif head.limit is None and self._can_merge(head.job_type):
@@ -307,6 +308,9 @@ class Claimer:
         """Hands claimed rows to the pool, best first. Returns how many."""
         now = time.monotonic()
         head, rows = plan.head, taken.rows
+        # Rows are not claimed ahead for their last attempt: they need a slot, and nothing else may go ahead of them.
+        ahead_in_vain = not rows and plan.demand > 0 and not plan.slots and (taken.had_lock or not plan.limited)
+        self._pool.prefetches = not ahead_in_vain
         if rows:  # first of all: workers begin while the rest is done
             if len(rows) > 1:
                 rows.sort(key=itemgetter(PRIORITY, RUN_AT, ID))  # big-endian, so bytes sort as what they stand for

@@ -64,6 +64,8 @@ class Pool:
         self._rated_at = time.monotonic()
         self.forkserver = Forkserver(options)
         self._boot_failures = 0
+        self.prefetches = True
+        """Whether jobs are wanted beyond the slots."""
         self._draining = False
         self._stopping = False
 
@@ -153,17 +155,18 @@ class Pool:
         if job_type.exclusive:
             idle = max(0, sum(worker.idle for worker in self._workers) - len(self._alone))
             return idle, idle
-        free = held = 0
-        open_to_all = False
+        free = held = open_workers = 0
         for worker in self._workers:
             free += max(0, worker.free_slots)
             held += max(0, -worker.free_slots)
-            open_to_all = open_to_all or (worker.ready and not worker.alone and not worker.reserved)
+            open_workers += worker.ready and not worker.alone and not worker.reserved
         self._measure_rates(time.monotonic())
-        ahead = min(LONGEST_PREFETCH, int(self._rates.get(job_type.index, 0.0) * PREFETCH))
-        if not open_to_all or (not free and held > ahead / 2):
+        ahead = min(LONGEST_PREFETCH, int(sum(self._rates.values()) * PREFETCH)) if self.prefetches else 0
+        if not open_workers or (not free and held > ahead / 2):
             return 0, 0  # half of what is to be ahead: claims come in batches, and workers do not run dry meanwhile
-        return free, free + max(0, ahead - held)
+        # Of a type that is slow or new a few only, but some: the others must not keep it out.
+        own = max(open_workers, int(self._rates.get(job_type.index, 0.0) * PREFETCH))
+        return free, free + max(0, min(own, ahead - held))
 
     def reserve(self) -> None:
         """A job that must be alone waits, and every worker is busy: the emptiest one takes nothing more until it is empty."""
