@@ -19,7 +19,7 @@ from cluster.coordinator.doorbell import Doorbell
 from cluster.coordinator.finish import Finisher
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.lease import Lease
-from cluster.coordinator.look import Head, Looker, View
+from cluster.coordinator.look import Head, Look, Looker, View
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.parked import ParkedKey
 from cluster.coordinator.pool import Pool
@@ -44,6 +44,8 @@ LONGEST_MERGE = 0.003
 """Seconds that outcomes of a type without a limit may wait for the next claim, while claims come so often."""
 QUIET_LOOKS = 4
 """So many looks that found nothing in a row, and a node goes on watch."""
+RESTING = 0.25
+"""Seconds without any row after which a table is put on watch, although this node is busy with others."""
 LOCKED_FOR = 0.05
 """Seconds for which it stays awake for rows that could not be had, and until it tries again to promote those that are due."""
 OVERDUE = 0.005
@@ -199,10 +201,9 @@ class Claimer:
         try:
             async with self._session.use(DEADLINE) as connection:
                 await self._looker.sweep(connection)
-                if look:
-                    self._waiting.looking()
                 due = self._due()
-                trip = await self._round_trip.run(connection, lease, plan, take, following, due=due, look=look)
+                looks = self._looks(due) if look else None
+                trip = await self._round_trip.run(connection, lease, plan, take, following, due=due, looks=looks)
         finally:
             for plan in under_way:
                 self._not_taken(plan)
@@ -210,6 +211,7 @@ class Claimer:
             return 0
         if trip.view is None:
             return max(0.0, self._look_by - time.monotonic())
+        self._doorbell.looked()
         now = time.monotonic()
         locked = due and not trip.promoted
         self._due_at = {
@@ -223,6 +225,13 @@ class Claimer:
             delay = LOOK_INTERVAL  # without the direct connection nobody is on watch: look by the clock
         self._look_at = time.monotonic() + delay
         return delay
+
+    def _looks(self, due: set[int]) -> list[Look]:
+        """Where something may have come since the last look."""
+        looks = self._looker.looks(self._doorbell.silent - due)
+        self._doorbell.looking({look.job_type.oid for look in looks})
+        self._waiting.looking()
+        return looks
 
     def _due(self) -> set[int]:
         """Tables of which a row is due."""
@@ -317,7 +326,7 @@ class Claimer:
             self._pool.place(head.job_type, taken.oids, rows, now, lease)
             self._waiting.claimed(head)
             _note_size(head.job_type, rows)
-        elif not plan.swaps:
+        elif not plan.swaps and self._pool.prefetches:
             # Full keys were in the way, and are no more: what is at the head now may be tried at once.
             self._waiting.missed(head, head.id if head.job_type.key is not None and taken.had_lock else None)
         events.claimed(head.job_type.name, head.queue, len(rows), now - plan.made_at)
@@ -352,6 +361,8 @@ class Claimer:
         self._quiet = 0 if claimed else self._quiet + 1
         takable = self._waiting.takable(self._swappable)
         self._shares.keep(self._waiting.with_room())
+        if await self._watch_resting():
+            return 0
         if any(self._demand(head)[1] for head in takable):
             return 0
         passed = {head.job_type.oid for head in takable}
@@ -365,17 +376,25 @@ class Claimer:
         if retries and min(retries) < LOCKED_FOR:
             return max(0.0, min(due_in, *retries))
         due_in = min(due_in, *retries, self._shares.wait(), LOOK_INTERVAL, max(0.0, self._looker.whole_in()))
-        if self._quiet < QUIET_LOOKS and not self._doorbell.watching:
+        tables = [job_type.oid for job_type in self._looker.present if job_type.oid not in passed]
+        if self._quiet < QUIET_LOOKS and not (self._doorbell.watching and self._doorbell.is_watched(tables)):
             return min(due_in, BUSY_INTERVAL * 2.0**self._quiet)
-        return await self._watch(due_in, passed)
+        return await self._watch(due_in, tables)
 
-    async def _watch(self, due_in: float, passed: set[int]) -> float:
-        """Goes on watch, but for tables whose rows this node has no room for. A new watch needs a second look before any sleep."""
+    async def _watch_resting(self) -> bool:
+        """Goes on watch where nothing comes, so that busy tables alone are looked at. Whether there is a new watch."""
+        resting = self._looker.resting(RESTING)
+        if self._doorbell.pid is None or self._doorbell.often_rung or self._doorbell.is_watched(resting):
+            return False
+        with contextlib.suppress(TransientDatabaseError):
+            return (await self._doorbell.watch(resting)).new
+        return False
+
+    async def _watch(self, due_in: float, tables: list[int]) -> float:
+        """Goes on watch. A new watch needs a second look before any sleep."""
         if self._doorbell.often_rung:
             return min(due_in, OFTEN_INTERVAL)
-        watch = await self._doorbell.watch(
-            [job_type.oid for job_type in self._looker.present if job_type.oid not in passed]
-        )
+        watch = await self._doorbell.watch(tables)
         if watch.new:
             self._looker.look_whole()
             return 0

@@ -8,7 +8,7 @@ until they commit, so nobody can go on watch past a row that is not visible yet.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,10 @@ from cluster.coordinator.session import Session, notice_silence
 RINGS_CHANNEL, CANCEL_CHANNEL = "cluster_doorbell", "cluster_cancel"
 OFTEN = 800.0
 """Rings a second beyond which being on watch costs producers more than looking costs this node."""
+OTHERS_FOR = 1.0
+"""Seconds for which another is taken to be still on watch: less than any sleep, after which all is tried and looked at anew."""
+RINGING = 0.25
+"""Seconds after which rings no longer count as of lately."""
 _NOTIFY = "SELECT pg_notify(%s, %s)"
 _CALL = "+"
 """In front of a ring from coordinator to coordinator: for everybody, on watch or not."""
@@ -41,6 +45,12 @@ class Doorbell:
         self._ring = ring
         self._cancel = cancel
         self._watched: set[int] = set()
+        self._others: dict[int, float] = {}
+        """Tables for which another was on watch, with the CLOCK_MONOTONIC seconds when it was."""
+        self._silent: set[int] = set()
+        """Tables on watch that have not rung since the last look at them went out."""
+        self._asked: set[int] = set()
+        """The same, of a look that is under way."""
         self._left: set[int] = set()
         """Tables whose watch this node left without a word, and nobody is known to have it: others sleep because of this one."""
         self._freed: set[int] = set()
@@ -49,16 +59,42 @@ class Doorbell:
         self._changed = False
         self._connections = 0
         self._rings = 0.0
+        self._last_rings: dict[int, float] = {}
+        """CLOCK_MONOTONIC seconds, by table."""
         self._rung_at = 0.0
 
     @property
     def watching(self) -> bool:
         return bool(self._watched)
 
+    def is_watched(self, tables: Iterable[int]) -> bool:
+        """By this node, or by another when last tried."""
+        return self._watched.union(self._watched_by_others()).issuperset(tables)
+
+    def _watched_by_others(self) -> set[int]:
+        now = time.monotonic()
+        return {table for table, at in self._others.items() if now < at + OTHERS_FOR}
+
     @property
     def often_rung(self) -> bool:
         """More than OFTEN a second, lately."""
-        return self._rings_lately() > OFTEN / 4
+        return self._rings_lately() > OFTEN * RINGING
+
+    # --- where a look would find what the last one found ---
+
+    def looking(self, tables: set[int]) -> None:
+        """A look at these goes out."""
+        self._silent -= tables
+        self._asked = self._watched & tables
+
+    def looked(self) -> None:
+        """It has been answered."""
+        self._silent |= self._asked
+
+    @property
+    def silent(self) -> set[int]:
+        """Tables where nothing has come since the last look, or whatever has is for another node to see."""
+        return self._silent | self._watched_by_others()
 
     def take_rung(self) -> set[int]:
         """Oids of the tables whose doorbell rang since the last call."""
@@ -77,12 +113,12 @@ class Doorbell:
 
     async def watch(self, tables: list[int]) -> Watch:
         """Tries to be on watch for all of these tables, given by oid."""
-        if self._session.connected is not None and (self._session.pooled or self._watched.issuperset(tables)):
+        if self._session.connected is not None and (self._session.pooled or self.is_watched(tables)):
             return Watch(new=False, producers=False)
         async with self._session.use() as connection:
             if self._session.pooled:
                 return Watch(new=False, producers=False)
-            missing = set(tables) - self._watched  # none is kept across a reconnection
+            missing = set(tables) - self._watched - self._watched_by_others()  # none is kept across a reconnection
             cursor = await connection.execute(
                 statements.statement("watch_doorbell"), {"class": locks.DOORBELL, "tables": list(missing)}
             )
@@ -90,15 +126,22 @@ class Doorbell:
             new = {table for table, answer in answers.items() if answer == "watching"}
             producers = {table for table, answer in answers.items() if answer == "producers"}
             self._watched |= new
+            now = time.monotonic()
+            self._others |= {table: now for table, answer in answers.items() if answer == "watched"}
             self._left -= missing - producers  # only a use of the session adds to these, so none has come meanwhile
         return Watch(bool(new), bool(producers))
 
     async def leave(self) -> None:
-        """Goes off watch: from now on this node must look by itself, or have nobody to look for."""
-        if self._watched:
+        """Goes off watch for what rings: from now on this node must look there by itself, or have nobody to look for."""
+        if self._ringing():
             async with self._session.use() as connection:
-                self._left |= self._watched
-                await self._release(connection, self._watched)
+                ringing = self._ringing()
+                self._left |= ringing
+                await self._release(connection, ringing)
+
+    def _ringing(self) -> set[int]:
+        now = time.monotonic()
+        return {table for table in self._watched if now < self._last_rings.get(table, -RINGING) + RINGING}
 
     async def hand_over(self, tables: set[int] | None = None) -> None:
         """Goes off watch for tables (None: all) and, if others may sleep because of this node, wakes them: it has no room for what
@@ -123,6 +166,8 @@ class Doorbell:
 
     async def _release(self, connection: AsyncConnection[Any], tables: set[int]) -> None:
         self._watched = self._watched - tables
+        self._silent -= tables
+        self._asked -= tables
         if tables:
             await connection.execute(
                 statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": list(tables)}
@@ -135,8 +180,11 @@ class Doorbell:
                 await connection.execute(_NOTIFY, [RINGS_CHANNEL, _CALL])
 
     def limit_freed(self, table: int) -> None:
-        """This node has freed room under a table's limit: what it does not use, it must call others for."""
+        """This node has freed room under a table's limit: it must look there, and call others for what it does not use."""
         self._freed.add(table)
+        self._silent.discard(table)
+        self._asked.discard(table)
+        self._others.pop(table, None)
 
     async def connect(self) -> None:
         """Listens; a no-op while connected."""
@@ -178,6 +226,12 @@ class Doorbell:
     def _lose_watch(self) -> None:
         self._left |= self._watched
         self._watched.clear()
+        self._forget_silence()
+
+    def _forget_silence(self) -> None:
+        self._silent.clear()
+        self._asked.clear()
+        self._others.clear()
 
     def _notified(self, notify: Notify) -> None:
         self._received(notify.channel, notify.payload, notify.pid)
@@ -194,11 +248,17 @@ class Doorbell:
             now = time.monotonic()
             self._rings = self._rings_lately() + 1
             self._rung_at = now
-            self._rung |= self._watched.intersection(numbers)
+            rung = self._watched.intersection(numbers)
+            self._rung |= rung
+            self._last_rings |= dict.fromkeys(rung, now)
+            self._silent.difference_update(numbers)
+            self._asked.difference_update(numbers)
+            if payload in {"", _CALL}:
+                self._forget_silence()
             self._changed = self._changed or payload == ""
             events.rang()
             self._ring()
 
     def _rings_lately(self) -> float:
-        """Of the last quarter of a second, fading out."""
-        return self._rings * max(0.0, 1 - 4 * (time.monotonic() - self._rung_at))
+        """Of the last moment, fading out."""
+        return self._rings * max(0.0, 1 - (time.monotonic() - self._rung_at) / RINGING)

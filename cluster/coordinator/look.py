@@ -20,6 +20,8 @@ from cluster.coordinator.parked import ParkedKeys
 from cluster.coordinator.pipeline import Command
 
 PROMOTE_BATCH = 1000
+FRESH_FOR = 1.0
+"""Seconds after which every table is looked at again, whatever the doorbell says: less than any sleep."""
 LOCKED_OUT = 1.5
 """Seconds for which a table that somebody holds locked is left out."""
 
@@ -66,6 +68,18 @@ class Look(NamedTuple):
     command: Command
 
 
+class Seen(NamedTuple):
+    """What the last look at one table, given by oid, has found. at, due_at: CLOCK_MONOTONIC seconds. The rest: see View."""
+
+    table: int
+    at: float
+    whole: bool
+    heads: list[Head]
+    foreign: dict[tuple[int, str], str]
+    limit: int | None
+    due_at: float
+
+
 class Looker:
     """Looks at the tables of these types. queues: those to look at; sweep: seconds between searches for tables come or gone."""
 
@@ -73,6 +87,10 @@ class Looker:
         self.parked = ParkedKeys(None if "*" in queues else queues)
         self._types = types
         self._bounds = {job_type.index: Bounds() for job_type in types}
+        self._seen: dict[int, Seen] = {}
+        """By type."""
+        self._busy_at: dict[int, float] = {}
+        """CLOCK_MONOTONIC seconds when something was last found, by type."""
         self._queues = None if "*" in queues else frozenset(queues)
         self._sweep = sweep
         self._swept_at = -sweep
@@ -121,40 +139,68 @@ class Looker:
 
     # --- looks ---
 
-    def looks(self) -> list[Look]:
-        """At every table."""
+    def looks(self, silent: set[int]) -> list[Look]:
+        """At every table, but for those of these where the last look has found nothing."""
         return [
-            self._look_at(job_type, whole=self._bounds[job_type.index].whole_in() <= 0) for job_type in self.present
+            self._look_at(job_type, whole=self._bounds[job_type.index].whole_in() <= 0)
+            for job_type in self.present
+            if job_type.oid not in silent or not self._is_empty(job_type)
         ]
 
+    def _is_empty(self, job_type: JobType) -> bool:
+        seen, now = self._seen.get(job_type.index), time.monotonic()
+        if seen is None or seen.table != job_type.oid or seen.heads or not seen.whole:
+            return False
+        return now < seen.at + FRESH_FOR and now < seen.due_at
+
+    def resting(self, seconds: float) -> list[int]:
+        """Tables, by oid, where nothing has been found for so long."""
+        since = time.monotonic() - seconds
+        return [job_type.oid for job_type in self.present if self._busy_at.get(job_type.index, 0.0) < since]
+
     def read(self, connection: AsyncConnection[Any], looks: list[Look], answers: list[PGresult]) -> View:
-        view = View([], {}, {}, set(), {})
+        """What these looks have found, and the last ones at the other tables."""
         for look, answer in zip(looks, answers, strict=True):
-            self._read(look, pipeline.rows(pipeline.adapter_of(connection), answer), view)
+            self._read(look, pipeline.rows(pipeline.adapter_of(connection), answer))
+        return self._view()
+
+    def _view(self) -> View:
+        now = time.monotonic()
+        view = View([], {}, {}, set(), {})
+        for job_type in self.present:
+            seen = self._seen.get(job_type.index)
+            if seen is None or seen.table != job_type.oid:
+                continue
+            view.heads.extend(seen.heads)
+            view.foreign.update(seen.foreign)
+            if seen.limit is not None:
+                view.limits[job_type.index] = seen.limit
+                view.uncounted.update([] if seen.whole else [job_type.index])
+            if seen.due_at < math.inf:
+                view.due_in[job_type.oid] = seen.due_at - now
         return view
 
-    def _read(self, look: Look, rows: list[tuple[Any, ...]], view: View) -> None:
-        """Adds what one table has."""
-        job_type, index = look.job_type, look.job_type.index
+    def _read(self, look: Look, rows: list[tuple[Any, ...]]) -> None:
+        """Keeps what one table has."""
+        job_type, index, now = look.job_type, look.job_type.index, time.monotonic()
+        seen = Seen(job_type.oid, now, look.whole, [], {}, rows[-1][6], math.inf)
         *heads, last = rows
         _, _, due_at, _, _, due_in, limit, running, settled, took = last
         room = None if limit is None else limit - (running or 0)
-        if limit is not None:
-            view.limits[index] = limit
-            view.uncounted.update([] if look.whole else [index])
         best: dict[str, tuple[Any, ...]] = {}
         for row in heads:
             best[row[0]] = min(row[:5], best.get(row[0], row[:5]))
         for queue, priority, run_at, job_id, version in best.values():
             if self._queues is None or queue in self._queues:
-                view.heads.append(Head(job_type, queue, priority, run_at, job_id, limit, room))
+                seen.heads.append(Head(job_type, queue, priority, run_at, job_id, limit, room))
             elif room is None or room > 0:
-                view.foreign[index, queue] = version
+                seen.foreign[index, queue] = version
         if job_type.key is None:
             found = {Place(queue, priority): Bound(run_at, job_id) for queue, priority, run_at, job_id, *_ in heads}
             self._bounds[index].seen(Found(found, due_at, settled, took), whole=look.whole)
-        if due_in is not None:
-            view.due_in[job_type.oid] = due_in
+        if seen.heads:
+            self._busy_at[index] = now
+        self._seen[index] = seen if due_in is None else seen._replace(due_at=now + due_in)
 
     async def look(self, connection: AsyncConnection[Any]) -> View:
         """A look by itself: finds out which table is in the way, if one is, and goes on with the others."""

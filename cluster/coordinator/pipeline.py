@@ -81,6 +81,8 @@ class Answers:
 
     async def send(self, *transactions: Sequence[Command]) -> None:
         """See `sent`. All answers to what was sent before must have been read."""
+        if not transactions:
+            return
         connection, pgconn = self._connection, self._pgconn
         bound = [[_bind(connection, command) for command in commands] for commands in transactions]
         names: dict[_Key, bytes] | None = None

@@ -20,7 +20,7 @@ from cluster.coordinator import pipeline
 from cluster.coordinator.finish import success_parameters
 from cluster.coordinator.job_types import forget
 from cluster.coordinator.lease import Lease
-from cluster.coordinator.look import Head, Looker, View
+from cluster.coordinator.look import Head, Look, Looker, View
 from cluster.coordinator.pipeline import Command
 from cluster.coordinator.pool import Finished
 from cluster.coordinator.process import RawRow
@@ -97,19 +97,18 @@ class RoundTrip:
         following: Following,
         *,
         due: set[int],
-        look: bool,
+        looks: list[Look] | None,
     ) -> Trip:
         """take: not called for a claim that failed; called while the look is still under way. following: asked only without a look.
-        due: tables to promote in."""
+        due: tables to promote in. looks: None: no look; []: nothing needs to be looked at."""
         if self.careful:
             return await self._one_by_one(connection, lease, plan, take)
         promotions = self._looker.promotions(due)
         claim = [] if plan is None else _claim(lease, plan)
-        looks = self._looker.looks() if look else []
         found: list[PGresult] = []
         promoted: list[PGresult] = []
+        transactions = list(filter(None, [promotions, claim, [look.command for look in looks or ()]]))
         try:
-            transactions = filter(None, [promotions, claim, [look.command for look in looks]])
             async with pipeline.sent(connection, *transactions) as answers:
                 failures = []
                 if promotions:
@@ -121,7 +120,7 @@ class RoundTrip:
                     if failures[-1] is not None:
                         break
                     taken = self._taken(connection, plan, claimed)
-                    next_plan = None if looks else following(plan)
+                    next_plan = None if looks is not None else following(plan)
                     if next_plan is not None:
                         await answers.send(_claim(lease, next_plan))
                     take(plan, taken)
@@ -138,7 +137,7 @@ class RoundTrip:
             self.careful = True  # one by one, the statement that is to blame says why
             await connection.rollback()
             return Trip(None, failed=True)
-        view = self._looker.read(connection, looks, found) if look else None
+        view = None if looks is None else self._looker.read(connection, looks, found)
         return Trip(view, sum(answer.command_tuples or 0 for answer in promoted))
 
     async def _one_by_one(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, take: Take) -> Trip:

@@ -417,11 +417,12 @@ def test_who_left_the_watch_in_a_burst_calls_when_it_is_full(conn: psycopg.Conne
 
     def given_up() -> bool:
         conn.execute(
-            "SELECT pg_notify('cluster_doorbell', 'prompt_jobs'::regclass::oid || ' ' || n) FROM generate_series(1, 500) n"
+            "SELECT pg_notify('cluster_doorbell', 'sync_jobs'::regclass::oid || ' ' || n) FROM generate_series(1, 500) n"
         )
-        return not watchers(conn)
+        return not watchers(conn, "sync_jobs")
 
     wait_until(given_up, "the node on watch is rung so often that it leaves")
+    assert watchers(conn, "prompt_jobs"), "for the other tables it stays"
     ids, since = put(conn, f"INSERT INTO sync_jobs (seconds) VALUES ({LONG}), ({LONG})")
     assert max(delays(conn, "sync_jobs", ids, since)) < PROMPT
     assert conn.execute("SELECT count(DISTINCT locked_by) FROM sync_jobs").fetchone() == (2,)
@@ -455,6 +456,60 @@ def test_a_limited_job_that_ends_on_a_node_not_on_watch_makes_room_at_once(
     waiting, inserted = put(conn, "INSERT INTO limited_jobs (queue) VALUES ('here')")
     ended = wait_for(conn, "SELECT finished_at FROM limited_jobs WHERE id = %s", ids)
     assert delays(conn, "limited_jobs", waiting, max(ended, inserted))[0] < PROMPT
+
+
+# --- several types ---
+
+
+def perform_one(conn: psycopg.Connection) -> None:
+    """A job from its INSERT to its end."""
+    ids, _ = put(conn, "INSERT INTO prompt_jobs DEFAULT VALUES")
+    wait_for(conn, "SELECT status = 'succeeded' FROM prompt_jobs WHERE id = %s", ids)
+
+
+def scans(conn: psycopg.Connection, table: str) -> int:
+    """How often an index of this table was scanned; servers count late."""
+    conn.execute("SELECT pg_stat_clear_snapshot()")
+    row = conn.execute("SELECT idx_scan FROM pg_stat_user_tables WHERE relname = %s", [table]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_a_busy_node_does_not_look_where_nothing_comes(conn: psycopg.Connection, run_node: RunNode) -> None:
+    run_node(ROOM_SOURCE)
+    wait_on_watch(conn)
+    began, before = now(conn), scans(conn, "sync_jobs")
+    for _ in range(300):
+        perform_one(conn)
+    seconds = (now(conn) - began).total_seconds()
+    wait_until(lambda: scans(conn, "prompt_jobs") > 300, "the server has counted the looks")
+    assert scans(conn, "sync_jobs") - before < 10 * (seconds + 5), "a look a second, of a few scans each"
+
+
+def test_a_node_that_starts_among_busy_tables_goes_on_watch_for_the_others(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    assert run_node(ROOM_SOURCE).stop() == 0  # there are tables now
+    conn.execute("INSERT INTO prompt_jobs (seconds) SELECT 0.05 FROM generate_series(1, 20000)")
+    run_node(ROOM_SOURCE)
+    wait_until(lambda: watched(conn) >= {"limited_jobs", "sync_jobs"}, "the node is on watch where nothing waits")
+    for _ in range(5):
+        ids, since = put(conn, "INSERT INTO limited_jobs (priority) VALUES (1)")
+        assert delays(conn, "limited_jobs", ids, since)[0] < PROMPT
+    assert conn.execute("SELECT count(*) > 0 FROM prompt_jobs WHERE status = 'not_started'").fetchone() == (True,)
+
+
+def test_rows_that_fall_due_start_on_time_on_a_node_that_is_busy_elsewhere(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    run_node(ROOM_SOURCE)
+    wait_on_watch(conn)
+    for _ in range(3):
+        ids, since = put(conn, "INSERT INTO limited_jobs (run_at) VALUES (now() + interval '300 ms')")
+        started = "SELECT started_at IS NOT NULL FROM limited_jobs WHERE id = %s"
+        while conn.execute(started, ids).fetchone() != (True,):
+            perform_one(conn)
+        assert delays(conn, "limited_jobs", ids, since)[0] < 0.3 + PROMPT
 
 
 # --- ten thousand inserts ---

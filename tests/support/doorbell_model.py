@@ -38,13 +38,17 @@ class Rule(Enum):
     LEAVE_BEFORE_CALL = "it leaves the watch before it calls: who is called must be able to go on watch"
     ROOM_WAKES = "a node that had no room for what waits looks when it gets some"
     A_CUT_WAKES = "who has lost the listening connection has lost the watch: it looks, and listens anew"
-    FREED_LIMIT_WAKES_ITSELF = "whose job of a limited type ends looks"
+    FREED_LIMIT_WAKES_ITSELF = "whose job of a limited type ends looks there"
     SILENT_LEAVER_CALLS = (
         "who gave up the watch without a call, being rung often or cut off, still calls when it is full"
     )
     STOPPING_CALLS = "who stops while it is on watch calls the others"
     FOREIGN_ROWS_ARE_CALLED = "who finds a new row at the head of a queue that it does not serve calls the others"
     FULL_FOR_ONE_TABLE_WATCHES_ON = "who has no room for one table only leaves the watch of that one only"
+    SILENCE_COMES_AFTER_THE_WATCH = (
+        "who is on watch for a table leaves it out of a look only if it has looked there since"
+    )
+    A_RING_ENDS_SILENCE = "who is rung for a table looks there, and whoever is called looks everywhere"
 
 
 class Setup(NamedTuple):
@@ -75,6 +79,7 @@ class Coordinator(NamedTuple):
     """kind: of the row that it is claiming. watching, on_duty, passed: tables; passed: for whose rows it had no room.
 
     told: kinds of other queues at whose heads it has seen what is there; calls: one was new, and it is about to say so.
+    empty: tables where its last look has found nothing for it; silent: those of them that its next look leaves out.
     """
 
     running: tuple[int, ...]
@@ -84,6 +89,8 @@ class Coordinator(NamedTuple):
     on_duty: int = 0
     passed: int = 0
     told: int = 0
+    empty: int = 0
+    silent: int = 0
     calls: bool = False
     listening: bool = False
     rung: bool = False
@@ -246,10 +253,16 @@ class Model:
     def _look(self, state: State, number: int, it: Coordinator) -> Iterator[Step]:
         """Then claims what it has room for, hands over what it has no room for, or goes on watch."""
         slots = self._setup.slots[number]
-        there = [kind for kind in self._kinds if state.rows[kind] or self._locked(state, kind)]
+        looked_at = [kind for kind in self._kinds if not self._tables[kind] & it.silent]
+        there = [kind for kind in looked_at if state.rows[kind] or self._locked(state, kind)]
         foreign = sum(1 << kind for kind in there if not slots[kind])
         calls = bool(foreign & ~it.told) and self._has["FOREIGN_ROWS_ARE_CALLED"]
-        it = it._replace(told=foreign, calls=calls)
+        known = sum(1 << kind for kind in self._kinds if kind not in looked_at)
+        empty = self._all_tables
+        for kind in there:
+            empty &= ~(self._tables[kind] if slots[kind] else 0)
+        silent = it.silent | empty & it.watching
+        it = it._replace(told=foreign | it.told & known, calls=calls, empty=empty, silent=silent)
         claimable = [kind for kind in there if slots[kind] and self._limit_has_room(state, kind)]
         mine = [kind for kind in claimable if self._has_room(number, it, kind)]
         for kind in mine:
@@ -291,7 +304,7 @@ class Model:
         return self._watch_or_rest(state, number, it)
 
     def _leave(self, state: State, number: int, it: Coordinator) -> Step:
-        left = it._replace(watching=it.watching & ~self._left(it))
+        left = it._replace(watching=it.watching & ~self._left(it), silent=it.silent & ~self._left(it))
         if self._has["LEAVE_BEFORE_CALL"]:
             return "leaves the watch", number, _put(state, number, left._replace(phase=CALL))
         on_duty = it.on_duty & ~self._left(it)
@@ -351,11 +364,15 @@ class Model:
         new = self._unwatched(it) & ~taken
         if not new:
             return "cannot go on watch", number, _put(state, number, it._replace(phase=TRY_SHARED))
-        it = it._replace(watching=it.watching | new, on_duty=it.on_duty | new)
+        it = self._on_watch(it, new)
         state = state._replace(orphaned=False)
         if self._has["SECOND_LOOK"]:
             return "goes on watch", number, _put(state, number, it._replace(phase=LOOK))
         return "goes on watch", number, self._rest(state, number, it)
+
+    def _on_watch(self, it: Coordinator, new: int) -> Coordinator:
+        silent = it.silent & ~new if self._has["SILENCE_COMES_AFTER_THE_WATCH"] else it.silent | it.empty & new
+        return it._replace(watching=it.watching | new, on_duty=it.on_duty | new, silent=silent)
 
     def _try_shared(self, state: State, number: int, it: Coordinator) -> Step:
         """Tells producers from another one on watch."""
@@ -363,7 +380,8 @@ class Model:
         for other in state.coordinators:
             watched |= other.watching
         producers = self._unwatched(it) & ~watched
-        it = it._replace(on_duty=it.on_duty & (it.watching | it.passed | producers))
+        on_duty = it.on_duty & (it.watching | it.passed | producers)
+        it = it._replace(on_duty=on_duty, silent=it.silent | it.empty & self._unwatched(it) & watched)
         if not producers:
             return "finds another on watch", number, self._rest(state, number, it)
         if self._has["PRODUCERS_KEEP_AWAKE"]:
@@ -377,21 +395,27 @@ class Model:
         if it.calls or (not it.listening and not self._has["LISTEN_FIRST"]):
             return _put(state, number, it._replace(phase=SETTLE))
         awake = it.rung and self._has["RINGS_ARE_KEPT"]
-        return _put(state, number, it._replace(phase=LOOK if awake else ASLEEP, rung=False, passed=0))
+        return _put(state, number, it._replace(phase=LOOK if awake else ASLEEP, rung=False, passed=0, empty=0))
 
     # --- who wakes whom ---
 
     def _ring(self, state: State, table: int) -> State:
         for number, it in enumerate(state.coordinators):
             if it.listening and it.watching & table:
-                state = _wake(state, number)
+                state = _wake(self._end_silence(state, number, table), number)
         return state
 
     def _call_others(self, state: State, caller: int) -> State:
         for number, it in enumerate(state.coordinators):
             if number != caller and it.listening:
-                state = _wake(state, number)
+                state = _wake(self._end_silence(state, number, self._all_tables), number)
         return state._replace(orphaned=False)
+
+    def _end_silence(self, state: State, number: int, tables: int) -> State:
+        if not self._has["A_RING_ENDS_SILENCE"]:
+            return state
+        it = state.coordinators[number]
+        return _put(state, number, it._replace(silent=it.silent & ~tables, empty=it.empty & ~tables))
 
     # --- the environment ---
 
@@ -414,7 +438,21 @@ class Model:
             if self._setup.stops and it.phase in (LOOK, ASLEEP):
                 yield "stops", number, self._stop(state, number, it)
             if self._setup.often and it.phase == LOOK and it.watching:
-                yield "gives up the watch, rung often", number, _put(state, number, it._replace(watching=0))
+                given_up = it._replace(watching=0, silent=it.silent & ~it.watching)
+                yield "gives up the watch, rung often", number, _put(state, number, given_up)
+            if it.phase == LOOK and it.listening:
+                yield from self._watch_while_busy(state, number, it)
+
+    def _watch_while_busy(self, state: State, number: int, it: Coordinator) -> Iterator[Step]:
+        """Of one table, among others; it looks there before it leaves it out."""
+        for table in {*self._tables} if len({*self._tables}) > 1 else ():
+            taken = any(other.watching & table for other in state.coordinators)
+            taken |= any(
+                self._tables[kind] == table for kind, phase in state.producers if phase in (SHARED, SHOWN_SHARED)
+            )
+            if not taken:
+                watching = _put(state, number, self._on_watch(it, table))
+                yield "goes on watch for a table, being busy", number, watching._replace(orphaned=False)
 
     def _end_job(self, state: State, number: int, kind: int) -> State:
         it = state.coordinators[number]
@@ -422,7 +460,9 @@ class Model:
         if it.wants_room and self._has["ROOM_WAKES"]:
             state = _wake(state, number)
         limited = self._setup.limit is not None and self._tables[kind] == 1
-        return _wake(state, number) if limited and self._has["FREED_LIMIT_WAKES_ITSELF"] else state
+        if not limited or not self._has["FREED_LIMIT_WAKES_ITSELF"]:
+            return state
+        return _wake(self._end_silence(state, number, self._tables[kind]), number)
 
     def _die(self, state: State, number: int, it: Coordinator) -> State:
         """Its locks are free, its open claim is rolled back."""
@@ -432,12 +472,12 @@ class Model:
         return after._replace(orphaned=state.orphaned or it.on_duty > 0)
 
     def _cut(self, state: State, number: int, it: Coordinator) -> State:
-        after = _put(state, number, it._replace(watching=0, listening=False))
+        after = _put(state, number, it._replace(watching=0, silent=0, empty=0, listening=False))
         return _wake(after, number) if self._has["A_CUT_WAKES"] else after
 
     def _stop(self, state: State, number: int, it: Coordinator) -> State:
         if it.on_duty and self._has["STOPPING_CALLS"]:
-            return _put(state, number, it._replace(phase=LAST_CALL, watching=0, calls=False))
+            return _put(state, number, it._replace(phase=LAST_CALL, watching=0, silent=0, calls=False))
         return _put(state, number, Coordinator((0,) * len(it.running)))
 
 
@@ -446,7 +486,9 @@ class Model:
 
 def _put(state: State, number: int, it: Coordinator) -> State:
     if it.phase == LOOK:  # what it knew from before does not matter any more
-        it = Coordinator(it.running, LOOK, 0, it.watching, it.on_duty, 0, it.told, listening=it.listening)
+        it = Coordinator(
+            it.running, LOOK, 0, it.watching, it.on_duty, 0, it.told, silent=it.silent, listening=it.listening
+        )
     rows, producers, before, orphaned = state
     return State(rows, producers, (*before[:number], it, *before[number + 1 :]), orphaned)
 

@@ -6,7 +6,8 @@ and A_CUT_WAKES, `Doorbell._listen` and `_arrived`. PRODUCERS_KEEP_AWAKE, watch_
 RINGS_ARE_KEPT, `Wakeup`.
 HAND_OVER_WHEN_FULL and LEAVE_BEFORE_CALL, `Doorbell.hand_over`. ROOM_WAKES, `Claimer.room`. FREED_LIMIT_WAKES_ITSELF,
 `Claimer.limit_freed`. SILENT_LEAVER_CALLS, what `Doorbell` owes. STOPPING_CALLS, `Claimer.stop`. FOREIGN_ROWS_ARE_CALLED,
-`Claimer._next`. FULL_FOR_ONE_TABLE_WATCHES_ON, the `passed` of `Claimer._next` and `_watch`.
+`Claimer._next`. FULL_FOR_ONE_TABLE_WATCHES_ON, the `passed` of `Claimer._next`. SILENCE_COMES_AFTER_THE_WATCH,
+`Doorbell.looking` and `looked`; A_RING_ENDS_SILENCE, `_received`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ WHOLE = {
     "a queue that one node does not serve": Setup((0,), ((1, 0), (0, 1))),
     "two queues, each with a node of its own": Setup((0, 1), ((1, 0), (0, 1)), deaths=False),
     "two types": Setup((0, 1), ((1, 1), (1, 1)), tables=(0, 1), deaths=False),
+    "two types, one with a limit": Setup((0, 1), ((1, 1), (1, 1)), tables=(0, 1), limit=1, deaths=False),
+    "two types, cut off": Setup((0,), ((1, 1), (1, 1)), tables=(0, 1), cuts=True, deaths=False),
+    "two types, often rung": Setup((0,), ((1, 1), (1, 1)), tables=(0, 1), often=True, deaths=False),
 }
 
 WITHOUT = {
@@ -47,6 +51,8 @@ WITHOUT = {
     Rule.STOPPING_CALLS: Setup((0,), (ONE, ONE), deaths=False, stops=True),
     Rule.FOREIGN_ROWS_ARE_CALLED: Setup((0,), ((1, 0), (0, 1)), deaths=False),
     Rule.FULL_FOR_ONE_TABLE_WATCHES_ON: Setup((0, 0, 1), ((1, 1),), tables=(0, 1), deaths=False),
+    Rule.SILENCE_COMES_AFTER_THE_WATCH: Setup((0,), (ONE,), deaths=False),
+    Rule.A_RING_ENDS_SILENCE: Setup((0,), (ONE,), deaths=False),
 }
 
 
