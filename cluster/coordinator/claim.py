@@ -97,6 +97,8 @@ class Claimer:
         """Something may have come that the last look did not see."""
         self._claimed_at = (-math.inf, -math.inf)
         """CLOCK_MONOTONIC seconds of the last claim but one, and of the last."""
+        self._rested_at = -math.inf
+        """CLOCK_MONOTONIC seconds when tables where nothing comes were last put on watch."""
         self._quiet = 0
         """Looks in a row that have found nothing."""
 
@@ -383,6 +385,9 @@ class Claimer:
 
     async def _watch_resting(self) -> bool:
         """Goes on watch where nothing comes, so that busy tables alone are looked at. Whether there is a new watch."""
+        if time.monotonic() < self._rested_at + RESTING:
+            return False
+        self._rested_at = time.monotonic()
         resting = self._looker.resting(RESTING)
         if self._doorbell.pid is None or self._doorbell.often_rung or self._doorbell.is_watched(resting):
             return False

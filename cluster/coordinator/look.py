@@ -140,7 +140,7 @@ class Looker:
     # --- looks ---
 
     def looks(self, silent: set[int]) -> list[Look]:
-        """At every table, but for those of these where the last look has found nothing."""
+        """At every table but for the silent ones, given by oid, where the last look has found nothing for this node."""
         return [
             self._look_at(job_type, whole=self._bounds[job_type.index].whole_in() <= 0)
             for job_type in self.present
@@ -183,9 +183,9 @@ class Looker:
     def _read(self, look: Look, rows: list[tuple[Any, ...]]) -> None:
         """Keeps what one table has."""
         job_type, index, now = look.job_type, look.job_type.index, time.monotonic()
-        seen = Seen(job_type.oid, now, look.whole, [], {}, rows[-1][6], math.inf)
         *heads, last = rows
         _, _, due_at, _, _, due_in, limit, running, settled, took = last
+        seen = Seen(job_type.oid, now, look.whole, [], {}, limit, math.inf if due_in is None else now + due_in)
         room = None if limit is None else limit - (running or 0)
         best: dict[str, tuple[Any, ...]] = {}
         for row in heads:
@@ -200,7 +200,7 @@ class Looker:
             self._bounds[index].seen(Found(found, due_at, settled, took), whole=look.whole)
         if seen.heads:
             self._busy_at[index] = now
-        self._seen[index] = seen if due_in is None else seen._replace(due_at=now + due_in)
+        self._seen[index] = seen
 
     async def look(self, connection: AsyncConnection[Any]) -> View:
         """A look by itself: finds out which table is in the way, if one is, and goes on with the others."""
