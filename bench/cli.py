@@ -31,6 +31,7 @@ from bench.scenarios import (
     scheduled,
     snapshot,
     steady,
+    types,
 )  # fmt: skip
 
 SCENARIOS: dict[str, Callable[[Bench, Results], None]] = {
@@ -44,6 +45,7 @@ SCENARIOS: dict[str, Callable[[Bench, Results], None]] = {
     "idle": idle.run,
     "nodes": nodes.run,
     "offered": offered.run,
+    "types": types.run,
     "many": many.run,
     "long": long.run,
     "large": large.run,

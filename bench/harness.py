@@ -31,6 +31,7 @@ from bench import bare, processes
 from bench.board import VARIABLE, Board
 from bench.jobs.counted import CountedJob
 from bench.jobs.counted_limited import LimitedCountedJob
+from bench.jobs.idle_types import IDLE_CLASSES
 from bench.jobs.limited import LimitedJob
 from bench.jobs.long import LongJob
 from bench.jobs.long_limited import LimitedLongJob
@@ -43,7 +44,7 @@ from cluster.migrate import migrate_jobs, migrate_schema
 
 NODE_COMMAND = [sys.executable, "-m", "cluster", "--app-dir", str(REPOSITORY), "run"]
 JOB_CLASSES: list[type[Job]] = [
-    NoopJob, LimitedJob, ProbeJob, LimitedProbeJob, CountedJob, LimitedCountedJob, LongJob, LimitedLongJob
+    NoopJob, LimitedJob, ProbeJob, LimitedProbeJob, CountedJob, LimitedCountedJob, LongJob, LimitedLongJob, *IDLE_CLASSES
 ]  # fmt: skip
 SERVER_SETTINGS = {"shared_buffers": "256MB", "max_wal_size": "4GB", "checkpoint_timeout": "15min"}
 """Everything else is Postgres's default: every commit reaches the disk. Named in README.md."""

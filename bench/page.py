@@ -10,6 +10,7 @@ from bench.figures import Figures, Source, shown
 from bench.plots import draw_all
 from bench.scenarios import enqueue, large, memory, offered, snapshot
 from bench.scenarios.feeder import WAITING
+from bench.scenarios.steady import RATE
 
 NAME = "performance"
 INTRODUCTION = """\
@@ -71,7 +72,8 @@ def write_page(files: Iterable[Path], folder: Path) -> Path:
     plots = {name: f"{NAME}/{path.name}" for name, path in drawn.items()}
     parts = [
         INTRODUCTION, _runs(figures), _goals(figures), _where(figures), _drain(plots), _offered(figures, plots),
-        _enqueue(figures), _snapshot(figures, plots), _large(figures), _many(figures), _memory(figures), REPRODUCE, CAVEATS,
+        _enqueue(figures), _snapshot(figures, plots), _large(figures), _types(figures), _many(figures), _memory(figures),
+        REPRODUCE, CAVEATS,
     ]  # fmt: skip
     path = folder / f"{NAME}.md"
     path.write_text("\n".join(part for part in parts if part))
@@ -236,6 +238,21 @@ def _many(figures: Figures) -> str:
     idle = figures.median("many", "8 idle nodes", "CPU postgres")
     at_rest = f"\nEight nodes at rest cost Postgres {idle / 10:.2f} % of a core.\n" if idle is not None else ""
     return f"## Many nodes\n\nSixteen nodes of one worker process each, on one Postgres.\n\n{_table(headings, rows)}{at_rest}"
+
+
+def _types(figures: Figures) -> str:
+    if not figures.has("types"):
+        return ""
+    measures = ("p50", "p99", "CPU coordinators", "CPU workers", "CPU postgres", "CPU in all")
+    rows = [
+        [variant, *(shown(figures.median("types", variant, measure)) for measure in measures)]
+        for variant in figures.variants("types")
+    ]
+    headings = ["", "p50, ms", "p99, ms", "CPU, ms/1,000 jobs: coordinator", "workers", "Postgres", "in all"]
+    return (
+        f"## Many job types\n\n{RATE} jobs/s, all of one type. A busy node is on watch where nothing comes, and leaves those "
+        f"tables out of its looks.\n\n{_table(headings, rows)}"
+    )
 
 
 def _memory(figures: Figures) -> str:

@@ -25,7 +25,7 @@ def result_file(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFac
     """Of one small run."""
     folder = tmp_path_factory.mktemp("bench")
     options = ["--repeats", "1", "--jobs", "300", "--probes", "5", "--seconds", "0.5", "--processes", "1"]
-    command = [sys.executable, "-m", "bench", "floor", "drain", "latency", "offered", *options]
+    command = [sys.executable, "-m", "bench", "floor", "drain", "latency", "offered", "types", *options]
     command += ["--database-url", postgres.url(), "--output", str(folder)]
     shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert shown.returncode == 0, shown.stderr
@@ -62,6 +62,8 @@ def test_a_run_says_where_and_when_it_was_made(document: Any) -> None:
         ("offered", "LISTEN/NOTIFY client, 500 jobs/s", {"p50", "p99", "inserted"}),
         ("offered", "1 jobs/s", {"p50", "p99", "inserted"}),
         ("offered", "5,000 jobs/s", {"p50", "p99", "inserted"}),
+        ("types", "2 job types", {"p50", "p99"}),
+        ("types", "52 job types", {"p50", "p99"}),
     ],
 )
 def test_every_variant_has_its_figures(document: Any, scenario: str, variant: str, measures: set[str]) -> None:
