@@ -275,7 +275,12 @@ class Claimer:
     def _demand(self, head: Head) -> tuple[int, int]:
         """How many jobs can begin at once, and how many are wanted, as the pool says; under a limit, within this node's share."""
         slots, demand = self._pool.demand(head.job_type)
-        if not demand or head.limit is None or self._swappable(head.job_type):
+        if head.limit is None:
+            return slots, demand
+        if head.room is not None and head.room < 2 * demand:
+            demand = slots  # what is claimed ahead would take places from those who could begin at once
+            self._pool.prefetches = self._pool.prefetches and slots > 0
+        if not demand or self._swappable(head.job_type):
             return slots, demand
         places = self._shares.places(head.job_type.index, head.limit, self._held(head.job_type))
         return int(min(slots, places)), int(min(demand, places))
@@ -288,7 +293,7 @@ class Claimer:
         job_type = plan.head.job_type
         if not plan.swaps or time.monotonic() >= self._look_by or not lease.valid or not self._swappable(job_type):
             return None
-        slots, demand = self._pool.demand(job_type)
+        slots, demand = self._demand(plan.head)
         if not demand or self._waiting.takable(self._swappable)[:1] != [plan.head]:
             return None
         next_plan = self._plan_for(plan.head, plan.priority, slots, demand, [], lease)
@@ -296,9 +301,6 @@ class Claimer:
 
     def _plan_for(self, head: Head, priority: int, slots: int, demand: int, keys: list[str], lease: Lease) -> Plan:
         successes = []
-        if head.room is not None and head.room < 2 * demand:
-            # What is claimed ahead would take places from those who could begin at once.
-            demand = slots or min(demand, max(1, head.room, self._finisher.pending(head.job_type)))
         if head.room == 0 and demand and self._can_swap(head.job_type):
             successes = self._finisher.take_successes(head.job_type, lease.node)
         elif head.limit is None and self._can_merge(head.job_type):

@@ -65,7 +65,7 @@ class Pool:
         self.forkserver = Forkserver(options)
         self._boot_failures = 0
         self.prefetches = True
-        """Whether jobs are wanted beyond the slots."""
+        """Whether jobs are wanted beyond the slots. The claimer says no while something waits that needs a slot."""
         self._draining = False
         self._stopping = False
 
