@@ -40,7 +40,8 @@ class Load(NamedTuple):
 class Heartbeat:
     """Keeps the node registered, and fences it when it can't be.
 
-    registered: called with each new lease; renewed: whenever its fence has moved; fenced: when the jobs under it must die, now.
+    registered: called with each new lease; renewed: whenever its fence has moved; fenced: when the jobs under it must die, now;
+    deregistered: when the database knows that leases before have ended, so that their jobs can be taken back.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Heartbeat:
         registered: Callable[[Lease], None],
         renewed: Callable[[Lease], None],
         fenced: Callable[[Lease], None],
+        deregistered: Callable[[], None],
     ) -> None:
         self.wakeup = Wakeup()
         self.lease: Lease | None = None
@@ -71,7 +73,9 @@ class Heartbeat:
         self._registered = registered
         self._renewed = renewed
         self._fenced = fenced
+        self._deregistered = deregistered
         self._ended: list[UUID] = []
+        """Node ids of leases that are over, until the database knows."""
         self._locked: tuple[AsyncConnection[Any], Lease] | None = None
         """Session and lease for which the node's lock is held."""
         self._renewed_at = 0.0
@@ -117,7 +121,9 @@ class Heartbeat:
                 await self._register(connection, sent_at)
             else:
                 await self._renew(connection, self.lease, sent_at)
-        self._renewed_at = sent_at
+            self._renewed_at = sent_at
+            await self._hold_lock(connection)
+            await self._deregister_ended(connection)
 
     async def _register(self, connection: AsyncConnection[Any], sent_at: float) -> None:
         lease = Lease(
@@ -129,10 +135,6 @@ class Heartbeat:
              "version": self._version, "queues": list(self._settings.queues), "jobs": self._jobs},
         )  # fmt: skip
         self.lease = lease
-        await self._hold_lock(connection)
-        for ended in self._ended:  # its jobs are dead: nobody need wait for that lease
-            await connection.execute(statements.statement("deregister_node"), {"id": ended})
-        self._ended.clear()
         self._registered(lease)
         self._renewed(lease)
 
@@ -145,7 +147,14 @@ class Heartbeat:
             lease.renewed(sent_at)
             self._renewed(lease)
             self.session.let_go()
-            await self._hold_lock(connection)
+
+    async def _deregister_ended(self, connection: AsyncConnection[Any]) -> None:
+        """Their jobs are dead: nobody need wait for those leases."""
+        if self._ended and self.lease is not None:
+            for node in list(self._ended):
+                await connection.execute(statements.statement("deregister_node"), {"id": node})
+                self._ended.remove(node)
+            self._deregistered()
 
     def _values(self) -> dict[str, Any]:
         load = self._load()

@@ -109,6 +109,7 @@ class Node:
         self._heartbeat = Heartbeat(
             settings, _VERSION, self._by_name, self._load,
             registered=self._registered, renewed=self._pool.forkserver.fence, fenced=self._fenced,
+            deregistered=self._deregistered,
         )  # fmt: skip
         self._rescuer = Rescuer(self._heartbeat.session, self._finishes)
         self._reconciler = Reconciler(
@@ -238,6 +239,9 @@ class Node:
             self._claimer.lease = None
         self._pool.forkserver.fence(lease)
         self._pool.fence(lease)
+
+    def _deregistered(self) -> None:
+        self._rescuer.sweep_soon()
 
     def _cancel(self, table: int, job_id: int) -> None:
         for job_type in self._types:

@@ -28,6 +28,8 @@ SWEEP_INTERVAL = 5.0
 """Seconds between sweeps, by all nodes together, for running rows whose node is gone, however that came about."""
 SWEEP_SHARE = 0.05
 """Of the time of the session, that sweeps may take while a held snapshot keeps the index entries of rows long finished."""
+LONGEST_SWEEP_INTERVAL = 60.0
+"""However slow they are: a network that is slow for a while must not keep jobs from being found for long."""
 MARGIN = 1.0
 BATCH = 1000
 
@@ -91,7 +93,7 @@ class Observer:
 
 def sweep_pause(took: float, nodes: int) -> float:
     """Seconds until the next sweep of a node, after one that took so long."""
-    return max(SWEEP_INTERVAL, took / SWEEP_SHARE) * nodes
+    return min(LONGEST_SWEEP_INTERVAL, max(SWEEP_INTERVAL, took / SWEEP_SHARE)) * nodes
 
 
 class Rescuer:
@@ -107,6 +109,11 @@ class Rescuer:
         self._seen_by: AsyncConnection[Any] | None = None
         self._next_sweep = 0.0
 
+    def sweep_soon(self) -> None:
+        """Some node is known to hold nothing any more: there may be jobs to take back."""
+        self._next_sweep = 0.0
+        self.wakeup.set()
+
     async def tick(self) -> float | None:
         """Returns the seconds until the next look."""
         async with self._watching.use(deadline=5) as connection:
@@ -118,8 +125,9 @@ class Rescuer:
         self.live_nodes = max(1, len(sightings))
         lost = self._observer.lost(sightings, boottime())
         for node in lost:
+            self._next_sweep = 0.0  # until one has succeeded: nobody else is told of this node
             await self._close(node, next(s.heartbeat for s in sightings if s.node == node))
-        if lost or boottime() >= self._next_sweep:
+        if boottime() >= self._next_sweep:
             began = boottime()
             await self._sweep()
             pause = sweep_pause(boottime() - began, self.live_nodes)

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from cluster.coordinator.lease import FENCE, GRACE, Lease
-from cluster.coordinator.rescue import MARGIN, SWEEP_INTERVAL, Observer, Sighting, sweep_pause
+from cluster.coordinator.rescue import LONGEST_SWEEP_INTERVAL, MARGIN, SWEEP_INTERVAL, Observer, Sighting, sweep_pause
 from cluster.lease_clock import boottime
 
 NODE = UUID(int=1)
@@ -118,3 +118,4 @@ def test_slow_sweeps_are_rare_and_all_nodes_together_sweep_as_often_as_one() -> 
     assert sweep_pause(0.01, nodes=1) == SWEEP_INTERVAL
     assert sweep_pause(0.01, nodes=4) == 4 * SWEEP_INTERVAL
     assert sweep_pause(1.0, nodes=2) == pytest.approx(40)
+    assert sweep_pause(100.0, nodes=2) == 2 * LONGEST_SWEEP_INTERVAL, "jobs must not wait for long, however slow it is"
