@@ -40,10 +40,8 @@ def test_rows_that_appear_behind_a_bound_start_within_seconds(conn: psycopg.Conn
     start(conn, run_node, SLOW + FREE)
     insert(conn, 200_000)
     wait_for(conn, "SELECT count(*) > 100 FROM trail WHERE status = 'running'")
-    late = value(
-        conn, "INSERT INTO swap_jobs (run_at, priority) VALUES (now() - interval '1 hour', 50) RETURNING id"
-    )  # fmt: skip
-    other = value(conn, "INSERT INTO swap_jobs (queue) VALUES ('another') RETURNING id")
+    behind = "INSERT INTO swap_jobs (queue, run_at) VALUES (%s, now() - interval '1 hour') RETURNING id"
+    late, other = value(conn, behind, "default"), value(conn, behind, "another")
     both = f"SELECT count(*) = 2 FROM swap_jobs WHERE id IN ({late}, {other}) AND status = 'succeeded'"
     wait_for(conn, both, timeout=8)
     assert value(conn, "SELECT count(*) > 100 FROM swap_jobs WHERE status = 'not_started'"), (
