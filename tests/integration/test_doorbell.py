@@ -495,7 +495,9 @@ def test_a_node_that_starts_among_busy_tables_goes_on_watch_for_the_others(
     wait_until(lambda: watched(conn) >= {"limited_jobs", "sync_jobs"}, "the node is on watch where nothing waits")
     for _ in range(5):
         ids, since = put(conn, "INSERT INTO limited_jobs (priority) VALUES (1)")
-        assert delays(conn, "limited_jobs", ids, since)[0] < PROMPT
+        assert delays(conn, "limited_jobs", ids, since)[0] < 4 * PROMPT, (
+            "it waits for a slot, the backlog takes far longer"
+        )
     assert conn.execute("SELECT count(*) > 0 FROM prompt_jobs WHERE status = 'not_started'").fetchone() == (True,)
 
 
