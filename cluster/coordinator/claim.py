@@ -15,7 +15,7 @@ from datetime import timedelta
 from operator import itemgetter
 
 from cluster import events
-from cluster.coordinator.doorbell import Doorbell
+from cluster.coordinator.doorbell import Doorbell, Watch
 from cluster.coordinator.finish import Finisher
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.lease import Lease
@@ -137,7 +137,7 @@ class Claimer:
         return LONGEST_MERGE if often and self._can_merge(job_type) else 0.0
 
     def _can_swap(self, job_type: JobType) -> bool:
-        limit = self._waiting.full(job_type)
+        limit = self._waiting.reached_limit(job_type)
         return (
             limit is not None
             and self._can_write(job_type)
@@ -277,7 +277,7 @@ class Claimer:
         slots, demand = self._pool.demand(head.job_type)
         if head.limit is None:
             return slots, demand
-        if head.room is not None and head.room < 2 * demand:
+        if demand and head.room is not None and head.room < 2 * demand:
             demand = slots  # what is claimed ahead would take places from those who could begin at once
             self._pool.prefetches = self._pool.prefetches and slots > 0
         if not demand or self._swappable(head.job_type):
@@ -394,16 +394,22 @@ class Claimer:
         if self._doorbell.pid is None or self._doorbell.often_rung or self._doorbell.is_watched(resting):
             return False
         with contextlib.suppress(TransientDatabaseError):
-            return (await self._doorbell.watch(resting)).new
+            return (await self._go_on_watch(resting)).new
         return False
 
-    async def _watch(self, due_in: float, tables: list[int]) -> float:
-        """Goes on watch. A new watch needs a second look before any sleep."""
-        if self._doorbell.often_rung:
-            return min(due_in, OFTEN_INTERVAL)
+    async def _go_on_watch(self, tables: list[int]) -> Watch:
+        """A new watch needs a second look, a whole one, before any sleep."""
         watch = await self._doorbell.watch(tables)
         if watch.new:
             self._looker.look_whole()
+        return watch
+
+    async def _watch(self, due_in: float, tables: list[int]) -> float:
+        """Goes on watch. Seconds until the next round trip."""
+        if self._doorbell.often_rung:
+            return min(due_in, OFTEN_INTERVAL)
+        watch = await self._go_on_watch(tables)
+        if watch.new:
             return 0
         if watch.producers:
             return min(due_in, LOOK_INTERVAL, PRODUCERS_INTERVAL * self._live_nodes() * random.uniform(0.5, 1.5))

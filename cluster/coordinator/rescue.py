@@ -128,10 +128,13 @@ class Rescuer:
             self._next_sweep = 0.0  # until one has succeeded: nobody else is told of this node
             await self._close(node, next(s.heartbeat for s in sightings if s.node == node))
         if boottime() >= self._next_sweep:
-            began = boottime()
-            await self._sweep()
-            pause = sweep_pause(boottime() - began, self.live_nodes)
-            self._next_sweep = boottime() + pause * random.uniform(0.5, 1.5)
+            began, due = boottime(), 0.0
+            self._next_sweep = math.inf  # what is asked for from now on, this sweep may miss
+            try:
+                await self._sweep()
+                due = boottime() + sweep_pause(boottime() - began, self.live_nodes) * random.uniform(0.5, 1.5)
+            finally:
+                self._next_sweep = min(self._next_sweep, due)
         interval = min(LONGEST_LOOK_INTERVAL, max(LOOK_INTERVAL, self.live_nodes / LOOKS_FOR))
         return min(interval * random.uniform(0.75, 1.25), max(0.05, self._observer.next_end() - boottime()))
 

@@ -115,7 +115,7 @@ class Waiting:
         """It had a limit, which is the type's, when last looked at."""
         return job_type.index in self._limits
 
-    def full(self, job_type: JobType) -> int | None:
+    def reached_limit(self, job_type: JobType) -> int | None:
         """Its limit, if that was reached when last looked at, rows waited, and no room is known to have come since; else None."""
         if job_type.index in self._freed:
             return None

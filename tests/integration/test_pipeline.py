@@ -145,3 +145,9 @@ async def test_a_connection_that_is_closed_is_not_kept(database_url: str) -> Non
     del connection
     gc.collect()
     assert gone() is None
+
+
+async def test_nothing_to_send_leaves_the_connection_as_it_was(connection: AsyncConnection) -> None:
+    async with pipeline.sent(connection):
+        pass
+    assert await ask(connection, (COUNT, {})) == [[(0,)]]

@@ -81,6 +81,24 @@ async def test_a_sweep_that_fails_is_made_up_for(conn: psycopg.Connection, rescu
     assert conn.execute(STATUS, job).fetchone() == ("not_started",)
 
 
+async def test_a_sweep_that_is_asked_for_during_another_comes_after_it(
+    conn: psycopg.Connection, rescuer: Rescuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, jobs = rescuer._sweep, list[int]()
+
+    async def sweep_and_ask() -> None:
+        await sweep()
+        if not jobs:
+            jobs.extend(insert_running(conn))
+            rescuer.sweep_soon()
+
+    monkeypatch.setattr(rescuer, "_sweep", sweep_and_ask)
+    await rescuer.tick()
+    assert conn.execute(STATUS, jobs).fetchone() == ("running",)
+    await rescuer.tick()
+    assert conn.execute(STATUS, jobs).fetchone() == ("not_started",)
+
+
 def test_a_node_whose_session_fails_right_after_it_has_registered_claims_all_the_same(
     conn: psycopg.Connection, run_node: RunNode
 ) -> None:
