@@ -1,4 +1,4 @@
-"""Start latency and CPU at a steady rate for one job type, by itself and among many that have nothing to do."""
+"""Start latency and CPU at a steady rate for one job type, among few and among many that have nothing to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEW, MANY = "2 job types", f"{len(IDLE_CLASSES) + 2} job types"
 
 
 def run(bench: Bench, results: Results) -> None:
-    """The same at 500 jobs/s to one of 2 and of 52 job types."""
+    """Start latency and CPU at 500 jobs/s, to one of 2 and of 52 job types."""
     pauses = [1 / RATE] * (bench.options.probes * JOBS_PER_PROBE)
     table = table_of(ProbeJob)
     for _ in bench.rounds("types"):
