@@ -49,6 +49,17 @@ def table_found(job_type: str, table: str) -> None:
     log.info("table_found", job_type=job_type, table=table)
 
 
+def trouble_began(job_type: str, reason: str, detail: str, rows: int) -> None:
+    metrics.trouble.labels(job_type, reason).set(1)
+    log.error("trouble_began", job_type=job_type, reason=reason, detail=detail, rows=rows,
+              hint="set aside, and tried again at growing intervals; the others go on")  # fmt: skip
+
+
+def trouble_over(job_type: str, reason: str) -> None:
+    metrics.trouble.remove(job_type, reason)
+    log.info("trouble_over", job_type=job_type, reason=reason)
+
+
 def database_away(loop: str, error: Exception) -> None:
     log.warning("database_away", loop=loop, error=str(error))
 

@@ -72,6 +72,9 @@ claim_batch = Histogram(
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000),
 )
 
+trouble = Gauge(
+    "cluster_trouble", "1 while something wrong with a job type holds it, or rows of it, back", ["job_type", "reason"]
+)
 slots = Gauge("cluster_slots", "Jobs this node can perform at once", ["state"])
 heartbeat_age = Gauge("cluster_heartbeat_age_seconds", "Since this node last renewed its lease")
 build = Info("cluster_build", "Version of this node")

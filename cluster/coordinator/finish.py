@@ -25,7 +25,7 @@ from cluster.coordinator.parked import ParkedKey
 from cluster.coordinator.pipeline import Command
 from cluster.coordinator.pool import Finished
 from cluster.coordinator.process import Key
-from cluster.coordinator.session import Session, TableLockedError, TransientDatabaseError
+from cluster.coordinator.session import Session, TransientDatabaseError
 from cluster.error_text import storable
 from cluster.frames import LOCKED_AT, QUEUE, WAIT
 
@@ -224,7 +224,7 @@ class Finisher:
                 hit = {row[0] for row in rows}
                 missed = [item for item in batch if item[1][1] not in hit]
                 held = await self._held(connection, job_type, missed) if missed else {}
-        except TableLockedError:
+        except errors.LockNotAvailable:
             self._later.append((time.monotonic() + TABLE_LOCKED_PAUSE, job_type.index, batch))
             return
         except TransientDatabaseError as error:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
+import psycopg
 from psycopg import AsyncConnection
 
 from cluster import events, locks, metrics, statements
@@ -100,11 +101,12 @@ class Heartbeat:
         while True:
             try:
                 await self._tick()
-            except TransientDatabaseError as error:
+            except (TransientDatabaseError, psycopg.Error) as error:
                 if not away:
                     events.database_away("heartbeat", error)
                 away = True
-                self._after_failure(error)
+                if isinstance(error, TransientDatabaseError):
+                    self._after_failure(error)
                 await asyncio.sleep(random.uniform(RETRY / 2, RETRY))
             else:
                 if away:

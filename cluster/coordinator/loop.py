@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
+import psycopg
+
 from cluster import events
 from cluster.coordinator.session import TransientDatabaseError
 
@@ -39,13 +41,14 @@ class Wakeup:
 async def repeat(name: str, tick: Callable[[], Awaitable[float | None]], wakeup: Wakeup) -> None:
     """Lives until cancelled. tick returns the seconds to wait (None: until woken).
 
-    While Postgres is away, ticks are retried with full jitter, so that many nodes do not come back in step. Other errors end it.
+    While Postgres is away, ticks are retried with full jitter, so that many nodes do not come back in step. What is wrong with a
+    statement belongs to its owner in `tick`; if none has taken it, it must not end the node either. Other errors do: they are ours.
     """
     pause = 0.0
     while True:
         try:
             delay = await tick()
-        except TransientDatabaseError as error:
+        except (TransientDatabaseError, psycopg.Error) as error:
             if not pause:
                 events.database_away(name, error)
             pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2))

@@ -18,6 +18,8 @@ import psycopg
 from psycopg import AsyncConnection, errors, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from cluster.coordinator.causes import Cause, brief, cause_of
+
 KEEPALIVE = {
     # A silent cut is noticed within 6 s, but only with both keepalives (idle) and tcp_user_timeout (unacknowledged data).
     "keepalives_idle": "3", "keepalives_interval": "1", "keepalives_count": "3",
@@ -28,7 +30,7 @@ Setup = Callable[[AsyncConnection[Any]], Awaitable[None]]
 
 
 class TransientDatabaseError(Exception):
-    """Postgres is away, busy, or was in the way: try again after a pause. The statement may or may not have taken effect.
+    """The session is lost, or can't be had: try again after a pause. The statement may or may not have taken effect.
 
     refused: the server's host answered that no server is there, or the server that it takes no connections.
     silent: no answer came in time; the server may still hold the session.
@@ -38,10 +40,6 @@ class TransientDatabaseError(Exception):
         super().__init__(message)
         self.refused = refused
         self.silent = silent
-
-
-class TableLockedError(TransientDatabaseError):
-    """Somebody holds a lock on the whole table, a migration or a forgotten psql: other tables go on."""
 
 
 class Session:
@@ -79,7 +77,8 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def use(self, deadline: float = 10.0) -> AsyncIterator[AsyncConnection[Any]]:
-        """The connection, for at most `deadline` seconds. TransientDatabaseError: see there; other errors of Postgres pass."""
+        """The connection, for at most `deadline` seconds. TransientDatabaseError: the session is lost; psycopg.Error: what is wrong
+        with a statement is its owner's, see `causes`; the session goes on."""
         async with self._turn:
             self._stop_listening()
             try:
@@ -105,19 +104,14 @@ class Session:
         except TimeoutError as error:
             await self.close()
             raise TransientDatabaseError(f"no connection to Postgres within {deadline:g} s", silent=True) from error
-        except errors.LockNotAvailable as error:
-            await self._after_error(broken=False)
-            raise TableLockedError(_first_line(error)) from error
-        except (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction) as error:
-            await self._after_error(broken=not isinstance(error, errors.TransactionRollback))
+        except psycopg.Error as error:
+            cause = cause_of(error, alive=self.connected is not None)
+            if cause not in {Cause.LOST, Cause.STALE_PLAN}:
+                await self._roll_back()
+                raise
+            await self.close()
             silent, self._silent = self._silent, False
-            raise TransientDatabaseError(_first_line(error), refused=_refused(error), silent=silent) from error
-        except errors.FeatureNotSupported as error:
-            await self.close()  # a prepared plan whose columns have changed type: prepare anew
-            raise TransientDatabaseError(_first_line(error)) from error
-        except psycopg.Error:
-            await self._after_error(broken=False)
-            raise
+            raise TransientDatabaseError(brief(error), refused=_refused(error), silent=silent) from error
         except asyncio.CancelledError:
             await self.close()  # cut in the middle of a statement: its outcome is unknown, so is the connection's state
             raise
@@ -153,7 +147,13 @@ class Session:
             prepare_threshold=None,
             client_encoding="utf-8",
         )
-        self._connection = connection
+        try:
+            return await self._prepared(connection)
+        except BaseException:
+            await connection.close()  # half of its settings are worse than none
+            raise
+
+    async def _prepared(self, connection: AsyncConnection[Any]) -> AsyncConnection[Any]:
         pid, started = await _backend(connection)
         self.pooled = pid != connection.info.backend_pid
         if not self.pooled:
@@ -164,6 +164,7 @@ class Session:
                 self._backends.append((pid, started))
         if self._setup is not None:
             await self._setup(connection)
+        self._connection = connection
         return connection
 
     async def _end_predecessors(self, connection: AsyncConnection[Any]) -> None:
@@ -174,11 +175,10 @@ class Session:
             await connection.rollback()  # another role's: its own timeouts end it
         self.alone = not self._backends
 
-    async def _after_error(self, *, broken: bool) -> None:
+    async def _roll_back(self) -> None:
+        """After an error that is not the session's."""
         connection = self.connected
-        if connection is None or broken:
-            await self.close()
-        elif connection.info.transaction_status != pq.TransactionStatus.IDLE:
+        if connection is not None and connection.info.transaction_status != pq.TransactionStatus.IDLE:
             try:
                 await connection.rollback()
             except psycopg.Error:
@@ -277,7 +277,3 @@ def _refused(error: psycopg.Error) -> bool:
     return (
         isinstance(error, errors.CannotConnectNow) or "Connection refused" in str(error) or "No such file" in str(error)
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -107,6 +107,8 @@ CREATE FUNCTION cluster.is_index(printed text, wanted text) RETURNS boolean
     AS $$
     SELECT strpos(printed, ' USING btree ' || split_part(wanted, ' WHERE ', 1) || ' WHERE ') > 0
        AND (split_part(printed, ' WHERE ', 2) LIKE '%parked%') = (split_part(wanted, ' WHERE ', 2) LIKE '%parked%')
+       AND (split_part(printed, ' WHERE ', 2) ~ 'queue = ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue = ')
+       AND (split_part(printed, ' WHERE ', 2) ~ 'queue <> ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue <> ')
 $$;
 
 CREATE FUNCTION cluster.job_table_changes(job_table text, concurrency_key text DEFAULT NULL::text) RETURNS SETOF text
@@ -173,7 +175,7 @@ BEGIN
     -- The key has changed, come or gone: what belongs to the old one goes, and its rows are claimed anew.
     FOR present IN
         SELECT p.name, p.definition FROM cluster.partial_indexes(target) p
-        WHERE (p.name ~ '_(open|parked|running_key)"?$' OR p.definition LIKE '%(queue, priority, run_at, id) WHERE %')
+        WHERE (p.name ~ '_(open|parked|running_key)"?$' OR p.definition ~ '\(((\w+|"[^"]+"), )?priority, run_at, id\) WHERE ')
           AND p.definition ~ 'parked|''(running|not_started)'''
           AND NOT EXISTS (SELECT FROM cluster.standard_indexes(key) x WHERE cluster.is_index(p.definition, x.definition))
     LOOP
@@ -260,9 +262,10 @@ END $$;
 CREATE FUNCTION cluster.standard_checks(concurrency_key text) RETURNS TABLE(name text, condition text)
     LANGUAGE sql IMMUTABLE
     AS $$
-    VALUES ('cluster_queue_named', 'queue <> '''''),
+    VALUES ('cluster_queue_named', 'queue <> '''' AND length(queue) <= 128'),
            ('cluster_priority_range', 'priority BETWEEN 1 AND 100'),
-           ('cluster_run_at_finite', 'isfinite(run_at)'),
+           -- What Python can hold in every time zone; neither infinity nor years that only Postgres knows.
+           ('cluster_run_at_range', 'run_at >= ''0001-01-02 00:00:00+00'' AND run_at < ''9999-12-31 00:00:00+00'''),
            ('cluster_running_is_locked', '(status = ''running'') = (locked_at IS NOT NULL)')
     UNION ALL
     SELECT 'cluster_parked_waits', 'NOT parked OR status = ''not_started''' WHERE concurrency_key <> ''
@@ -294,11 +297,16 @@ CREATE FUNCTION cluster.standard_indexes(concurrency_key text) RETURNS TABLE(suf
     VALUES ('due', '(run_at) WHERE status IN (''scheduled'', ''retry'')'),
            ('running', '(locked_by) WHERE status = ''running''')
     UNION ALL
-    SELECT 'claim', '(queue, priority, run_at, id) WHERE status = ''not_started''' WHERE concurrency_key = ''
+    SELECT CASE WHEN concurrency_key = '' THEN claim.suffix ELSE claim.suffix_open END,
+           claim.definition || CASE WHEN concurrency_key = '' THEN '' ELSE ' AND NOT parked' END
+    FROM (VALUES
+        ('claim', 'open', '(priority, run_at, id) WHERE status = ''not_started'' AND queue = ''default'''),
+        ('others', 'open_others', '(priority, run_at, id) WHERE status = ''not_started'' AND queue <> ''default'''),
+        ('queue', 'open_queue', '(queue, priority, run_at, id) WHERE status = ''not_started'' AND queue <> ''default''')
+    ) AS claim (suffix, suffix_open, definition)
     UNION ALL
     SELECT suffix, definition FROM (VALUES
-        ('open', '(queue, priority, run_at, id) WHERE status = ''not_started'' AND NOT parked'),
-        ('parked', format('(%I, queue, priority, run_at, id) WHERE parked', concurrency_key)),
+        ('parked', format('(%I, priority, run_at, id) WHERE parked', concurrency_key)),
         ('running_key', format('(%I) WHERE status = ''running''', concurrency_key))
     ) AS keyed (suffix, definition) WHERE concurrency_key <> ''
 $$;
@@ -383,11 +391,23 @@ CREATE TABLE cluster.nodes (
     running integer DEFAULT 0 NOT NULL,
     session_pid integer,
     listen_pid integer,
+    trouble jsonb DEFAULT '[]'::jsonb NOT NULL,
     CONSTRAINT nodes_state_check CHECK ((state = ANY (ARRAY['live'::text, 'draining'::text, 'stopped'::text, 'lost'::text])))
 )
 WITH (fillfactor='50');
 
 COMMENT ON TABLE cluster.nodes IS 'One row per start of a node; a claim holds its node''s row FOR KEY SHARE.';
+
+COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
+
+CREATE TABLE cluster.prune_walks (
+    job_table regclass NOT NULL,
+    reached bigint,
+    oldest timestamp with time zone,
+    due_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NULL: between two walks), the oldest finished row that it met and left, and when its next step is due.';
 
 CREATE TABLE cluster.queues (
     name text NOT NULL,
@@ -408,6 +428,9 @@ ALTER TABLE ONLY cluster.migrations
 
 ALTER TABLE ONLY cluster.nodes
     ADD CONSTRAINT nodes_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY cluster.prune_walks
+    ADD CONSTRAINT prune_walks_pkey PRIMARY KEY (job_table);
 
 ALTER TABLE ONLY cluster.queues
     ADD CONSTRAINT queues_pkey PRIMARY KEY (name);

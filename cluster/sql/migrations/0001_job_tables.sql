@@ -4,7 +4,7 @@
 --   1751 doorbell: held exclusively by the coordinator on watch, shared by producers until they commit
 --   1752 claim: around claim + count of a limited type
 --   1753 node: held by a living coordinator for its whole session (second key: hash of the node id)
---   1754 duty: once in the whole cluster (second key: which duty)
+--   1755 migration: one at a time (second key: 0)
 
 CREATE TYPE cluster.job_status AS ENUM (
     'scheduled', 'not_started', 'running', 'retry', 'succeeded', 'failed', 'timed_out', 'cancelled'
@@ -45,9 +45,21 @@ CREATE TABLE cluster.nodes (
     slots        integer NOT NULL,
     running      integer NOT NULL DEFAULT 0,
     session_pid  integer,
-    listen_pid   integer
+    listen_pid   integer,
+    trouble      jsonb NOT NULL DEFAULT '[]'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE cluster.nodes IS 'One row per start of a node; a claim holds its node''s row FOR KEY SHARE.';
+COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
+
+-- Walks of the pruning nodes, one for each table that keeps finished rows for a time. Whoever takes a step moves due_at on first, so
+-- no two nodes take the same one, and another goes on when that node dies.
+CREATE TABLE cluster.prune_walks (
+    job_table regclass PRIMARY KEY,
+    reached   bigint,
+    oldest    timestamptz,
+    due_at    timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NULL: between two walks), the oldest finished row that it met and left, and when its next step is due.';
 
 -- Fires only for rows that its WHEN clause singles out, so ordinary inserts pay nothing. It names no object of schema
 -- cluster: a role that may do no more than INSERT into the job table can fire it.
@@ -134,9 +146,10 @@ $$;
 
 CREATE FUNCTION cluster.standard_checks(concurrency_key text)
 RETURNS TABLE (name text, condition text) LANGUAGE sql IMMUTABLE AS $$
-    VALUES ('cluster_queue_named', 'queue <> '''''),
+    VALUES ('cluster_queue_named', 'queue <> '''' AND length(queue) <= 128'),
            ('cluster_priority_range', 'priority BETWEEN 1 AND 100'),
-           ('cluster_run_at_finite', 'isfinite(run_at)'),
+           -- What Python can hold in every time zone; neither infinity nor years that only Postgres knows.
+           ('cluster_run_at_range', 'run_at >= ''0001-01-02 00:00:00+00'' AND run_at < ''9999-12-31 00:00:00+00'''),
            ('cluster_running_is_locked', '(status = ''running'') = (locked_at IS NOT NULL)')
     UNION ALL
     SELECT 'cluster_parked_waits', 'NOT parked OR status = ''not_started''' WHERE concurrency_key <> ''
@@ -144,16 +157,23 @@ $$;
 
 -- concurrency_key: the column whose values have a limit each; '': the limit is the table's. A table with a key has no index over
 -- all waiting rows: the planner would take it, and crawl over those that are parked.
+-- Nodes that serve all queues go through the queue "default" and through the rest of the queues in claim order, whatever their
+-- number; nodes that serve some queues go through each of those. Most rows are in "default", and then in one index only.
 CREATE FUNCTION cluster.standard_indexes(concurrency_key text)
 RETURNS TABLE (suffix text, definition text) LANGUAGE sql IMMUTABLE AS $$
     VALUES ('due', '(run_at) WHERE status IN (''scheduled'', ''retry'')'),
            ('running', '(locked_by) WHERE status = ''running''')
     UNION ALL
-    SELECT 'claim', '(queue, priority, run_at, id) WHERE status = ''not_started''' WHERE concurrency_key = ''
+    SELECT CASE WHEN concurrency_key = '' THEN claim.suffix ELSE claim.suffix_open END,
+           claim.definition || CASE WHEN concurrency_key = '' THEN '' ELSE ' AND NOT parked' END
+    FROM (VALUES
+        ('claim', 'open', '(priority, run_at, id) WHERE status = ''not_started'' AND queue = ''default'''),
+        ('others', 'open_others', '(priority, run_at, id) WHERE status = ''not_started'' AND queue <> ''default'''),
+        ('queue', 'open_queue', '(queue, priority, run_at, id) WHERE status = ''not_started'' AND queue <> ''default''')
+    ) AS claim (suffix, suffix_open, definition)
     UNION ALL
     SELECT suffix, definition FROM (VALUES
-        ('open', '(queue, priority, run_at, id) WHERE status = ''not_started'' AND NOT parked'),
-        ('parked', format('(%I, queue, priority, run_at, id) WHERE parked', concurrency_key)),
+        ('parked', format('(%I, priority, run_at, id) WHERE parked', concurrency_key)),
         ('running_key', format('(%I) WHERE status = ''running''', concurrency_key))
     ) AS keyed (suffix, definition) WHERE concurrency_key <> ''
 $$;
@@ -208,10 +228,13 @@ CREATE FUNCTION cluster.partial_indexes(job_table regclass) RETURNS TABLE (name 
     SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = job_table AND indpred IS NOT NULL
 $$;
 
--- Whether an index as pg_get_indexdef() prints it is the one that standard_indexes() wants: the same columns, parked or open rows alike.
+-- Whether an index as pg_get_indexdef() prints it is the one that standard_indexes() wants: the same columns, and the same rows as
+-- far as standard indexes differ in them: parked or open, of the queue "default" or of the others.
 CREATE FUNCTION cluster.is_index(printed text, wanted text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
     SELECT strpos(printed, ' USING btree ' || split_part(wanted, ' WHERE ', 1) || ' WHERE ') > 0
        AND (split_part(printed, ' WHERE ', 2) LIKE '%parked%') = (split_part(wanted, ' WHERE ', 2) LIKE '%parked%')
+       AND (split_part(printed, ' WHERE ', 2) ~ 'queue = ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue = ')
+       AND (split_part(printed, ' WHERE ', 2) ~ 'queue <> ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue <> ')
 $$;
 
 -- What is missing from a table for it to be a job table, as SQL: one statement a row, in order. job_table may not exist yet.
@@ -280,7 +303,7 @@ BEGIN
     -- The key has changed, come or gone: what belongs to the old one goes, and its rows are claimed anew.
     FOR present IN
         SELECT p.name, p.definition FROM cluster.partial_indexes(target) p
-        WHERE (p.name ~ '_(open|parked|running_key)"?$' OR p.definition LIKE '%(queue, priority, run_at, id) WHERE %')
+        WHERE (p.name ~ '_(open|parked|running_key)"?$' OR p.definition ~ '\(((\w+|"[^"]+"), )?priority, run_at, id\) WHERE ')
           AND p.definition ~ 'parked|''(running|not_started)'''
           AND NOT EXISTS (SELECT FROM cluster.standard_indexes(key) x WHERE cluster.is_index(p.definition, x.definition))
     LOOP

@@ -1,0 +1,145 @@
+"""What is wrong with job types and rows, as far as this node is kept from them by it, and when each is tried again.
+
+Pure. Whatever is set aside is named once in the log, counted in a gauge, told with every heartbeat, and tried again at growing
+intervals; it is over as soon as a try has worked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from cluster import events
+from cluster.error_text import storable
+
+MOST_LISTED = 50
+"""Troubles that a heartbeat tells of: it must stay small."""
+MOST_ROWS = 10_000
+"""Rows of one type that may be set aside for one reason; more of them, and the type waits as a whole."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+
+
+class _Entry(NamedTuple):
+    """since: seconds since the epoch, for people."""
+
+    detail: str
+    rows: int
+    since: float
+
+
+class Troubles:
+    """Of one node. A trouble is known by its job type and its reason, which is one of a few words."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, str], _Entry] = {}
+
+    def begin(self, job_type: str, reason: str, detail: str, rows: int = 0) -> None:
+        """It is there, or still there. rows: set aside for it; 0: the type as a whole."""
+        before = self._entries.get((job_type, reason))
+        if before is None:
+            events.trouble_began(job_type, reason, detail, rows)
+        since = time.time() if before is None else before.since
+        self._entries[job_type, reason] = _Entry(detail, rows, since)
+
+    def end(self, job_type: str, reason: str) -> None:
+        """It is over, if it was there."""
+        if self._entries.pop((job_type, reason), None) is not None:
+            events.trouble_over(job_type, reason)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """For `cluster.nodes`, oldest first; in ASCII, which every database can store."""
+        entries = sorted(self._entries.items(), key=lambda item: item[1].since)[:MOST_LISTED]
+        return [
+            {
+                "job_type": storable(job_type, "ascii"), "reason": reason, "detail": storable(entry.detail[:200], "ascii"),
+                "rows": entry.rows, "since": round(entry.since, 3),
+            }
+            for (job_type, reason), entry in entries
+        ]  # fmt: skip
+
+
+class Pause:
+    """When to try again something that has failed as a whole: later each time."""
+
+    def __init__(self, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> None:
+        self._first, self._longest = first, longest
+        self._length = 0.0
+        self.until = 0.0
+        """CLOCK_MONOTONIC seconds; 0: nothing has failed."""
+
+    @property
+    def is_over(self) -> bool:
+        """It may be tried now."""
+        return time.monotonic() >= self.until
+
+    def failed(self) -> None:
+        """Once more."""
+        self._length = min(self._longest, max(self._first, self._length * 2))
+        self.until = time.monotonic() + self._length
+
+    def worked(self) -> None:
+        """The next failure is the first again."""
+        self._length = self.until = 0.0
+
+
+class RowsAside:
+    """Rows of one job type that refuse something, by id. They must not keep the others from it.
+
+    taken_first, taken_longest: the pauses of rows in whose way another row is, which may end at any moment.
+    """
+
+    def __init__(
+        self,
+        troubles: Troubles,
+        job_type: str,
+        reason: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._troubles, self._job_type, self._reason = troubles, job_type, reason
+        self._clock = clock
+        self._rows: dict[int, tuple[float, float]] = {}
+        """Until when each is set aside, and for how long."""
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def add(self, job_id: int, detail: str, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> None:
+        """It has refused, perhaps again."""
+        _, length = self._rows.pop(job_id, (0.0, 0.0))
+        length = min(longest, max(first, length * 2))
+        self._rows[job_id] = self._clock() + length, length
+        self._troubles.begin(self._job_type, self._reason, f"row {job_id}: {detail}", len(self._rows))
+
+    def ids(self) -> list[int]:
+        """Those that are not to be tried now. A row that has not refused for twice its pause is forgotten."""
+        if not self._rows:
+            return []
+        now = self._clock()
+        self._keep({job_id: row for job_id, row in self._rows.items() if now < row[0] + 2 * row[1]})
+        return [job_id for job_id, (until, _) in self._rows.items() if now < until]
+
+    @property
+    def is_full(self) -> bool:
+        """There are too many to leave out."""
+        return len(self._rows) >= MOST_ROWS
+
+    def next_at(self) -> float:
+        """When the first is to be tried again; infinite: none is set aside."""
+        return min((until for until, _ in self._rows.values()), default=float("inf"))
+
+    def accepted(self, ids: Iterable[int]) -> None:
+        """These have been changed, or are gone."""
+        if self._rows:
+            gone = set(ids)
+            self._keep({job_id: row for job_id, row in self._rows.items() if job_id not in gone})
+
+    def try_soon(self, most: int) -> None:
+        """Something has changed that may have been in the way: the first so many may be tried at once."""
+        for job_id in list(self._rows)[:most]:
+            self._rows[job_id] = 0.0, self._rows[job_id][1]
+
+    def _keep(self, rows: dict[int, tuple[float, float]]) -> None:
+        if len(rows) < len(self._rows) and not rows:
+            self._troubles.end(self._job_type, self._reason)
+        self._rows = rows
