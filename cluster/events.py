@@ -5,6 +5,8 @@ What happens to every job is counted, never logged; what an operator would want 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cluster import metrics
 from cluster.logs import get_logger
 
@@ -49,15 +51,17 @@ def table_found(job_type: str, table: str) -> None:
     log.info("table_found", job_type=job_type, table=table)
 
 
-def trouble_began(job_type: str, reason: str, detail: str, rows: int) -> None:
+def trouble_began(job_type: str, reason: str, detail: str, rows: int, *, named: bool) -> None:
+    """named: in the log, a moment ago."""
     metrics.trouble.labels(job_type, reason).set(1)
-    log.error("trouble_began", job_type=job_type, reason=reason, detail=detail, rows=rows,
+    level = log.debug if named else log.error
+    level("trouble_began", job_type=job_type, reason=reason, detail=detail, rows=rows,
               hint="set aside, and tried again at growing intervals; the others go on")  # fmt: skip
 
 
-def trouble_over(job_type: str, reason: str) -> None:
+def trouble_over(job_type: str, reason: str, seconds: float) -> None:
     metrics.trouble.remove(job_type, reason)
-    log.info("trouble_over", job_type=job_type, reason=reason)
+    log.info("trouble_over", job_type=job_type, reason=reason, seconds=round(seconds, 1))
 
 
 def database_away(loop: str, error: Exception) -> None:
@@ -88,11 +92,13 @@ def rang() -> None:
     metrics.rings.inc()
 
 
-def claimed(job_type: str, queue: str, count: int, seconds: float) -> None:
+def claimed(job_type: str, queues: Mapping[bytes | None, int], seconds: float) -> None:
+    """queues: how many jobs of each."""
     metrics.claim_seconds.observe(seconds)
-    if count:
-        metrics.claimed.labels(job_type, queue).inc(count)
-        metrics.claim_batch.observe(count)
+    if queues:
+        for queue, count in queues.items():
+            metrics.claimed.labels(job_type, metrics.queue_label(queue)).inc(count)
+        metrics.claim_batch.observe(sum(queues.values()))
 
 
 def claims_lost(job_type: str, ids: list[int]) -> None:
@@ -110,11 +116,6 @@ def job_set_aside(job_type: str, job_id: int, error: Exception) -> None:
     metrics.set_aside.labels(job_type).inc()
     log.error("job_set_aside", job_type=job_type, id=job_id, error=str(error).partition("\n")[0],
               hint="a trigger or constraint refuses the cluster's update of this row")  # fmt: skip
-
-
-def claim_refused(job_type: str, error: Exception) -> None:
-    log.warning("claim_refused", job_type=job_type, error=str(error).partition("\n")[0],
-                hint="no single row was refused when looked at again: tried again")  # fmt: skip
 
 
 def worker_started(pid: int, seconds: float) -> None:

@@ -30,6 +30,21 @@ rings = Counter("cluster_doorbell_rings", "Notifications that woke this node")
 listener_reconnects = Counter("cluster_listener_reconnects", "Times the listening connection was made anew")
 
 
+MOST_QUEUES = 200
+"""Names of queues that a node tells apart; a queue per tenant must not make a series per tenant."""
+_queues: dict[bytes | None, str] = {}
+
+
+def queue_label(queue: bytes | None) -> str:
+    """The name of a queue for a label: one of the first so many, or "(other)"."""
+    label = _queues.get(queue)
+    if label is None:
+        if len(_queues) >= MOST_QUEUES:
+            return "(other)"
+        label = _queues[queue] = (queue or b"").decode()
+    return label
+
+
 class BatchHistogram(Collector):
     """A histogram that takes many values of one label set at once: per job, Histogram.observe would cost more than the rest.
 

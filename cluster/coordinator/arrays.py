@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from psycopg import AsyncConnection, pq
 from psycopg.abc import Buffer
-from psycopg.adapt import Dumper
+from psycopg.adapt import Dumper, Loader
 
 _HEADER = struct.Struct(">iiIii")  # dimensions, has nulls, element type, length, lower bound
 _EMPTY = struct.Struct(">iiI")
@@ -66,6 +66,29 @@ class Timestamps(PackedArray):
 
     def _elements(self) -> Sequence[bytes | None]:
         return self.values
+
+
+class Instant(int):
+    """A timestamptz as Postgres has it, in microseconds since 2000: any year that it knows, and cheaper than a datetime."""
+
+
+class InstantLoader(Loader):
+    """timestamptz -> Instant"""
+
+    format = pq.Format.BINARY
+
+    def load(self, data: Buffer) -> Instant:
+        return Instant(int.from_bytes(data, "big", signed=True))
+
+
+class InstantDumper(Dumper):
+    """Instant -> timestamptz"""
+
+    format = pq.Format.BINARY
+    oid = 1184
+
+    def dump(self, obj: Instant) -> Buffer | None:
+        return obj.to_bytes(8, "big", signed=True)
 
 
 def register(connection: AsyncConnection[Any]) -> None:

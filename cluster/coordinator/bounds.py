@@ -10,8 +10,10 @@ seconds; sooner if something rang; and always before a sleep. Pure: filled by lo
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from typing import Any, NamedTuple
+
+from cluster.coordinator.arrays import Instant, Timestamps
+from cluster.statements import Queue
 
 SLOW = 0.005
 """Seconds that a whole look may take before bounds are used."""
@@ -24,16 +26,16 @@ MOST_BOUNDS = 200
 
 
 class Place(NamedTuple):
-    """A queue and a priority."""
+    """A queue (None: all but "default") and a priority."""
 
-    queue: str
+    queue: Queue
     priority: int
 
 
 class Bound(NamedTuple):
     """No row of its place comes before it. run_at None: nothing is known."""
 
-    run_at: datetime | None
+    run_at: Instant | None
     id: int
 
 
@@ -47,8 +49,8 @@ class Found(NamedTuple):
     """
 
     heads: dict[Place, Bound]
-    due_at: datetime | None
-    settled: datetime
+    due_at: Instant | None
+    settled: Instant
     took: float
 
 
@@ -57,7 +59,7 @@ class Bounds:
 
     def __init__(self) -> None:
         self.places: dict[Place, Bound] = {}
-        self.due_from: datetime | None = None
+        self.due_from: Instant | None = None
         """No scheduled row or retry is due before; None: nothing is known."""
         self._took = 0.0
         self._whole_at = 0.0
@@ -114,7 +116,9 @@ class Bounds:
         return {
             "queue": [place.queue for place in self.places],
             "priority": [place.priority for place in self.places],
-            "run_at": [bound.run_at for bound in self.places.values()],
+            "run_at": Timestamps(
+                [None if at is None else at.to_bytes(8, "big", signed=True) for at, _ in self.places.values()]
+            ),
             "id": [bound.id for bound in self.places.values()],
             "due_from": self.due_from,
         }
@@ -126,7 +130,7 @@ class Bounds:
                 self.places[place] = Bound(self.due_from, 0)
 
 
-def _bound(head: Bound | None, settled: datetime) -> Bound:
+def _bound(head: Bound | None, settled: Instant) -> Bound:
     """Rows of transactions that have begun before `settled` are there; others may still come before the head."""
     if head is None or head.run_at is None or head.run_at >= settled:
         return Bound(settled, 0)

@@ -10,8 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cluster.coordinator.claims import Claim
 from cluster.coordinator.job_types import JobType
-from cluster.coordinator.process import Claim, Key, Kill
+from cluster.coordinator.process import Key, Kill
 from cluster.frames import ATTEMPTS, CRASHES, Report, integer
 from cluster.notes import Note
 
@@ -67,14 +68,14 @@ def _killed(death: Death, key: Key, claim: Claim, job_type: JobType) -> _Verdict
     if death.kill.reason == "blocked":
         return _crashed("it held its process's event loop for too long, so the process was killed", claim, job_type)
     text = f"timed out after {job_type.timeout:g} s; it did not stop, so its process was killed"
-    attempt = integer(claim.row[ATTEMPTS])
+    attempt = integer(claim.head[ATTEMPTS])
     if attempt >= job_type.max_attempts:
         return ("timed_out", "timed_out", None, text, 0, 0)
     return ("retry", "timed_out", job_type.delay(attempt), text, 0, 0)
 
 
 def _crashed(cause: str, claim: Claim, job_type: JobType) -> _Verdict:
-    crashes, attempt = integer(claim.row[CRASHES]) + 1, integer(claim.row[ATTEMPTS])
+    crashes, attempt = integer(claim.head[CRASHES]) + 1, integer(claim.head[ATTEMPTS])
     text = f"the worker process died under this job: {cause}"
     if crashes >= job_type.job_class.max_crashes:
         return ("failed", "crashed", None, f"{text}; {crashes} crashes, so it is not tried again", 0, 1)

@@ -7,30 +7,28 @@ until they commit, so nobody can go on watch past a row that is not visible yet.
 
 from __future__ import annotations
 
+import math
+import re
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from psycopg import AsyncConnection, Notify
+from psycopg import AsyncConnection
+from psycopg.pq import PGnotify
 
 from cluster import events, locks, statements
+from cluster.coordinator.backlog import RINGING, Backlog
 from cluster.coordinator.session import Session, notice_silence
 
 RINGS_CHANNEL, CANCEL_CHANNEL = "cluster_doorbell", "cluster_cancel"
 OFTEN = 800.0
 """Rings a second beyond which being on watch costs producers more than looking costs this node."""
-OTHERS_FOR = 1.0
-"""Seconds for which another is taken to be still on watch: less than any sleep, after which all is tried and looked at anew."""
-RINGING = 0.25
-"""Seconds after which rings no longer count as of lately."""
 _NOTIFY = "SELECT pg_notify(%s, %s)"
 _CALL = "+"
 """In front of a ring from coordinator to coordinator: for everybody, on watch or not."""
 
 
-@dataclass(frozen=True)
-class Watch:
+class Watch(NamedTuple):
     """What came of going on watch. new: tables to look at once more; producers: some insert is about to commit."""
 
     new: bool
@@ -38,68 +36,27 @@ class Watch:
 
 
 class Doorbell:
-    """Rings wake the claimer: `ring` is called for tables on watch, `cancel` with a table's oid and a job's id."""
+    """Rings wake the claimer: `ring` is called for tables on watch, `cancel` with a table's oid and a job's id.
 
-    def __init__(self, url: str, ring: Callable[[], None], cancel: Callable[[int, int], None]) -> None:
+    Whether a table is watched, and by whom, its backlog knows; nobody but this writes that.
+    """
+
+    def __init__(
+        self, url: str, backlogs: Sequence[Backlog], ring: Callable[[], None], cancel: Callable[[int, int], None]
+    ) -> None:
         self._session = Session(url, "doorbell", setup=self._listen, listening=self._arrived)
+        self._backlogs = backlogs
         self._ring = ring
         self._cancel = cancel
-        self._watched: set[int] = set()
-        self._others: dict[int, float] = {}
-        """Tables for which another was on watch, with the CLOCK_MONOTONIC seconds when it was."""
-        self._silent: set[int] = set()
-        """Tables on watch that have not rung since the last look at them went out."""
-        self._asked: set[int] = set()
-        """The same, of a look that is under way."""
-        self._left: set[int] = set()
-        """Tables whose watch this node left without a word, and nobody is known to have it: others sleep because of this one."""
-        self._freed: set[int] = set()
-        """Tables under whose limit this node has freed room, which not even who is on watch knows of."""
-        self._rung: set[int] = set()
         self._changed = False
         self._connections = 0
         self._rings = 0.0
-        self._last_rings: dict[int, float] = {}
-        """CLOCK_MONOTONIC seconds, by table."""
         self._rung_at = 0.0
-
-    @property
-    def watching(self) -> bool:
-        return bool(self._watched)
-
-    def is_watched(self, tables: Iterable[int]) -> bool:
-        """By this node, or by another when last tried."""
-        return self._watched.union(self._watched_by_others()).issuperset(tables)
-
-    def _watched_by_others(self) -> set[int]:
-        now = time.monotonic()
-        return {table for table, at in self._others.items() if now < at + OTHERS_FOR}
 
     @property
     def often_rung(self) -> bool:
         """More than OFTEN a second, lately."""
         return self._rings_lately() > OFTEN * RINGING
-
-    # --- where a look would find what the last one found ---
-
-    def looking(self, tables: set[int]) -> None:
-        """A look at these goes out."""
-        self._silent -= tables
-        self._asked = self._watched & tables
-
-    def looked(self) -> None:
-        """It has been answered."""
-        self._silent |= self._asked
-
-    @property
-    def silent(self) -> set[int]:
-        """Tables where nothing has come since the last look, or whatever has is for another node to see."""
-        return self._silent | self._watched_by_others()
-
-    def take_rung(self) -> set[int]:
-        """Oids of the tables whose doorbell rang since the last call."""
-        rung, self._rung = self._rung, set()
-        return rung
 
     def take_changed(self) -> bool:
         """Whether operators have changed a limit or a pause since the last call."""
@@ -111,66 +68,63 @@ class Doorbell:
         """Of the backend; None: not connected."""
         return self._session.pid
 
-    async def watch(self, tables: list[int]) -> Watch:
-        """Tries to be on watch for all of these tables, given by oid."""
-        if self._session.connected is not None and (self._session.pooled or self.is_watched(tables)):
+    async def watch(self, backlogs: Sequence[Backlog]) -> Watch:
+        """Tries to be on watch for all of these tables."""
+        if self._session.connected is not None and (
+            self._session.pooled or all(backlog.is_watched() for backlog in backlogs)
+        ):
             return Watch(new=False, producers=False)
         async with self._session.use() as connection:
             if self._session.pooled:
                 return Watch(new=False, producers=False)
-            missing = set(tables) - self._watched - self._watched_by_others()  # none is kept across a reconnection
+            missing = {
+                b.table: b for b in backlogs if b.table and not b.is_watched()
+            }  # none is kept across a reconnection
             cursor = await connection.execute(
                 statements.statement("watch_doorbell"), {"class": locks.DOORBELL, "tables": list(missing)}
             )
             answers = dict(await cursor.fetchall())
-            new = {table for table, answer in answers.items() if answer == "watching"}
-            producers = {table for table, answer in answers.items() if answer == "producers"}
-            self._watched |= new
             now = time.monotonic()
-            self._others |= {table: now for table, answer in answers.items() if answer == "watched"}
-            self._left -= missing - producers  # only a use of the session adds to these, so none has come meanwhile
-        return Watch(bool(new), bool(producers))
+            for table, answer in answers.items():
+                if answer == "watching":
+                    missing[table].go_on_watch()
+                elif answer == "watched":
+                    missing[table].watched_elsewhere_at, missing[table].left = now, False
+        return Watch("watching" in answers.values(), "producers" in answers.values())
 
     async def leave(self) -> None:
         """Goes off watch for what rings: from now on this node must look there by itself, or have nobody to look for."""
         if self._ringing():
             async with self._session.use() as connection:
-                ringing = self._ringing()
-                self._left |= ringing
-                await self._release(connection, ringing)
+                await self._release(connection, self._ringing())
 
-    def _ringing(self) -> set[int]:
-        now = time.monotonic()
-        return {table for table in self._watched if now < self._last_rings.get(table, -RINGING) + RINGING}
+    def _ringing(self) -> list[Backlog]:
+        return [backlog for backlog in self._backlogs if backlog.watched and backlog.is_ringing]
 
-    async def hand_over(self, tables: set[int] | None = None) -> None:
+    async def hand_over(self, backlogs: Sequence[Backlog] | None = None) -> None:
         """Goes off watch for tables (None: all) and, if others may sleep because of this node, wakes them: it has no room for what
         waits there.
 
         It leaves before it calls: who is called must be able to go on watch.
         """
-        if not self._relied_on(tables):
+        chosen = self._backlogs if backlogs is None else backlogs
+        if not any(backlog.is_relied_on for backlog in chosen):
             return
         async with self._session.use() as connection:
-            relied_on = self._relied_on(tables)
-            self._freed -= relied_on
-            self._left |= relied_on
-            await self._release(connection, self._watched & relied_on)
+            relied_on = [backlog for backlog in chosen if backlog.is_relied_on]
+            await self._release(connection, [backlog for backlog in relied_on if backlog.watched])
             if not self._session.pooled:
                 await connection.execute(_NOTIFY, [RINGS_CHANNEL, _CALL])
-            self._left -= relied_on
+            for backlog in relied_on:
+                backlog.told()
 
-    def _relied_on(self, tables: set[int] | None) -> set[int]:
-        found = self._watched | self._left | self._freed
-        return found if tables is None else found & tables
-
-    async def _release(self, connection: AsyncConnection[Any], tables: set[int]) -> None:
-        self._watched = self._watched - tables
-        self._silent -= tables
-        self._asked -= tables
-        if tables:
+    async def _release(self, connection: AsyncConnection[Any], backlogs: Sequence[Backlog]) -> None:
+        for backlog in backlogs:
+            backlog.leave_watch()
+        if backlogs:
+            tables = [backlog.table for backlog in backlogs]
             await connection.execute(
-                statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": list(tables)}
+                statements.statement("leave_doorbell"), {"class": locks.DOORBELL, "tables": tables}
             )
 
     async def call(self) -> None:
@@ -178,13 +132,6 @@ class Doorbell:
         async with self._session.use() as connection:
             if not self._session.pooled:
                 await connection.execute(_NOTIFY, [RINGS_CHANNEL, _CALL])
-
-    def limit_freed(self, table: int) -> None:
-        """This node has freed room under a table's limit: it must look there, and call others for what it does not use."""
-        self._freed.add(table)
-        self._silent.discard(table)
-        self._asked.discard(table)
-        self._others.pop(table, None)
 
     async def connect(self) -> None:
         """Listens; a no-op while connected."""
@@ -211,7 +158,7 @@ class Doorbell:
             events.listener_reconnected()
         self._ring()  # what came before this is not heard
         await notice_silence(connection)
-        connection.add_notify_handler(self._notified)
+        connection.pgconn.notify_handler = self._heard  # the driver's would fail for bytes that are no text
         await connection.execute(f"LISTEN {RINGS_CHANNEL}")
         await connection.execute(f"LISTEN {CANCEL_CHANNEL}")
 
@@ -221,44 +168,58 @@ class Doorbell:
             self._ring()
             return
         while (notify := connection.pgconn.notifies()) is not None:
-            self._received(notify.relname.decode(), notify.extra.decode(), notify.be_pid)
+            self._heard(notify)
 
     def _lose_watch(self) -> None:
-        self._left |= self._watched
-        self._watched.clear()
-        self._forget_silence()
+        for backlog in self._backlogs:
+            backlog.leave_watch()
+        self._doubt()
 
-    def _forget_silence(self) -> None:
-        self._silent.clear()
-        self._asked.clear()
-        self._others.clear()
+    def _doubt(self) -> None:
+        """Something may have come, anywhere, and nobody is known to be on watch elsewhere."""
+        for backlog in self._backlogs:
+            backlog.watched_elsewhere_at = -math.inf
+            backlog.ring()
 
-    def _notified(self, notify: Notify) -> None:
-        self._received(notify.channel, notify.payload, notify.pid)
+    def _heard(self, notify: PGnotify) -> None:
+        self._received(_text(notify.relname), _text(notify.extra), notify.be_pid)
 
     def _received(self, channel: str, payload: str, sender: int) -> None:
-        """Anybody may notify on these channels, so a payload may be anything."""
         if payload == _CALL and sender == self.pid:
             return
-        numbers = [int(part) for part in payload.split() if part.isdecimal()]
         if channel == CANCEL_CHANNEL:
+            numbers = parse_numbers(payload)
             if len(numbers) == 2:
                 self._cancel(*numbers)
-        elif payload in {"", _CALL} or not self._watched.isdisjoint(numbers):
-            now = time.monotonic()
-            self._rings = self._rings_lately() + 1
-            self._rung_at = now
-            rung = self._watched.intersection(numbers)
-            self._rung |= rung
-            self._last_rings |= dict.fromkeys(rung, now)
-            self._silent.difference_update(numbers)
-            self._asked.difference_update(numbers)
-            if payload in {"", _CALL}:
-                self._forget_silence()
-            self._changed = self._changed or payload == ""
-            events.rang()
-            self._ring()
+            return
+        everywhere = payload in {"", _CALL}
+        rung = [] if everywhere else [b for b in self._backlogs if b.watched and b.table in parse_numbers(payload)]
+        if not everywhere and not rung:
+            return
+        self._rings, self._rung_at = self._rings_lately() + 1, time.monotonic()
+        for backlog in rung:
+            backlog.rung()
+        if everywhere:
+            self._doubt()
+        self._changed = self._changed or payload == ""
+        events.rang()
+        self._ring()
 
     def _rings_lately(self) -> float:
         """Of the last moment, fading out."""
         return self._rings * max(0.0, 1 - (time.monotonic() - self._rung_at) / RINGING)
+
+
+def parse_numbers(payload: str) -> list[int]:
+    """Anybody may notify, so a payload may be anything: of what is not one or two numbers as Postgres has them nothing is left."""
+    if not _NUMBERS.fullmatch(payload):
+        return []
+    numbers = [int(part) for part in payload.split()]
+    return numbers if max(numbers) < 2**63 else []
+
+
+_NUMBERS = re.compile(r"[0-9]{1,19}( [0-9]{1,19})?")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")

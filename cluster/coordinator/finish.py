@@ -1,7 +1,8 @@
 """Writes outcomes: group commit. While outcomes wait, all of them go in one statement per table, again and again. Successes may
 wait a moment for the claimer, which then writes them with its next claim.
 
-Owns the finish connection and every ended attempt until the database has it, or has said that the claim was lost.
+Owns the finish connection and every ended attempt until the database has it, or has said that the claim was lost. What a table or a
+row refuses is kept, and holds up nothing else.
 """
 
 from __future__ import annotations
@@ -9,45 +10,47 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection
 
 from cluster import events, metrics
 from cluster.coordinator import arrays, pipeline
+from cluster.coordinator.causes import Cause, brief, cause_of
+from cluster.coordinator.claims import Claim, Outcome
 from cluster.coordinator.job_types import JobType, forget
 from cluster.coordinator.loop import Wakeup
-from cluster.coordinator.parked import ParkedKey
 from cluster.coordinator.pipeline import Command
-from cluster.coordinator.pool import Finished
-from cluster.coordinator.process import Key
-from cluster.coordinator.session import Session, TransientDatabaseError
-from cluster.error_text import storable
-from cluster.frames import LOCKED_AT, QUEUE, WAIT
+from cluster.coordinator.refusal import ROWS_OWN, SHORT, is_lost, search
+from cluster.coordinator.session import Session
+from cluster.coordinator.trouble import Hold, Troubles
+from cluster.coordinator.unwritten import Unwritten, success_parameters
+from cluster.error_text import shorten, storable
+from cluster.frames import QUEUE, WAIT
 
 LARGEST_BATCH = 2000
-MOST_TAKEN = 64
-"""Successes that the claimer writes with a claim of a type without a limit: with more of them two connections are faster than one.
-"""
 LOCKED_PAUSE = 0.005
 """Seconds until rows that somebody else has locked are tried again; doubled each time. Mostly it is another node's claim, whose
 snapshot was older: it has locked the row, found it taken, and lets go at its commit."""
 LONGEST_LOCKED_PAUSE = 0.5
-TABLE_LOCKED_PAUSE = 1.0
-"""Seconds until a table that somebody holds locked as a whole is tried again; the others go on."""
-REFUSED_PAUSE = 60.0
-"""Seconds until rows whose update a trigger or constraint refuses are tried again."""
+MAY_PASS = 3
+"""Failures in a row for what may pass by itself, such as a deadlock, before rows are tried one by one."""
+PASSING_PAUSE = 0.05
+WAITS_AGAIN = {"retry", "scheduled", "not_started"}
+WAIT_FOR_TAKEN = 1.0
+"""Seconds that a job waits as `retry` which can't become claimable at once, since another row is in its way."""
 
 _FLOAT8 = struct.Struct(">d")
 
 
 class Finisher:
-    """Takes ended attempts from the pool and writes them. limit_freed: called when a limited type may have room again.
+    """Takes ended attempts from the pool and writes them.
 
+    limit_freed: called when a limited type may have room again, or these keys.
     waits: seconds for which successes of a type may wait for the claimer to write them with its next claim; 0: it will not.
     """
 
@@ -55,297 +58,400 @@ class Finisher:
         self,
         session: Session,
         types: list[JobType],
-        limit_freed: Callable[[JobType, set[ParkedKey]], None],
+        troubles: Troubles,
+        limit_freed: Callable[[JobType, set[str]], None],
         waits: Callable[[JobType], float],
     ) -> None:
         self.wakeup = Wakeup()
         self.written = 0
         self.released = 0
         self._session = session
-        self._types = types
         self._limit_freed = limit_freed
         self._waits = waits
-        self._pending: dict[int, list[Finished]] = {}
-        self._later: list[tuple[float, int, list[Finished]]] = []
-        """Batches to try again, with the time from which to do so."""
-        self._writing: list[Finished] = []
-        self._timer: asyncio.TimerHandle | None = None
-        """Until when the claimer has time to take what waits; None: that is to be written here."""
-        self._with_claimer: list[list[Finished]] = []
-        """Successes that the claimer is writing, by claim."""
-        self._freed_keys: set[ParkedKey] = set()
-        self._away: TransientDatabaseError | None = None
-        """Why a part of the last batch went back to the pending ones."""
-        self._locked_pause = LOCKED_PAUSE / 2
+        self._tables = {job_type: _Table(job_type, troubles) for job_type in types}
+        self._alarm: asyncio.TimerHandle | None = None
+        """Wakes this loop when the claimer has not taken what waits for it."""
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def add(self, finished: list[Finished]) -> None:
+    def add(self, outcomes: list[Outcome]) -> None:
         """Ended attempts, from the pool."""
-        for item in finished:
-            self._pending.setdefault(item[1][0], []).append(item)
-        if finished:
-            self._idle.clear()
-            wait = min(self._waits(self._types[index]) for index in {item[1][0] for item in finished})
+        if not outcomes:
+            return
+        self._idle.clear()
+        for job_type in {outcome.claim.job_type: None for outcome in outcomes}:
+            unwritten = self._tables[job_type].unwritten
+            unwritten.pending += [outcome for outcome in outcomes if outcome.claim.job_type is job_type]
+            wait = self._waits(job_type)
             if wait:
-                self._wait(wait)
+                self._wait(unwritten, wait)
             else:
-                self.write_now()
+                unwritten.waits_until = None
+                self.wakeup.set()
 
-    # --- successes that the claimer writes with a claim ---
-
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, unwritten: Unwritten, seconds: float) -> None:
         """For the claimer, from now or from before."""
+        until = time.monotonic() + seconds
+        unwritten.waits_until = until if unwritten.waits_until is None else min(until, unwritten.waits_until)
         loop = asyncio.get_running_loop()
-        if self._timer is None or self._timer.when() > loop.time() + seconds:
-            self._stop_timer()
-            self._timer = loop.call_later(seconds, self.write_now)
+        if self._alarm is None or self._alarm.cancelled() or self._alarm.when() > loop.time() + seconds:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = loop.call_later(seconds, self._write_overdue)
+
+    def _write_overdue(self) -> None:
+        self._alarm = None
+        self.wakeup.set()
 
     def write_now(self) -> None:
         """The claimer has something else to do."""
-        self._stop_timer()
-        if self._pending:
-            self.wakeup.set()
+        for table in self._tables.values():
+            if table.unwritten.pending and table.unwritten.waits_until is not None:
+                table.unwritten.waits_until = None
+                self.wakeup.set()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def unwritten(self, job_type: JobType) -> Unwritten:
+        """For the claimer to take from."""
+        return self._tables[job_type].unwritten
 
-    def has_successes(self, job_type: JobType) -> bool:
-        """Whether there is something to swap."""
-        return any(report[3] == "succeeded" for _, report in self._pending.get(job_type.index, ()))
-
-    def pending(self, job_type: JobType) -> int:
-        """Outcomes of a type that nobody has begun to write."""
-        return len(self._pending.get(job_type.index, ()))
-
-    def take_few_successes(self, job_type: JobType, node: UUID) -> list[Finished]:
-        """As `take_successes`, or none if there are many."""
-        few = self.pending(job_type) <= MOST_TAKEN
-        return self.take_successes(job_type, node) if few else []
-
-    def take_successes(self, job_type: JobType, node: UUID) -> list[Finished]:
-        """Those of a type under this node's id; `return_successes` must follow, unless there are none."""
-        pending = self._pending.pop(job_type.index, [])
-        taken = [item for item in pending if item[1][3] == "succeeded" and item[0].lease.node == node]
-        rest = [item for item in pending if item[1][3] != "succeeded" or item[0].lease.node != node]
-        if rest:
-            self._pending[job_type.index] = rest
-            self.write_now()
-        if not self._pending:
-            self._stop_timer()
-        if taken:
-            self._with_claimer.append(taken)
-        return taken
-
-    def return_successes(self, job_type: JobType, taken: list[Finished], *, written: bool) -> None:
-        """The end of what was taken. Not written: some are lost or locked, or nobody knows; all are written here, once more."""
-        self._with_claimer.remove(taken)
+    def give_back(self, job_type: JobType, taken: list[Outcome], *, written: bool) -> None:
+        """See Unwritten."""
+        self.unwritten(job_type).give_back(taken, written=written)
         if written:
             self._count(job_type, taken)
-        else:
-            self._pending.setdefault(job_type.index, []).extend(taken)
-            self._stop_timer()
         self.wakeup.set()  # to write what was not written, or to say that there is nothing more
 
     @property
     def waiting(self) -> int:
         """Outcomes that the database does not have yet."""
-        return sum(map(len, [*self._pending.values(), *(batch for _, _, batch in self._later), *self._with_claimer]))
+        return sum(len(table.unwritten) for table in self._tables.values())
 
-    def keys(self) -> set[Key]:
+    def claims(self) -> Iterator[Claim]:
         """Of the outcomes that the database does not have yet, those being written included."""
-        batches = [*self._pending.values(), *(batch for _, _, batch in self._later), self._writing, *self._with_claimer]
-        return {(report[0], report[1]) for batch in batches for _, report in batch}
+        return (claim for table in self._tables.values() for claim in table.unwritten.claims())
 
     async def drained(self) -> None:
         """Returns once everything is written, but for rows that can't be."""
         await self._idle.wait()
 
     async def tick(self) -> float | None:
-        """Writes all that waits. Returns the seconds until the next batch is to be tried again; None: none is."""
-        self._take_back()
-        while self._pending and self._timer is None:
-            index = next(iter(self._pending))
-            batch, rest = self._pending[index][:LARGEST_BATCH], self._pending[index][LARGEST_BATCH:]
-            if rest:
-                self._pending[index] = rest
-            else:
-                del self._pending[index]
-            self._writing = batch
-            await self._write_type(self._types[index], batch)
-            self._writing = []
-            if self._away is not None:
-                away, self._away = self._away, None
-                raise away
-        if self._pending:
-            return None  # the claimer's
-        if not self._later:
-            if not self._with_claimer:
-                self._idle.set()
-            return None
-        soonest = min(when for when, _, _ in self._later) - time.monotonic()
-        if soonest > 1 and not self._with_claimer:
-            self._idle.set()  # only rows that are refused for good
-        return max(0.0, soonest)
-
-    def _take_back(self) -> None:
-        now = time.monotonic()
-        ready = [entry for entry in self._later if entry[0] <= now]
-        self._later = [entry for entry in self._later if entry[0] > now]
-        for _, index, batch in ready:
-            self._pending.setdefault(index, []).extend(batch)
+        """Writes all that waits, a batch of each type in turn. Returns the seconds until the next one; None: until there is one."""
+        for table in self._tables.values():
+            if table.unwritten.locked or table.unwritten.refused:
+                table.unwritten.take_back()
+        while ready := [table for table in self._tables.values() if table.unwritten.is_ready and table.hold.is_over]:
+            for table in ready:
+                await self._write_some(table)
+        if all(table.unwritten.is_settled or not table.hold.is_over for table in self._tables.values()):
+            self._idle.set()
+        soonest = min(max(table.unwritten.next_at(), table.hold.until) for table in self._tables.values())
+        return None if soonest == float("inf") else max(0.0, soonest - time.monotonic())
 
     # --- one table ---
 
-    async def _write_type(self, job_type: JobType, batch: list[Finished]) -> None:
-        if not job_type.oid:
-            return  # the table is gone, and its rows with it
-        by_statement: dict[tuple[str, UUID], list[Finished]] = {}
-        success = "delete_finished_jobs" if job_type.job_class.retention == timedelta(0) else "finish_succeeded_jobs"
-        for item in batch:
-            # Of one node id each: after a fence there may be outcomes under the one before.
-            name = success if item[1][3] == "succeeded" else "finish_jobs"
-            by_statement.setdefault((name, item[0].lease.node), []).append(item)
-        for (name, _), items in by_statement.items():
-            await self._write(job_type, items, name)
-        self._limit_freed(job_type, self._freed_keys)
-        self._freed_keys = set()
+    async def _write_some(self, table: _Table) -> None:
+        """TransientDatabaseError: the session is lost, and all is pending again."""
+        unwritten = table.unwritten
+        unwritten.waits_until = None
+        unwritten.writing, unwritten.pending = unwritten.pending[:LARGEST_BATCH], unwritten.pending[LARGEST_BATCH:]
+        if not table.job_type.oid:
+            await self._keep_or_drop(table)
+            return
+        try:
+            for batch in table.batches(unwritten.writing):
+                await self._write(table, batch)
+                table.took(batch.outcomes)
+        finally:
+            unwritten.pending, unwritten.writing = unwritten.writing + unwritten.pending, []
+            self._limit_freed(table.job_type, table.take_freed_keys())
 
-    async def _write(self, job_type: JobType, batch: list[Finished], name: str) -> None:
-        """Writes one batch; a batch that is refused for good is halved down to the row."""
+    async def _write(self, table: _Table, batch: _Batch) -> None:
+        """Writes one batch. Whatever becomes of it, nothing of it is to be written again but what has been put back."""
         before = time.monotonic()
         try:
             async with self._session.use() as connection:
-                command = Command(job_type.statement(name), self._parameters(connection, batch, name))
-                answers = await pipeline.ask(connection, [command])
-                rows = pipeline.rows(pipeline.adapter_of(connection), answers[0])
-                hit = {row[0] for row in rows}
-                missed = [item for item in batch if item[1][1] not in hit]
-                held = await self._held(connection, job_type, missed) if missed else {}
-        except errors.LockNotAvailable:
-            self._later.append((time.monotonic() + TABLE_LOCKED_PAUSE, job_type.index, batch))
-            return
-        except TransientDatabaseError as error:
-            self._pending.setdefault(job_type.index, []).extend(batch)
-            self._away = error
-            return
-        except (errors.UndefinedTable, errors.UndefinedColumn):
-            forget(job_type)
-            return
-        except psycopg.Error as error:
-            await self._refused(job_type, batch, name, error)
-            return
+                try:
+                    self._settle(table, batch, await _written(connection, table.job_type, batch))
+                    table.hold.end()
+                    table.failures = 0
+                except psycopg.Error as error:
+                    if is_lost(connection, error):
+                        raise
+                    await self._refused(connection, table, batch, error)
+        except psycopg.Error as error:  # of what was tried afterwards
+            table.put_back(batch.outcomes)
+            table.hold.begin("table_refuses_outcomes", brief(error))
         metrics.finish_seconds.observe(time.monotonic() - before)
-        if job_type.key is not None:
-            keys = dict(rows)
-            self._freed_keys |= {
-                ParkedKey((claim.row[QUEUE] or b"").decode(), keys[report[1]])
-                for claim, report in batch
-                if keys.get(report[1]) is not None
-            }
-        written = [item for item in batch if item[1][1] in hit or held.get(item[1][1]) is False] if missed else batch
-        self._count(job_type, written)
-        locked = [item for item in missed if held.get(item[1][1])]
+
+    def _settle(self, table: _Table, batch: _Batch, written: _Written) -> None:
+        """A statement has worked. What it has not hit is locked, or was written before, or is lost."""
+        job_type = table.job_type
+        table.freed_keys |= written.keys
+        missed = [place for place in range(len(batch.outcomes)) if place not in written.hit]
+        if not missed:
+            table.locked_pause = LOCKED_PAUSE / 2
+            self._count(job_type, batch.outcomes)
+            return
+        there = [
+            o for place, o in enumerate(batch.outcomes) if place in written.hit or written.held.get(place) is False
+        ]
+        self._count(job_type, there)
+        locked = [batch.outcomes[place] for place in missed if written.held.get(place)]
         if locked:
-            self._locked_pause = min(LONGEST_LOCKED_PAUSE, self._locked_pause * 2)
-            self._later.append((time.monotonic() + self._locked_pause, job_type.index, locked))
-        elif hit:
-            self._locked_pause = LOCKED_PAUSE / 2
-        lost = [item[1][1] for item in missed if item[1][1] not in held]
+            table.locked_pause = min(LONGEST_LOCKED_PAUSE, table.locked_pause * 2)
+            table.unwritten.locked.append((time.monotonic() + table.locked_pause, locked))
+        elif written.hit:
+            table.locked_pause = LOCKED_PAUSE / 2
+        lost = [batch.outcomes[place].claim.id for place in missed if place not in written.held]
         if lost:
             events.claims_lost(job_type.name, lost)
 
-    async def _refused(self, job_type: JobType, batch: list[Finished], name: str, error: psycopg.Error) -> None:
-        if name == "delete_finished_jobs":
-            await self._write(
-                job_type, batch, "finish_succeeded_jobs"
-            )  # another table still references a row: keep them
-        elif len(batch) > 1:
-            half = len(batch) // 2
-            await self._write(job_type, batch[:half], name)
-            await self._write(job_type, batch[half:], name)
-        else:
-            await self._set_aside(job_type, batch[0], error)
+    # --- what is refused ---
 
-    async def _set_aside(self, job_type: JobType, item: Finished, error: psycopg.Error) -> None:
-        """A trigger or constraint refuses the outcome of one row. Fail the job if that is allowed, else try again later."""
-        claim, report = item
-        events.job_set_aside(job_type.name, report[1], error)
-        text = f"the database refuses the outcome {report[2]!r} of this job: {error}"
-        failed = (*report[:2], "failed", "failed", None, text, 0, 0, *report[8:])
+    async def _refused(
+        self, connection: AsyncConnection[Any], table: _Table, batch: _Batch, error: psycopg.Error
+    ) -> None:
+        """By a statement as a whole."""
+        cause = cause_of(error)
+        if (
+            batch.name == "delete_finished_jobs" and cause in ROWS_OWN
+        ):  # another table still references a row: keep them
+            await self._write_inside(connection, table, batch._replace(name="finish_succeeded_jobs"))
+            return
+        if cause is Cause.PASSING and table.failures < MAY_PASS:
+            table.failures += 1
+            at = time.monotonic() + PASSING_PAUSE * 2.0**table.failures
+            table.unwritten.locked.append((at, batch.outcomes))
+        elif cause in _WHOLE:
+            if cause is Cause.UNDEFINED and not await _is_there(connection, table.job_type):
+                forget(table.job_type)  # the claimer looks for it again
+            table.put_back(batch.outcomes)
+            table.hold.begin(_WHOLE[cause], brief(error))
+        else:
+            await self._write_one_by_one(connection, table, batch, error)
+
+    async def _write_inside(self, connection: AsyncConnection[Any], table: _Table, batch: _Batch) -> None:
+        """In a use of the session that has begun."""
         try:
-            async with self._session.use() as connection:
-                cursor = await connection.execute(
-                    job_type.statement("finish_jobs"), self._parameters(connection, [(claim, failed)])
-                )
-                written = await cursor.fetchone() is not None
-        except (psycopg.Error, TransientDatabaseError):
-            written = False
-        if written:
-            self._count(job_type, [(claim, failed)])
+            self._settle(table, batch, await _written(connection, table.job_type, batch))
+        except psycopg.Error as error:
+            if is_lost(connection, error):
+                raise
+            await self._refused(connection, table, batch, error)
+
+    async def _write_one_by_one(
+        self, connection: AsyncConnection[Any], table: _Table, batch: _Batch, first: psycopg.Error
+    ) -> None:
+        """Finds the rows that refuse, writes the others, and puts back those for which there is no time now."""
+
+        async def write(places: list[int]) -> int:
+            part = batch._replace(outcomes=[batch.outcomes[place] for place in places])
+            written = await _written(connection, table.job_type, part)
+            self._settle(table, part, written)
+            return len(written.hit)
+
+        found = await search(connection, list(range(len(batch.outcomes))), write)
+        if found.fault is not None:
+            table.put_back(batch.outcomes)
+            table.hold.begin("table_refuses_outcomes", brief(found.fault))
+            return
+        table.hold.end()
+        table.put_back([batch.outcomes[place] for place in found.untried])
+        for place, error in found.refused:
+            await self._write_otherwise(connection, table, batch.outcomes[place], error)
+
+    async def _write_otherwise(
+        self, connection: AsyncConnection[Any], table: _Table, outcome: Outcome, error: psycopg.Error
+    ) -> None:
+        """A row refuses its outcome: a shorter text may be let in, or another status; else it is tried again later."""
+        for other in _instead_of(outcome, error):
+            batch = _Batch("finish_jobs", outcome.claim.lease.node, [other])
+            try:
+                written = await _written(connection, table.job_type, batch)
+            except psycopg.Error as second:
+                if is_lost(connection, second):
+                    raise
+                continue
+            self._settle(table, batch, written)
+            if other.status == "failed" and outcome.status != "failed":
+                events.job_set_aside(table.job_type.name, outcome.claim.id, error)
+            return
+        table.refuse(outcome, error)
+
+    async def _keep_or_drop(self, table: _Table) -> None:
+        """The table can't be found. Outcomes are kept while it may come back under its name; one that was dropped has no rows."""
+        outcomes, table.unwritten.writing = table.unwritten.writing, []
+        table.put_back(outcomes)
+        async with self._session.use() as connection:
+            there = await _exists(connection, table.last_oid)
+        if there:
+            table.hold.begin("table_missing", "its outcomes are kept")
         else:
-            self._later.append((time.monotonic() + REFUSED_PAUSE, job_type.index, [item]))
-
-    async def _held(
-        self, connection: AsyncConnection[Any], job_type: JobType, missed: list[Finished]
-    ) -> dict[int, bool]:
-        parameters = {
-            "id": arrays.BigIntegers([report[1] for _, report in missed]),
-            "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in missed]),
-            "node": missed[0][0].lease.node,
-        }
-        cursor = await connection.execute(job_type.statement("list_held_claims"), parameters, binary=True)
-        return dict(await cursor.fetchall())
-
-    def _parameters(
-        self, connection: AsyncConnection[Any], batch: list[Finished], name: str = "finish_jobs"
-    ) -> dict[str, Any]:
-        values = success_parameters(batch)
-        if name != "finish_jobs":
-            return values
-        encoding = connection.info.parameter_status("server_encoding") or "UTF8"
-        python_encoding = _PYTHON_ENCODINGS.get(encoding, "ascii")
-        reports = [report for _, report in batch]
-        return values | {
-            "status": [report[2] for report in reports],
-            "delay": arrays.Floats([report[4] for report in reports]),
-            "error": [None if report[5] is None else storable(report[5], python_encoding) for report in reports],
-            "attempts": arrays.Integers([report[6] for report in reports]),
-            "crashes": arrays.Integers([report[7] for report in reports]),
-        }
+            lost = [*table.unwritten.pending]
+            table.unwritten.pending = []
+            table.hold.end()
+            events.claims_lost(table.job_type.name, [outcome.claim.id for outcome in lost])
 
     # --- metrics ---
 
-    def _count(self, job_type: JobType, written: list[Finished]) -> None:
+    def _count(self, job_type: JobType, written: list[Outcome]) -> None:
         """Per batch and label set, not per job."""
         self.written += len(written)
-        series: dict[tuple[bytes | None, str], list[Finished]] = {}
-        for item in written:
-            series.setdefault((item[0].row[QUEUE], item[1][3]), []).append(item)
-        for (queue, outcome), items in series.items():
-            if outcome == "released":
-                self.released += len(items)
-                metrics.released.labels(job_type.name).inc(len(items))
+        series: dict[tuple[bytes | None, str], list[Outcome]] = {}
+        for outcome in written:
+            series.setdefault((outcome.claim.head[QUEUE], outcome.outcome), []).append(outcome)
+        for (queue, name), outcomes in series.items():
+            if name == "released":
+                self.released += len(outcomes)
+                metrics.released.labels(job_type.name).inc(len(outcomes))
                 continue
-            labels = job_type.name, (queue or b"").decode()
-            metrics.finished.labels(*labels, outcome).inc(len(items))
-            metrics.run_seconds.observe((*labels, outcome), [report[9] - report[8] for _, report in items])
-            metrics.wait_seconds.observe(
-                labels,
-                [max(0.0, _seconds(claim.row[WAIT]) + report[8] - claim.claimed_at) for claim, report in items],
-            )
+            labels = job_type.name, metrics.queue_label(queue)
+            metrics.finished.labels(*labels, name).inc(len(outcomes))
+            metrics.run_seconds.observe((*labels, name), [outcome.ended - outcome.begun for outcome in outcomes])
+            waits = [max(0.0, _seconds(o.claim.head[WAIT]) + o.begun - o.claim.claimed_at) for o in outcomes]
+            metrics.wait_seconds.observe(labels, waits)
 
 
-def success_parameters(batch: list[Finished]) -> dict[str, Any]:
-    """Of finish_succeeded_jobs, and of the finishing half of swap_limited_jobs. All are of one node id."""
-    return {
-        "node": batch[0][0].lease.node,
-        "id": arrays.BigIntegers([report[1] for _, report in batch]),
-        "locked_at": arrays.Timestamps([claim.row[LOCKED_AT] for claim, _ in batch]),
-        "begun": arrays.Floats([max(0.0, report[8] - claim.claimed_at) for claim, report in batch]),
+class _Batch(NamedTuple):
+    """Outcomes for one statement, all under one node's id: after a fence there may be some under the one before."""
+
+    name: str
+    node: UUID
+    outcomes: list[Outcome]
+
+
+class _Written(NamedTuple):
+    """hit: places in the batch that were written. held: of the others, see list_held_claims. keys: that have room now."""
+
+    hit: set[int]
+    held: dict[int, bool]
+    keys: set[str]
+
+
+_WHOLE = {
+    Cause.LOCKED: "table_locked", Cause.DENIED: "no_privilege", Cause.UNDEFINED: "table_missing",
+}  # fmt: skip
+"""Causes that no single row explains, with the reason of the trouble."""
+
+
+class _Table:
+    """What the finisher knows of one job type."""
+
+    def __init__(self, job_type: JobType, troubles: Troubles) -> None:
+        self.job_type = job_type
+        self.unwritten = Unwritten()
+        self.hold = Hold(troubles, job_type.name)
+        """While it lasts nothing of the type is written."""
+        self.locked_pause = LOCKED_PAUSE / 2
+        self.failures = 0
+        """In a row, for what may pass."""
+        self.freed_keys: set[str] = set()
+        self.last_oid = 0
+        self._troubles = troubles
+
+    def batches(self, outcomes: list[Outcome]) -> list[_Batch]:
+        self.last_oid = self.job_type.oid
+        deletes = self.job_type.job_class.retention == timedelta(0)
+        found: dict[tuple[str, UUID], list[Outcome]] = {}
+        for outcome in outcomes:
+            name = "finish_jobs"
+            if outcome.status == "succeeded":
+                name = "delete_finished_jobs" if deletes else "finish_succeeded_jobs"
+            found.setdefault((name, outcome.claim.lease.node), []).append(outcome)
+        return [_Batch(name, node, batch) for (name, node), batch in found.items()]
+
+    def took(self, outcomes: list[Outcome]) -> None:
+        """These are written, or have been put elsewhere."""
+        gone = set(map(id, outcomes))
+        self.unwritten.writing = [o for o in self.unwritten.writing if id(o) not in gone]
+        if not self.unwritten.refused and not self.unwritten.pending:
+            self.unwritten.refused_pause.worked()
+            self._troubles.end(self.job_type.name, "outcome_refused")
+
+    def put_back(self, outcomes: list[Outcome]) -> None:
+        """To be tried again as soon as the type may be written."""
+        self.unwritten.pending = outcomes + self.unwritten.pending
+
+    def refuse(self, outcome: Outcome, error: psycopg.Error) -> None:
+        """To be tried again later. It is running until then, and counts under its limit."""
+        refused = self.unwritten.refused
+        if not refused:
+            self.unwritten.refused_pause.failed()
+        refused.append(outcome)
+        detail = f"row {outcome.claim.id}: {brief(error)}"
+        self._troubles.begin(self.job_type.name, "outcome_refused", detail, len(refused))
+
+    def take_freed_keys(self) -> set[str]:
+        keys, self.freed_keys = self.freed_keys, set()
+        return keys
+
+
+def _instead_of(outcome: Outcome, error: psycopg.Error) -> Iterator[Outcome]:
+    """What to write into a row that refuses its outcome, likeliest first; nothing for what is not the row's fault."""
+    text = None if outcome.error is None else shorten(outcome.error, SHORT)
+    if text != outcome.error:
+        yield outcome._replace(error=text)
+        yield outcome._replace(error=shorten(outcome.error or "", SHORT // 10))
+    cause = cause_of(error)
+    if cause is Cause.TAKEN and outcome.status in WAITS_AGAIN:
+        yield outcome._replace(status="retry", delay=max(WAIT_FOR_TAKEN, outcome.delay or 0.0), error=text)
+    if cause in ROWS_OWN:
+        reason = shorten(f"the database refuses the outcome {outcome.status!r} of this job: {error}", SHORT)
+        yield outcome._replace(status="failed", outcome="failed", delay=None, error=reason, attempts=0, crashes=0)
+
+
+async def _written(connection: AsyncConnection[Any], job_type: JobType, batch: _Batch) -> _Written:
+    """psycopg.Error: the statement was refused, and nothing of it is written."""
+    command = Command(job_type.statement(batch.name), _parameters(connection, batch))
+    (answer,) = await pipeline.ask(connection, [command])
+    rows = pipeline.rows(pipeline.adapter_of(connection), answer)
+    hit = {row[0] - 1 for row in rows}
+    keys = {row[1] for row in rows if row[1] is not None} if job_type.key is not None else set()
+    if len(hit) == len(batch.outcomes):
+        return _Written(hit, {}, keys)
+    missed = [place for place in range(len(batch.outcomes)) if place not in hit]
+    claims = [batch.outcomes[place].claim for place in missed]
+    parameters = {
+        "id": arrays.BigIntegers([claim.id for claim in claims]),
+        "locked_at": arrays.Timestamps([claim.locked_at for claim in claims]),
+        "node": batch.node,
     }
+    (answer,) = await pipeline.ask(connection, [Command(job_type.statement("list_held_claims"), parameters)])
+    held = {missed[place - 1]: running for place, running in pipeline.rows(pipeline.adapter_of(connection), answer)}
+    return _Written(hit, held, keys)
+
+
+def _parameters(connection: AsyncConnection[Any], batch: _Batch) -> dict[str, Any]:
+    values = success_parameters(batch.outcomes)
+    if batch.name != "finish_jobs":
+        return values
+    encoding = connection.info.parameter_status("server_encoding") or "UTF8"
+    python_encoding = _PYTHON_ENCODINGS.get(encoding, "ascii")
+    outcomes = batch.outcomes
+    return values | {
+        "status": [outcome.status for outcome in outcomes],
+        "delay": arrays.Floats([outcome.delay for outcome in outcomes]),
+        "error": [None if o.error is None else storable(o.error, python_encoding) for o in outcomes],
+        "attempts": arrays.Integers([outcome.attempts for outcome in outcomes]),
+        "crashes": arrays.Integers([outcome.crashes for outcome in outcomes]),
+    }
+
+
+async def _is_there(connection: AsyncConnection[Any], job_type: JobType) -> bool:
+    """Its table still has its name, and the columns that the cluster writes."""
+    name = ".".join('"' + part.replace('"', '""') + '"' for part in job_type.table)
+    cursor = await connection.execute(
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = ANY (%s) AND NOT attisdropped",
+        [name, ["id", "status", "run_at", "attempts_count", "crashes_count", "last_error", "started_at", "finished_at",
+                "locked_at", "locked_by", "cancel_requested_at", "updated_at"]],
+    )  # fmt: skip
+    return await cursor.fetchone() == (12,)
+
+
+async def _exists(connection: AsyncConnection[Any], oid: int) -> bool:
+    """A table of this oid, whatever its name."""
+    cursor = await connection.execute("SELECT EXISTS (SELECT FROM pg_class WHERE oid = %s)", [oid])
+    return await cursor.fetchone() == (True,)
 
 
 def _seconds(value: bytes | None) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 from psycopg import AsyncConnection
 
 from cluster import events, statements, tables
 from cluster.backoff import seconds_after
 from cluster.job import Definition, Job, definition
+from cluster.job_checks import STANDARD_COLUMNS
+from cluster.statements import DEFAULT_QUEUE, Queue
 
 
-@dataclass
+@dataclass(eq=False)
 class JobType:
     """A class as a coordinator uses it. index: its number in frames."""
 
@@ -27,12 +30,6 @@ class JobType:
     """The column whose values have a limit each. None: the limit is the type's, or the table was not found yet."""
     key_differs: bool = False
     """The table has another key than the class, so nothing of it is claimed."""
-    row_bytes: float = 0.0
-    """Of the largest rows seen lately; 0: none seen yet."""
-    locked_until: float = 0.0
-    """CLOCK_MONOTONIC seconds until which the table, which somebody holds locked, is left out."""
-    set_aside: dict[int, float] = field(default_factory=dict)
-    """Rows that can't be claimed, with the time of the loop at which to try again."""
 
     @property
     def name(self) -> str:
@@ -51,8 +48,17 @@ class JobType:
     def timeout(self) -> float | None:
         return self.job_class.timeout.total_seconds() if self.job_class.timeout is not None else None
 
-    def statement(self, name: str) -> bytes:
-        return statements.for_table(name, self.table, self.definition.column_names, self.key)
+    def statement(self, name: str, queue: Queue = DEFAULT_QUEUE) -> bytes:
+        """queue: that it goes through, if it does."""
+        kind: Literal["default", "named", "others"] = "named"
+        if queue is None or queue == DEFAULT_QUEUE:
+            kind = "others" if queue is None else "default"
+        return statements.for_table(name, self.table, self.definition.column_names, self.key, kind, self._bytes_of_row)
+
+    @cached_property
+    def _bytes_of_row(self) -> str:
+        sizes = [statements.column_bytes(column.name, column.type.name) for column in self.definition.columns]
+        return " + ".join(filter(None, sizes))
 
     def delay(self, attempt: int) -> float:
         """Seconds of backoff after an attempt that ended with its worker process."""
@@ -64,30 +70,35 @@ def job_types(job_classes: list[type[Job]]) -> list[JobType]:
 
 
 _FIND = """
-SELECT c.oid, n.nspname, c.relname, CASE WHEN t.job_table IS NULL THEN a.attname ELSE t.concurrency_key END,
-       format_type(a.atttypid, a.atttypmod)
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+SELECT given.place, c.oid, n.nspname, c.relname, CASE WHEN t.job_table IS NULL THEN a.attname ELSE t.concurrency_key END,
+       format_type(a.atttypid, a.atttypmod), t.job_table IS NOT NULL,
+       (SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)
+FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS given (name, key, place)
+JOIN pg_class AS c ON c.oid = to_regclass(given.name)
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN cluster.job_types AS t ON t.job_table = c.oid
-LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = %s AND NOT a.attisdropped
-WHERE c.oid = to_regclass(%s)
+LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = given.key AND NOT a.attisdropped
 """
 
 
 async def resolve(connection: AsyncConnection[Any], types: list[JobType]) -> None:
-    """Finds each type's table, under the connection's search path; registers types that cluster.job_types lacks."""
-    for job_type in types:
-        name = tables.identifier(job_type.definition.table).as_string(connection)
-        column = job_type.job_class.concurrency_key
-        row = await (await connection.execute(_FIND, [column, name])).fetchone()
-        if row is None:
+    """Finds every type's table, under the connection's search path, in one query; registers types that cluster.job_types lacks."""
+    names = [tables.identifier(job_type.definition.table).as_string(connection) for job_type in types]
+    keys = [job_type.job_class.concurrency_key for job_type in types]
+    cursor = await connection.execute(_FIND, [names, keys])
+    found = {row[0]: row[1:] for row in await cursor.fetchall()}
+    for place, job_type in enumerate(types, 1):
+        oid, schema, table, key, key_type, registered, columns = found.get(place, (0, *[None] * 6))
+        if not oid or not {*job_type.definition.column_names, *STANDARD_COLUMNS} <= set(columns):
             forget(job_type)
             continue
-        oid, schema, table, key, key_type = row
+        column = job_type.job_class.concurrency_key
         if job_type.oid != oid:
             known = job_type.table != ()
             job_type.oid, job_type.table = oid, (schema, table)
             job_type.key = statements.Key(column, key_type) if column is not None and key_type is not None else None
-            await _register(connection, job_type)
+            if not registered:
+                await _register(connection, job_type)
             if known:
                 events.table_found(job_type.name, job_type.definition.table)
         if key != column and not job_type.key_differs:
@@ -96,7 +107,7 @@ async def resolve(connection: AsyncConnection[Any], types: list[JobType]) -> Non
 
 
 def forget(job_type: JobType) -> None:
-    """Its table is gone: everything else goes on."""
+    """Its table is gone, or lacks a column: everything else goes on."""
     if job_type.oid:
         job_type.oid = 0
         events.table_missing(job_type.name, job_type.definition.table)

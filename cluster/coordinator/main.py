@@ -19,6 +19,7 @@ from psycopg import AsyncConnection
 
 from cluster import events, metrics, migrate, statements
 from cluster.coordinator import arrays
+from cluster.coordinator.backlog import Backlog
 from cluster.coordinator.claim import Claimer
 from cluster.coordinator.doorbell import Doorbell
 from cluster.coordinator.finish import Finisher
@@ -26,14 +27,13 @@ from cluster.coordinator.heartbeat import Heartbeat, Load
 from cluster.coordinator.http import Health, serve
 from cluster.coordinator.job_types import JobType, job_types
 from cluster.coordinator.lease import Lease
-from cluster.coordinator.look import Looker
 from cluster.coordinator.loop import Wakeup, repeat
-from cluster.coordinator.parked import ParkedKey
 from cluster.coordinator.pool import STOP_GRACE, Pool
 from cluster.coordinator.prune import Pruner
 from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.rescue import Rescuer
 from cluster.coordinator.session import Session, notice_silence
+from cluster.coordinator.trouble import Troubles
 from cluster.errors import ClusterError, DatabaseUnreachableError
 from cluster.job import Job
 from cluster.settings import Settings
@@ -93,8 +93,11 @@ class Node:
         self._stop_now = asyncio.Event()
         self._claims = Session(settings.database_url, "claim", setup=self._prepare_claims)
         self._finishes = Session(settings.database_url, "finish", setup=_prepare_finish)
-        self._doorbell = Doorbell(settings.direct_database_url, self._ring, self._cancel)
-        self._finisher = Finisher(self._finishes, self._types, self._limit_freed, self._waits)
+        self._troubles = Troubles()
+        queues = None if "*" in settings.queues else list(settings.queues)
+        self._backlogs = [Backlog(job_type, queues, self._troubles, self._count_live_nodes) for job_type in self._types]
+        self._doorbell = Doorbell(settings.direct_database_url, self._backlogs, self._ring, self._cancel)
+        self._finisher = Finisher(self._finishes, self._types, self._troubles, self._limit_freed, self._waits)
         self._pool = Pool(
             self._types,
             self._worker_options(app_dir),
@@ -102,10 +105,10 @@ class Node:
             self._finisher.add,
             self._room,
         )
-        looker = Looker(self._types, settings.queues, settings.poll_interval.total_seconds())
         self._claimer = Claimer(
-            self._claims, self._doorbell, self._pool, self._finisher, looker, lambda: self._rescuer.live_nodes
-        )
+            self._claims, self._backlogs, self._doorbell, self._pool, self._finisher, self._count_live_nodes,
+            settings.poll_interval.total_seconds(),
+        )  # fmt: skip
         self._heartbeat = Heartbeat(
             settings, _VERSION, self._by_name, self._load,
             registered=self._registered, renewed=self._pool.forkserver.fence, fenced=self._fenced,
@@ -113,7 +116,8 @@ class Node:
         )  # fmt: skip
         self._rescuer = Rescuer(self._heartbeat.session, self._finishes)
         self._reconciler = Reconciler(
-            self._claims, self._types, self._pool, lambda: self._heartbeat.lease, self._finisher.keys,
+            self._claims, self._types, self._pool, lambda: self._heartbeat.lease,
+            lambda: {(claim.job_type.index, claim.id) for claim in self._finisher.claims()},
             settings.heartbeat_interval.total_seconds(),
         )  # fmt: skip
         self._pruner = Pruner(self._finishes, self._types, settings.poll_interval.total_seconds())
@@ -217,14 +221,17 @@ class Node:
     def _room(self) -> None:
         self._claimer.room()
 
-    def _limit_freed(self, job_type: JobType, keys: set[ParkedKey]) -> None:
+    def _count_live_nodes(self) -> int:
+        return self._rescuer.live_nodes
+
+    def _limit_freed(self, job_type: JobType, keys: set[str]) -> None:
         self._claimer.limit_freed(job_type, keys)
 
     def _waits(self, job_type: JobType) -> float:
         return self._claimer.waits(job_type)
 
     def _ring(self) -> None:
-        self._claimer.ring()
+        self._claimer.look_soon()
 
     def _registered(self, lease: Lease) -> None:
         events.node_started(
@@ -245,7 +252,7 @@ class Node:
 
     def _cancel(self, table: int, job_id: int) -> None:
         for job_type in self._types:
-            if job_type.oid == table and self._pool.cancel(job_type.index, job_id):
+            if job_type.oid == table and self._pool.cancel(job_type, job_id):
                 events.cancel_requested(job_type.name, job_id)
 
     def _load(self) -> Load:
@@ -267,6 +274,7 @@ async def _prepare_planner(connection: AsyncConnection[object]) -> None:
     await connection.execute("SET enable_seqscan = off")
     await connection.execute("SET lock_timeout = '200ms'")
     await connection.execute("SET synchronous_commit = on")
+    await connection.execute("SET default_transaction_isolation = 'read committed'")
     await notice_silence(connection)
     if connection.info.server_version >= 170000:
         await connection.execute("SET transaction_timeout = '15s'")  # longer than any round trip may take

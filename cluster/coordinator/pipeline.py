@@ -7,18 +7,21 @@ Statements are prepared when they are first run on a connection; behind a pooler
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cache
-from itertools import chain, count
+from itertools import count
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import AsyncConnection, abc, errors, pq
-from psycopg.adapt import PyFormat, Transformer
+from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.pq.abc import PGconn, PGresult
+
+from cluster.coordinator.arrays import Instant, InstantDumper, InstantLoader
 
 
 class Command(NamedTuple):
@@ -44,14 +47,21 @@ _adapters: WeakKeyDictionary[AsyncConnection[Any], abc.Transformer] = WeakKeyDic
 _numbers = count()
 
 
+class Answer(NamedTuple):
+    """To one transaction. results: of its statements, in order; error: what went wrong and undid all of it, None: nothing did."""
+
+    results: list[PGresult]
+    error: psycopg.Error | None
+
+
 @contextlib.asynccontextmanager
 async def sent(connection: AsyncConnection[Any], *transactions: Sequence[Command]) -> AsyncIterator[Answers]:
-    """Each a transaction of its own, unless it says BEGIN and COMMIT itself. Read all answers, or the connection is closed.
+    """Each a transaction of its own: what is wrong with one leaves the others alone. Read all answers, or the connection is closed.
 
-    psycopg.Error: a statement can't be prepared, or the connection is lost.
+    psycopg.Error: a value can't be sent, or the connection is lost.
     """
     answers = Answers(connection)
-    await answers.send(*transactions)
+    answers.send(*transactions)
     try:
         yield answers
     finally:
@@ -59,15 +69,14 @@ async def sent(connection: AsyncConnection[Any], *transactions: Sequence[Command
 
 
 async def ask(connection: AsyncConnection[Any], commands: Sequence[Command]) -> list[PGresult]:
-    """The answers to one transaction, in order. psycopg.Error: the first that is an error, or the connection is lost."""
+    """The answers to one transaction, in order. psycopg.Error: what is wrong with it, or the connection is lost."""
     async with sent(connection, commands) as answers:
-        results = await answers.next()
-    error = error_of(connection, results)
-    if isinstance(error, errors.InvalidSqlStatementName):
-        return await ask(connection, commands)
-    if error is not None:
-        raise error
-    return results
+        answer = await answers.next()
+    if isinstance(answer.error, errors.InvalidSqlStatementName):
+        return await ask(connection, commands)  # a rollback of psycopg's has deallocated all that was prepared
+    if answer.error is not None:
+        raise answer.error
+    return answer.results
 
 
 class Answers:
@@ -77,38 +86,60 @@ class Answers:
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
         self._left = 0
+        """Synchronisation points that the server has not reached yet."""
+        self._preparing: collections.deque[list[_Key]] = collections.deque()
+        """What each transaction that was sent has to have prepared first; that goes ahead of it."""
         self._unsent = 0
 
-    async def send(self, *transactions: Sequence[Command]) -> None:
-        """See `sent`. All answers to what was sent before must have been read."""
+    def send(self, *transactions: Sequence[Command]) -> None:
+        """See `sent`."""
         if not transactions:
             return
         connection, pgconn = self._connection, self._pgconn
         bound = [[_bind(connection, command) for command in commands] for commands in transactions]
-        names: dict[_Key, bytes] | None = None
-        if connection.prepare_threshold is not None:
-            names = _prepared.setdefault(connection, {})
-            for key in {(item.statement, item.types) for item in chain(*bound)} - names.keys():
-                names[key] = await _prepare(connection, *key)
-        pgconn.enter_pipeline_mode()
+        if pgconn.pipeline_status == pq.PipelineStatus.OFF:
+            pgconn.enter_pipeline_mode()
+        names = None if connection.prepare_threshold is None else _prepared.setdefault(connection, {})
         for commands in bound:
+            self._preparing.append([] if names is None else self._prepare(commands, names))
             for command in commands:
                 _send(pgconn, command, names)
             pgconn.pipeline_sync()
-        self.expect(len(bound))
+            self._left += 1
+        self._unsent = pgconn.flush()
 
-    def expect(self, transactions: int) -> None:
-        """So many have been put into the pipeline, and go out from now on."""
-        self._left = transactions
-        self._unsent = self._pgconn.flush()
+    def _prepare(self, commands: Sequence[_Bound], names: dict[_Key, bytes]) -> list[_Key]:
+        """Sends the statements that this connection does not know yet, ahead of the transaction, which they are no part of."""
+        missing = [
+            key for key in {(command.statement, command.types): None for command in commands} if key not in names
+        ]
+        for key in missing:
+            names[key] = b"cluster_%d" % next(_numbers)
+            self._pgconn.send_prepare(names[key], *key)
+            self._pgconn.pipeline_sync()
+            self._left += 1
+        return missing
 
     def close(self) -> None:
         """Ends the connection if there are answers that nobody has read."""
         if self._pgconn.pipeline_status != pq.PipelineStatus.OFF:
             self._pgconn.finish()
 
-    async def next(self) -> list[PGresult]:
-        """To the next transaction, in order. The last one may be an error, see `error_of`: then those behind it are missing."""
+    async def next(self) -> Answer:
+        """To the next transaction, in order."""
+        refused = None
+        for key in self._preparing.popleft():
+            error = _error_of(self._connection, await self._until_sync())
+            if error is not None:
+                refused = refused or error
+                _prepared.get(self._connection, {}).pop(key, None)
+        results = await self._until_sync()
+        error = refused or _error_of(self._connection, results)
+        if isinstance(error, errors.InvalidSqlStatementName):
+            _prepared.pop(self._connection, None)
+        return Answer(results, error)
+
+    async def _until_sync(self) -> list[PGresult]:
         pgconn = self._pgconn
         results: list[PGresult] = []
         while True:
@@ -134,7 +165,10 @@ def adapter_of(connection: AsyncConnection[Any]) -> abc.Transformer:
     """Converts values as the connection does, whose texts must be in UTF-8. One for all statements: it remembers how, by type."""
     adapter = _adapters.get(connection)
     if adapter is None:
-        adapter = _adapters[connection] = Transformer(connection.adapters)  # one of the connection would keep it alive
+        adapters = AdaptersMap(connection.adapters)
+        adapters.register_loader("timestamptz", InstantLoader)
+        adapters.register_dumper(Instant, InstantDumper)
+        adapter = _adapters[connection] = Transformer(adapters)  # one of the connection would keep it alive
     return adapter
 
 
@@ -144,14 +178,11 @@ def rows(adapter: abc.Transformer, result: PGresult) -> list[Any]:
     return adapter.load_rows(0, result.ntuples, tuple)
 
 
-def error_of(connection: AsyncConnection[Any], results: Sequence[PGresult]) -> psycopg.Error | None:
-    """What the last of these answers says went wrong; None: nothing did. InvalidSqlStatementName: worth another try."""
+def _error_of(connection: AsyncConnection[Any], results: Sequence[PGresult]) -> psycopg.Error | None:
+    """What the last of these answers says went wrong; None: nothing did."""
     if not results or results[-1].status != pq.ExecStatus.FATAL_ERROR:
         return None
-    error = errors.error_from_result(results[-1], encoding=connection.info.encoding)
-    if isinstance(error, errors.InvalidSqlStatementName):
-        _prepared.pop(connection, None)  # a rollback of psycopg's deallocates all that is prepared
-    return error
+    return errors.error_from_result(results[-1], encoding=connection.info.encoding)
 
 
 # --- to the server ---
@@ -178,19 +209,6 @@ def _positional(statement: bytes) -> tuple[bytes, tuple[str, ...]]:
         return b"$%d" % (names.index(name) + 1)
 
     return re.sub(rb"%(?:\((\w+)\)s|%)", place, statement), tuple(names)
-
-
-async def _prepare(connection: AsyncConnection[Any], statement: bytes, types: tuple[int, ...]) -> bytes:
-    pgconn, name = connection.pgconn, b"cluster_%d" % next(_numbers)
-    pgconn.enter_pipeline_mode()
-    pgconn.send_prepare(name, statement, types)
-    pgconn.pipeline_sync()
-    answers = Answers(connection)
-    answers.expect(1)
-    error = error_of(connection, await answers.next())
-    if error is not None:
-        raise error
-    return name
 
 
 def _send(pgconn: PGconn, command: _Bound, names: Mapping[_Key, bytes] | None) -> None:

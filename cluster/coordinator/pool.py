@@ -9,14 +9,15 @@ import asyncio
 import collections
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster import events
+from cluster.coordinator.claims import Claim, Outcome, RawRow
 from cluster.coordinator.crash import Death, reports_after
 from cluster.coordinator.forkserver import Forkserver
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.lease import Lease
-from cluster.coordinator.process import Claim, Key, Kill, RawRow, WorkerProcess
+from cluster.coordinator.process import Key, Kill, WorkerProcess
 from cluster.errors import ClusterError
 from cluster.frames import CRASHES, ID, Report, integer
 from cluster.spawn import WorkerOptions
@@ -32,7 +33,15 @@ LONGEST_PREFETCH = 1000
 RATE_INTERVAL = 0.05
 BOOT_FAILURES = 3
 
-Finished = tuple[Claim, Report]
+
+class Demand(NamedTuple):
+    """Shim."""
+
+    slots: int
+    jobs: int
+    whole: int
+
+
 _NO_CRASHES = (b"\0\0\0\0", b"\0\0")
 
 
@@ -48,13 +57,13 @@ class Pool:
         types: list[JobType],
         options: WorkerOptions,
         processes: int,
-        finished: Callable[[list[Finished]], None],
+        finished: Callable[[list[Outcome]], None],
         room: Callable[[], None],
     ) -> None:
         self._types = types
         self._options = options
         self._processes = processes
-        self._finished = finished
+        self._finished = lambda items: finished([Outcome(claim, *report[2:]) for claim, report in items])
         self._room = room
         self._workers: list[WorkerProcess] = []
         self._alone: collections.deque[tuple[Key, Claim, tuple[int, ...]]] = collections.deque()
@@ -148,13 +157,13 @@ class Pool:
     def ready(self) -> bool:
         return any(worker.ready for worker in self._workers)
 
-    def demand(self, job_type: JobType) -> tuple[int, int]:
+    def demand(self, job_type: JobType) -> Demand:
         """How many jobs of this type can begin at once, and how many are wanted, prefetch included."""
         if self._draining or self._stopping:
-            return 0, 0
+            return Demand(0, 0, 0)
         if job_type.exclusive:
             idle = max(0, sum(worker.idle for worker in self._workers) - len(self._alone))
-            return idle, idle
+            return Demand(idle, idle, idle)
         free = held = open_workers = 0
         for worker in self._workers:
             free += max(0, worker.free_slots)
@@ -163,10 +172,12 @@ class Pool:
         self._measure_rates(time.monotonic())
         ahead = min(LONGEST_PREFETCH, int(sum(self._rates.values()) * PREFETCH)) if self.prefetches else 0
         if not open_workers or (not free and held > ahead / 2):
-            return 0, 0  # half of what is to be ahead: claims come in batches, and workers do not run dry meanwhile
+            return Demand(
+                0, 0, 0
+            )  # half of what is to be ahead: claims come in batches, and workers do not run dry meanwhile
         # Of a type that is slow or new a few only, but some: the others must not keep it out.
         own = max(open_workers, int(self._rates.get(job_type.index, 0.0) * PREFETCH))
-        return free, free + max(0, min(own, ahead - held))
+        return Demand(free, free + max(0, min(own, ahead - held)), 1)
 
     def reserve(self) -> None:
         """A job that must be alone waits, and every worker is busy: the emptiest one takes nothing more until it is empty."""
@@ -189,20 +200,33 @@ class Pool:
         """Sends claimed rows, best first, to the workers with most room."""
         if self._draining or self._stopping:
             self._finished(
-                [(Claim(row, claimed_at, lease), _release((job_type.index, integer(row[ID])))) for row in rows]
+                [
+                    (
+                        Claim(job_type, integer(row[ID]), row, claimed_at, lease),
+                        _release((job_type.index, integer(row[ID]))),
+                    )
+                    for row in rows
+                ]
             )
             return
         shared: list[RawRow] = []
         for row in rows:
             if job_type.exclusive or row[CRASHES] not in _NO_CRASHES:
-                self._alone.append(((job_type.index, integer(row[ID])), Claim(row, claimed_at, lease), oids))
+                self._alone.append(
+                    (
+                        (job_type.index, integer(row[ID])),
+                        Claim(job_type, integer(row[ID]), row, claimed_at, lease),
+                        oids,
+                    )
+                )
             else:
                 shared.append(row)
         self._place_alone()
         open_workers = [worker for worker in self._workers if worker.ready and not worker.alone and not worker.reserved]
         if shared and not open_workers:  # it went alone, was reserved or died since the claim
             self._alone.extend(
-                ((job_type.index, integer(row[ID])), Claim(row, claimed_at, lease), oids) for row in shared
+                ((job_type.index, integer(row[ID])), Claim(job_type, integer(row[ID]), row, claimed_at, lease), oids)
+                for row in shared
             )
             self._place_alone()
             return
@@ -210,7 +234,12 @@ class Pool:
         for share, worker in zip(
             _shares(shared, [worker.free_slots for worker in open_workers]), open_workers, strict=True
         ):
-            self._send(worker, job_type.index, oids, [Claim(row, claimed_at, lease) for row in share])
+            self._send(
+                worker,
+                job_type.index,
+                oids,
+                [Claim(job_type, integer(row[ID]), row, claimed_at, lease) for row in share],
+            )
 
     def _place_alone(self) -> None:
         while self._alone:
@@ -230,8 +259,8 @@ class Pool:
         """All claims are of one lease. Once that is over, the rows are somebody else's."""
         if claims and claims[0].lease.valid:
             for claim in claims:
-                worker.claims[index, integer(claim.row[ID])] = claim
-            worker.send(("perform", index, claims[0].lease.fence_at, oids, [claim.row for claim in claims]))
+                worker.claims[index, integer(claim.head[ID])] = claim
+            worker.send(("perform", index, claims[0].lease.fence_at, oids, [claim.head for claim in claims]))
 
     # --- what workers say ---
 
@@ -276,9 +305,9 @@ class Pool:
 
     # --- stopping jobs ---
 
-    def cancel(self, index: int, job_id: int) -> bool:
+    def cancel(self, job_type: JobType, job_id: int) -> bool:
         """Stops one job if this node has it."""
-        return self._stop({(index, job_id)}, "cancelled")
+        return self._stop({(job_type.index, job_id)}, "cancelled")
 
     def stop_all(self) -> None:
         """Asks every attempt to stop, to be released."""

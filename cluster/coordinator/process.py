@@ -11,13 +11,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.coordinator.claims import Claim
 from cluster.coordinator.forkserver import Forkserver
-from cluster.coordinator.lease import Lease
 from cluster.frames import FrameProtocol
 from cluster.notes import Notes, notes_size
 from cluster.spawn import WorkerOptions, worker
@@ -27,16 +27,6 @@ LAST_WORDS = 0.2
 
 Key = tuple[int, int]
 """A claimed job within this node: index of its type, id."""
-
-RawRow = Sequence[bytes | None]
-
-
-class Claim(NamedTuple):
-    """A row this node has claimed, and under which lease. claimed_at: CLOCK_MONOTONIC seconds, when the claim's answer came."""
-
-    row: RawRow
-    claimed_at: float
-    lease: Lease
 
 
 class Kill(NamedTuple):

@@ -69,7 +69,7 @@ class Reconciler:
             events.claims_gone(job_type.name, [job_id for _, job_id in gone])
             self._pool.stop_lost(gone)
         for job_id, _, age, cancelled in rows.values():
-            if cancelled and self._pool.cancel(job_type.index, job_id):
+            if cancelled and self._pool.cancel(job_type, job_id):
                 events.cancel_requested(job_type.name, job_id)
             if age > unknown_after and (job_type.index, job_id) not in known:
                 await self._give_back(job_type, lease, rows[job_id])

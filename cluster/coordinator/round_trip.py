@@ -1,54 +1,57 @@
-"""One round trip of the claimer: a claim, and the next look behind it, in one pipeline. What was claimed begins during the look.
-
-When something is in the way, the next round trip goes statement by statement, to find out what it is.
+"""One round trip of the claimer: promotions, a claim, and the next looks behind it, in one pipeline. What was claimed begins during
+the looks. Each is a transaction of its own, whose error is its table's; who refuses is found afterwards, see `refusal`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
-from psycopg import AsyncConnection, abc, errors
+from psycopg import AsyncConnection, abc, pq
 from psycopg.adapt import Transformer
-from psycopg.pq.abc import PGresult
 from psycopg.types.numeric import Int8
 from psycopg.types.string import ByteaBinaryLoader
 
 from cluster import locks, statements
-from cluster.coordinator import pipeline
-from cluster.coordinator.finish import success_parameters
-from cluster.coordinator.job_types import forget
+from cluster.coordinator import look, pipeline
+from cluster.coordinator.arrays import BigIntegers
+from cluster.coordinator.backlog import Backlog
+from cluster.coordinator.causes import Cause, cause_of
+from cluster.coordinator.claims import Outcome, RawRow
 from cluster.coordinator.lease import Lease
-from cluster.coordinator.look import Head, Look, Looker, View
-from cluster.coordinator.pipeline import Command
-from cluster.coordinator.pool import Finished
-from cluster.coordinator.process import RawRow
-from cluster.coordinator.refusal import find_refused, set_aside
+from cluster.coordinator.look import Head
+from cluster.coordinator.pipeline import Answer, Command
+from cluster.coordinator.pool import Demand
+from cluster.coordinator.unwritten import success_parameters
 from cluster.frames import ID, integer
+
+PROMOTE_BATCH = 1000
 
 
 class Plan(NamedTuple):
-    """One claim. priority: the worst it may take; slots: how many can begin at once; demand: how many to take.
+    """One claim. priority: the worst it may take; demand: what the node has room for.
 
     keys: to look after, reach: open rows to examine; of a type whose limit holds per key.
     successes: to be written in the same transaction; of a type whose limit is full, for as many claims in their place.
     from_head: to begin at the head's row, not at the best. made_at: CLOCK_MONOTONIC seconds.
+    only: ids to choose from; None: all.
     """
 
+    backlog: Backlog
     head: Head
     priority: int
-    slots: int
-    demand: int
+    demand: Demand
     keys: list[str]
     reach: int
-    successes: list[Finished]
+    successes: list[Outcome]
     from_head: bool
     made_at: float
+    only: list[int] | None = None
 
     @property
     def limited(self) -> bool:
-        return self.head.limit is not None or self.head.job_type.key is not None
+        return self.backlog.limit is not None or self.backlog.job_type.key is not None
 
     @property
     def swaps(self) -> bool:
@@ -71,21 +74,26 @@ Following: TypeAlias = Callable[[Plan], Plan | None]
 """Asked once a claim is answered and before that is taken: another one, for the server to work on meanwhile; None: none."""
 
 
-class Trip(NamedTuple):
-    """view None: nobody looked, or something failed. promoted: rows; failed: the same again, one by one."""
+class Refusal(NamedTuple):
+    """What was refused: the claim of a plan, or the promotion or the look of a backlog."""
 
-    view: View | None
-    promoted: int = 0
-    failed: bool = False
+    what: Plan | Backlog
+    action: str
+    cause: Cause
+    error: psycopg.Error
+
+
+class Trip(NamedTuple):
+    """What came of a round trip. news: rows of foreign queues have come."""
+
+    refusals: list[Refusal]
+    news: bool = False
 
 
 class RoundTrip:
-    """Made once; remembers whether the last one failed."""
+    """Made once for a claimer; remembers how its connection gives raw values."""
 
-    def __init__(self, looker: Looker) -> None:
-        self.careful = False
-        """The last one failed: claim and look one by one."""
-        self._looker = looker
+    def __init__(self) -> None:
         self._raw: tuple[AsyncConnection[Any], abc.Transformer] | None = None
 
     async def run(
@@ -96,91 +104,77 @@ class RoundTrip:
         take: Take,
         following: Following,
         *,
-        due: set[int],
-        looks: list[Look] | None,
+        due: Sequence[Backlog],
+        looks: Sequence[Backlog] | None,
     ) -> Trip:
-        """take: not called for a claim that failed; called while the look is still under way. following: asked only without a look.
-        due: tables to promote in. looks: None: no look; []: nothing needs to be looked at."""
-        if self.careful:
-            return await self._one_by_one(connection, lease, plan, take)
-        promotions = self._looker.promotions(due)
-        claim = [] if plan is None else _claim(lease, plan)
-        found: list[PGresult] = []
-        promoted: list[PGresult] = []
-        transactions = list(filter(None, [promotions, claim, [look.command for look in looks or ()]]))
-        try:
-            async with pipeline.sent(connection, *transactions) as answers:
-                failures = []
-                if promotions:
-                    promoted = await answers.next()
-                    failures.append(pipeline.error_of(connection, promoted))
-                while plan is not None:
-                    claimed = await answers.next()
-                    failures.append(pipeline.error_of(connection, claimed))
-                    if failures[-1] is not None:
-                        break
-                    taken = self._taken(connection, plan, claimed)
-                    next_plan = None if looks is not None else following(plan)
-                    if next_plan is not None:
-                        await answers.send(_claim(lease, next_plan))
-                    take(plan, taken)
-                    plan = next_plan
-                if looks:
-                    found = await answers.next()
-                    failures.append(pipeline.error_of(connection, found))
-            failed = any(failures)
-        except psycopg.Error:
-            if connection.closed:
-                raise
-            failed = True  # a statement can't be prepared
-        if failed:
-            self.careful = True  # one by one, the statement that is to blame says why
-            await connection.rollback()
-            return Trip(None, failed=True)
-        view = None if looks is None else self._looker.read(connection, looks, found)
-        return Trip(view, sum(answer.command_tuples or 0 for answer in promoted))
+        """take: not called for a claim that was refused; called while the looks are still under way. following: asked only without
+        looks. due: where to promote. looks: None: none, and none is needed.
 
-    async def _one_by_one(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan | None, take: Take) -> Trip:
-        """What is in the way is found, and left out of the next round trips."""
-        if plan is not None and (taken := await self._claim_alone(connection, lease, plan)) is not None:
-            take(plan, taken)
-        view = await self._looker.look(connection)
-        due = {table for table, due_in in view.due_in.items() if due_in <= 0}
-        for promotion in self._looker.promotions(due):
-            await pipeline.ask(connection, [promotion])
-        self.careful = False
-        return Trip(view)
+        psycopg.Error: the connection is lost, or a plan on it is stale.
+        """
+        sent = [(backlog, backlog.next_look()) for backlog in looks or ()]
+        transactions = [
+            *([promotion(backlog)] for backlog in due),
+            *([] if plan is None else [_claim(connection, lease, plan)]),
+            *([look.command] for _, look in sent),
+        ]
+        trip = Trip([])
+        promoted: dict[Backlog, int] = {}
+        async with pipeline.sent(connection, *transactions) as answers:
+            for backlog in due:
+                answer = await answers.next()
+                if self._worked(trip, backlog, "promote", answer):
+                    promoted[backlog] = answer.results[-1].command_tuples or 0
+            while plan is not None:
+                answer = await answers.next()
+                if not self._worked(trip, plan, "claim", answer):
+                    break
+                taken = self._taken(connection, plan, answer)
+                next_plan = None if looks is not None else following(plan)
+                if next_plan is not None:
+                    answers.send(_claim(connection, lease, next_plan))
+                take(plan, taken)
+                plan = next_plan
+            found = [(backlog, sent_look, await answers.next()) for backlog, sent_look in sent]
+        for backlog, sent_look, answer in found:
+            if self._worked(trip, backlog, "look", answer):
+                seen = look.read(connection, answer)
+                trip = trip._replace(news=backlog.seen(sent_look, seen) or trip.news)
+                if backlog in promoted:
+                    backlog.promoted(promoted[backlog], seen.due_in)
+        await leave_transaction(connection)
+        return trip
 
-    async def _claim_alone(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> Taken | None:
-        job_type = plan.head.job_type
-        try:
-            answers = await pipeline.ask(connection, _claim(lease, plan))
-        except errors.LockNotAvailable:
-            await connection.rollback()  # the look that follows finds the locked table
-            return None
-        except (errors.UndefinedTable, errors.UndefinedColumn):
-            await connection.rollback()
-            forget(job_type)
-            self._looker.sweep_soon()
-            return None
-        except (errors.OperationalError, errors.FeatureNotSupported, errors.ReadOnlySqlTransaction):
-            raise
-        except psycopg.Error as error:
-            await connection.rollback()
-            await find_refused(connection, job_type, _parameters(lease, plan), error)
-            return None
-        return self._taken(connection, plan, answers)
+    async def claim(self, connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> Taken:
+        """Nothing but a claim. psycopg.Error: it was refused."""
+        async with pipeline.sent(connection, _claim(connection, lease, plan)) as answers:
+            answer = await answers.next()
+        if answer.error is not None:
+            await leave_transaction(connection)
+            raise answer.error
+        return self._taken(connection, plan, answer)
 
-    def _taken(self, connection: AsyncConnection[Any], plan: Plan, answers: list[PGresult]) -> Taken:
+    def _worked(self, trip: Trip, what: Plan | Backlog, action: str, answer: Answer) -> bool:
+        if answer.error is None:
+            return True
+        cause = cause_of(answer.error)
+        if cause in {Cause.LOST, Cause.STALE_PLAN}:
+            raise answer.error
+        if answer.error.sqlstate != "25P02":  # behind another one's, whose transaction is still open: nobody's fault
+            trip.refusals.append(Refusal(what, action, cause, answer.error))
+        return False
+
+    def _taken(self, connection: AsyncConnection[Any], plan: Plan, answer: Answer) -> Taken:
         in_lock = plan.limited and not plan.swaps
-        result = answers[_CLAIM if in_lock else -1]
+        results = answer.results[1:-1] if in_lock and _is_pooled(connection) else answer.results
+        result = results[-1]
         rows = pipeline.rows(self._raw_adapter(connection), result)
         oids = tuple(result.ftype(column) for column in range(result.nfields))
         if plan.swaps:  # the last column counts what was finished; a row without an id stands for none
             written = integer(rows[0][-1]) == len(plan.successes)
             return Taken([row[:-1] for row in rows if row[ID] is not None], oids[:-1], had_lock=False, written=written)
-        had_lock = in_lock and answers[_LOCK].get_value(0, 0) == b"true"
-        written = bool(plan.successes) and answers[0].ntuples == len(plan.successes)
+        had_lock = in_lock and results[0].get_value(0, 0) == b"true"
+        written = bool(plan.successes) and results[0].ntuples == len(plan.successes)
         return Taken(rows, oids, had_lock, written)
 
     def _raw_adapter(self, connection: AsyncConnection[Any]) -> abc.Transformer:
@@ -190,39 +184,59 @@ class RoundTrip:
         return self._raw[1]
 
 
-_LOCK, _CLAIM = 1, 2
-"""Of a limited claim: places in its transaction."""
+def promotion(backlog: Backlog, only: list[int] | None = None) -> Command:
+    """Makes rows that are due claimable; the looks after it see those. only: ids to choose from; None: all."""
+    parameters = {
+        "limit": PROMOTE_BATCH, "due_from": backlog.bounds.due_from, "set_aside": BigIntegers(backlog.due_aside.ids()),
+        "only": None if only is None else BigIntegers(only),
+    }  # fmt: skip
+    backlog.bounds.promoted()
+    return Command(backlog.job_type.statement("promote_jobs"), parameters)
 
 
-def _claim(lease: Lease, plan: Plan) -> list[Command]:
-    job_type, parameters = plan.head.job_type, _parameters(lease, plan)
+async def leave_transaction(connection: AsyncConnection[Any]) -> None:
+    """Behind a pooler a claim opens its transaction itself, which stays open when it was refused."""
+    if connection.info.transaction_status != pq.TransactionStatus.IDLE:
+        await pipeline.ask(connection, [Command(b"ROLLBACK")])
+
+
+def _is_pooled(connection: AsyncConnection[Any]) -> bool:
+    return connection.prepare_threshold is None
+
+
+def _claim(connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> list[Command]:
+    backlog, queue = plan.backlog, plan.head.queue
+    job_type, parameters = backlog.job_type, claim_parameters(lease, plan)
     successes = success_parameters(plan.successes) if plan.successes else {}
     if plan.swaps:
-        return [Command(job_type.statement("swap_limited_jobs"), parameters | successes | {"limit": plan.head.limit})]
+        swap = parameters | successes | {"limit": backlog.limit}
+        return [Command(job_type.statement("swap_limited_jobs", queue), swap)]
     if not plan.limited:
         finish = [Command(job_type.statement("finish_succeeded_jobs"), successes)] if successes else []
-        return [*finish, Command(job_type.statement("claim_jobs"), parameters)]
+        return [*finish, Command(job_type.statement("claim_jobs", queue), parameters)]
     name = "claim_limited_jobs"
     if job_type.key is not None:
         name = "claim_keyed_jobs"
         parameters |= {"key": job_type.key.column, "keys": plan.keys, "reach": plan.reach}
-    lock = {"class": locks.CLAIM, "table": job_type.oid}
-    return [
-        Command(b"BEGIN ISOLATION LEVEL READ COMMITTED"),
-        Command(statements.text("try_claim_lock").encode(), lock),
-        Command(job_type.statement(name), parameters),
-        Command(b"COMMIT"),
+    commands = [
+        Command(statements.text("try_claim_lock").encode(), {"class": locks.CLAIM, "table": job_type.oid}),
+        Command(job_type.statement(name, queue), parameters),
     ]
+    if _is_pooled(connection):  # whose sessions may have any isolation; our own are set to READ COMMITTED
+        return [Command(b"BEGIN ISOLATION LEVEL READ COMMITTED"), *commands, Command(b"COMMIT")]
+    return commands
 
 
-def _parameters(lease: Lease, plan: Plan) -> dict[str, Any]:
-    head, job_type = plan.head, plan.head.job_type
+def claim_parameters(lease: Lease, plan: Plan) -> dict[str, Any]:
+    """Of every claim, and of list_claimable_jobs."""
+    head, backlog = plan.head, plan.backlog
     first = (head.priority, head.run_at, head.id or 0) if plan.from_head else (0, None, 0)
     return {
-        "node": lease.node, "table": job_type.oid, "queue": head.queue, "priority": plan.priority,
+        "node": lease.node, "table": backlog.table, "queue": head.queue, "priority": plan.priority,
         "from_priority": first[0], "from_run_at": first[1], "from_id": Int8(first[2]),
-        "slots": plan.slots, "demand": plan.demand, "max_attempts": job_type.max_attempts,
-        "set_aside": set_aside(job_type),
+        "slots": plan.demand.slots, "demand": plan.demand.jobs, "whole": plan.demand.whole,
+        "max_attempts": backlog.job_type.max_attempts, "set_aside": BigIntegers(backlog.aside.ids()),
+        "only": None if plan.only is None else BigIntegers(plan.only),
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 PATIENCE = 0.05
@@ -24,49 +24,50 @@ class Alone(NamedTuple):
     length: float
 
 
-class Shares:
-    """Of the limits that this node has jobs under. live_nodes: how many nodes there are, this one included.
+class Share:
+    """Of one type's limit. live_nodes: how many nodes there are, this one included.
 
-    Types are given by index; held: counts the jobs of the type that are running because of this node, where that matters.
+    held: counts the jobs of the type that are running because of this node, where that matters.
     """
 
     def __init__(self, live_nodes: Callable[[], int]) -> None:
         self._live_nodes = live_nodes
-        self._left_at: dict[int, float] = {}
-        """CLOCK_MONOTONIC seconds since when room is left to others, by type."""
-        self._alone: dict[int, Alone] = {}
+        self._left_at: float | None = None
+        """CLOCK_MONOTONIC seconds since when room is left to others; None: it is not."""
+        self._alone: Alone | None = None
 
-    def exceeded(self, index: int, limit: int, held: Callable[[], int]) -> bool:
+    def exceeded(self, limit: int, held: Callable[[], int]) -> bool:
         """Whether this node has more than its share, and others may want it."""
-        return not self._takes_all(index) and held() > self._share(limit)
+        return not self._takes_all() and held() > self._share(limit)
 
-    def places(self, index: int, limit: int, held: Callable[[], int]) -> float:
+    def places(self, limit: int, held: Callable[[], int]) -> float:
         """How many more jobs this node may begin now. 0: others are to have what room there is, for `wait` seconds."""
-        if self._takes_all(index):
+        if self._takes_all():
             return math.inf
         places = self._share(limit) - held()
         if places > 0:
             return places
         now = time.monotonic()
-        if now < self._left_at.setdefault(index, now) + PATIENCE:
+        if self._left_at is None:
+            self._left_at = now
+        if now < self._left_at + PATIENCE:
             return 0
-        del self._left_at[index]
-        length = min(LONGEST_ALONE, 2 * self._alone[index].length) if index in self._alone else SHORTEST_ALONE
-        self._alone[index] = Alone(now + length, length)
+        self._left_at = None
+        length = SHORTEST_ALONE if self._alone is None else min(LONGEST_ALONE, 2 * self._alone.length)
+        self._alone = Alone(now + length, length)
         return math.inf
 
-    def keep(self, indexes: Iterable[int]) -> None:
-        """Only these types have room and rows that wait: what was left of others has been taken."""
-        for index in self._left_at.keys() - set(indexes):
-            del self._left_at[index]
-            self._alone.pop(index, None)
+    def taken(self) -> None:
+        """What was left to others, if something was, has been taken: there is no room, or no row that waits."""
+        if self._left_at is not None:
+            self._left_at = self._alone = None
 
     def wait(self) -> float:
-        """Seconds until this node takes the first of what it has left; infinite: it has left nothing."""
-        return max(0.0, min(self._left_at.values(), default=math.inf) + PATIENCE - time.monotonic())
+        """Seconds until this node takes what it has left; infinite: it has left nothing."""
+        return math.inf if self._left_at is None else max(0.0, self._left_at + PATIENCE - time.monotonic())
 
     def _share(self, limit: int) -> int:
         return math.ceil(limit / self._live_nodes())
 
-    def _takes_all(self, index: int) -> bool:
-        return self._live_nodes() <= 1 or (index in self._alone and time.monotonic() < self._alone[index].until)
+    def _takes_all(self) -> bool:
+        return self._live_nodes() <= 1 or (self._alone is not None and time.monotonic() < self._alone.until)

@@ -6,6 +6,7 @@ intervals; it is over as soon as a try has worked.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -15,9 +16,12 @@ from cluster.error_text import storable
 
 MOST_LISTED = 50
 """Troubles that a heartbeat tells of: it must stay small."""
+NAMED_FOR = 60.0
+"""Seconds for which a trouble that comes and goes is not named again."""
 MOST_ROWS = 10_000
 """Rows of one type that may be set aside for one reason; more of them, and the type waits as a whole."""
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_LOCKED = 1.0, 30.0, 2.0
+"""Seconds."""
 
 
 class _Entry(NamedTuple):
@@ -33,19 +37,26 @@ class Troubles:
 
     def __init__(self) -> None:
         self._entries: dict[tuple[str, str], _Entry] = {}
+        self._named: dict[tuple[str, str], float] = {}
+        """CLOCK_MONOTONIC seconds when each was last named in the log."""
 
     def begin(self, job_type: str, reason: str, detail: str, rows: int = 0) -> None:
         """It is there, or still there. rows: set aside for it; 0: the type as a whole."""
         before = self._entries.get((job_type, reason))
         if before is None:
-            events.trouble_began(job_type, reason, detail, rows)
+            now = time.monotonic()
+            named = now < self._named.get((job_type, reason), -math.inf) + NAMED_FOR
+            if not named:
+                self._named[job_type, reason] = now
+            events.trouble_began(job_type, reason, detail, rows, named=named)
         since = time.time() if before is None else before.since
         self._entries[job_type, reason] = _Entry(detail, rows, since)
 
     def end(self, job_type: str, reason: str) -> None:
         """It is over, if it was there."""
-        if self._entries.pop((job_type, reason), None) is not None:
-            events.trouble_over(job_type, reason)
+        entry = self._entries.pop((job_type, reason), None)
+        if entry is not None:
+            events.trouble_over(job_type, reason, time.time() - entry.since)
 
     def listed(self) -> list[dict[str, Any]]:
         """For `cluster.nodes`, oldest first; in ASCII, which every database can store."""
@@ -73,9 +84,9 @@ class Pause:
         """It may be tried now."""
         return time.monotonic() >= self.until
 
-    def failed(self) -> None:
-        """Once more."""
-        self._length = min(self._longest, max(self._first, self._length * 2))
+    def failed(self, longest: float = math.inf) -> None:
+        """Once more. longest: this time."""
+        self._length = min(self._longest, longest, max(self._first, self._length * 2))
         self.until = time.monotonic() + self._length
 
     def worked(self) -> None:
@@ -125,8 +136,9 @@ class RowsAside:
         return len(self._rows) >= MOST_ROWS
 
     def next_at(self) -> float:
-        """When the first is to be tried again; infinite: none is set aside."""
-        return min((until for until, _ in self._rows.values()), default=float("inf"))
+        """When the next is to be tried again; infinite: none is set aside."""
+        now = self._clock()
+        return min((until for until, _ in self._rows.values() if until > now), default=float("inf"))
 
     def accepted(self, ids: Iterable[int]) -> None:
         """These have been changed, or are gone."""
@@ -143,3 +155,37 @@ class RowsAside:
         if len(rows) < len(self._rows) and not rows:
             self._troubles.end(self._job_type, self._reason)
         self._rows = rows
+
+
+class Hold:
+    """One thing that is not done to a job type for now, because it failed for the type as a whole."""
+
+    def __init__(self, troubles: Troubles, job_type: str) -> None:
+        self._troubles, self._job_type = troubles, job_type
+        self._reason = ""
+        self._pause = Pause()
+
+    @property
+    def is_over(self) -> bool:
+        """It may be tried now."""
+        return self._pause.is_over
+
+    @property
+    def until(self) -> float:
+        """CLOCK_MONOTONIC seconds; 0: nothing is wrong."""
+        return self._pause.until
+
+    def begin(self, reason: str, detail: str) -> None:
+        """It has failed, perhaps again. A lock may end at any moment."""
+        if self._reason not in {"", reason}:
+            self._troubles.end(self._job_type, self._reason)
+        self._reason = reason
+        self._troubles.begin(self._job_type, reason, detail)
+        self._pause.failed(longest=LONGEST_PAUSE_LOCKED if reason == "table_locked" else math.inf)
+
+    def end(self) -> None:
+        """It has worked."""
+        if self._reason:
+            self._troubles.end(self._job_type, self._reason)
+            self._reason = ""
+            self._pause.worked()

@@ -10,7 +10,7 @@ WITH outcome AS (
     SELECT * FROM unnest(
         %(id)s::bigint[], %(locked_at)s::timestamptz[], %(status)s::text[], %(delay)s::float8[], %(error)s::text[],
         %(attempts)s::integer[], %(crashes)s::integer[], %(begun)s::float8[]
-    ) AS o (id, locked_at, status, delay, error, attempts, crashes, begun)
+    ) WITH ORDINALITY AS o (id, locked_at, status, delay, error, attempts, crashes, begun, place)
 ), held AS MATERIALIZED (
     SELECT id, status, locked_by FROM {table} WHERE id = ANY (%(id)s::bigint[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 )
@@ -29,4 +29,4 @@ UPDATE {table} AS job SET
 FROM outcome AS o
 WHERE job.id = ANY (ARRAY(SELECT id FROM held WHERE status = 'running' AND locked_by = %(node)s))
   AND o.id = job.id AND job.locked_at = o.locked_at
-RETURNING job.id{key_text}
+RETURNING o.place{key_text}

@@ -4,6 +4,6 @@
 WITH found AS MATERIALIZED (
     SELECT id, status, locked_by, locked_at FROM {table} WHERE id = ANY (%(id)s::bigint[])
 )
-SELECT found.id, found.status = 'running' FROM found
-JOIN unnest(%(id)s::bigint[], %(locked_at)s::timestamptz[]) AS claim (id, locked_at) ON claim.id = found.id
+SELECT claim.place, found.status = 'running' FROM found
+JOIN unnest(%(id)s::bigint[], %(locked_at)s::timestamptz[]) WITH ORDINALITY AS claim (id, locked_at, place) ON claim.id = found.id
 WHERE found.locked_by = %(node)s AND (found.status <> 'running' OR found.locked_at = claim.locked_at)

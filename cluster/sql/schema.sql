@@ -109,6 +109,7 @@ CREATE FUNCTION cluster.is_index(printed text, wanted text) RETURNS boolean
        AND (split_part(printed, ' WHERE ', 2) LIKE '%parked%') = (split_part(wanted, ' WHERE ', 2) LIKE '%parked%')
        AND (split_part(printed, ' WHERE ', 2) ~ 'queue = ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue = ')
        AND (split_part(printed, ' WHERE ', 2) ~ 'queue <> ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue <> ')
+       AND (split_part(printed, ' WHERE ', 2) ~ 'queue < ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue < ')
 $$;
 
 CREATE FUNCTION cluster.job_table_changes(job_table text, concurrency_key text DEFAULT NULL::text) RETURNS SETOF text
@@ -301,7 +302,8 @@ CREATE FUNCTION cluster.standard_indexes(concurrency_key text) RETURNS TABLE(suf
            claim.definition || CASE WHEN concurrency_key = '' THEN '' ELSE ' AND NOT parked' END
     FROM (VALUES
         ('claim', 'open', '(priority, run_at, id) WHERE status = ''not_started'' AND queue = ''default'''),
-        ('others', 'open_others', '(priority, run_at, id) WHERE status = ''not_started'' AND queue <> ''default'''),
+        ('others', 'open_others',
+         '(priority, run_at, id) WHERE status = ''not_started'' AND (queue < ''default'' OR queue > ''default'')'),
         ('queue', 'open_queue', '(queue, priority, run_at, id) WHERE status = ''not_started'' AND queue <> ''default''')
     ) AS claim (suffix, suffix_open, definition)
     UNION ALL

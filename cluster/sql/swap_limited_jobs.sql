@@ -2,6 +2,7 @@
 -- full, this is how its places pass on. As many rows run after it as before, at every instant, so it needs no lock and no count;
 -- that the limit holds is checked only for the case that it was lowered.
 -- Finishes like finish_succeeded_jobs, claims like claim_limited_jobs: guards, order of locks and indexes are theirs.
+-- not_started -> failed, for rows that are too large for a node.
 -- Returns the claimed rows, each with the number of finished ones behind it; one row without an id, if none was claimed.
 -- Runs twice: the second finishes nothing, so it claims nothing. Dies before COMMIT: nothing happened.
 WITH outcome AS (
@@ -24,24 +25,26 @@ WITH outcome AS (
 ), node AS MATERIALIZED (
     SELECT id FROM cluster.nodes WHERE id = %(node)s AND state = 'live' FOR KEY SHARE
 ), picked AS MATERIALIZED (
-    SELECT id, priority, run_at, attempts_count FROM {table}
-    WHERE status = 'not_started' AND queue = %(queue)s AND priority <= %(priority)s AND id <> ALL (%(set_aside)s)
+    SELECT id, priority, run_at, attempts_count, crashes_count{bytes} FROM {table}
+    WHERE status = 'not_started' AND {queue_is} AND priority <= %(priority)s AND id <> ALL (%(set_aside)s)
       AND (priority, run_at, id) >= (%(from_priority)s, coalesce(%(from_run_at)s::timestamptz, '-infinity'), %(from_id)s)
       AND EXISTS (SELECT FROM node)
       AND EXISTS (SELECT FROM cluster.job_types WHERE job_table = %(table)s AND paused_at IS NULL AND concurrency_key IS NULL
                   AND coalesce(max_concurrency_override, max_concurrency) >= %(limit)s)
-      AND NOT EXISTS (SELECT FROM cluster.queues WHERE name = %(queue)s AND paused_at IS NOT NULL)
     ORDER BY priority, run_at, id
     LIMIT least(%(demand)s, (SELECT places FROM freed))
     FOR NO KEY UPDATE SKIP LOCKED
 ), placed AS (
-    SELECT id, attempts_count, row_number() OVER (ORDER BY priority, run_at, id) AS place FROM picked
-), claimed AS (
+    SELECT id, attempts_count, crashes_count, row_number() OVER best AS place,
+           count(*) FILTER (WHERE crashes_count > 0) OVER best AS crashed{bytes_upto}
+    FROM picked WINDOW best AS (ORDER BY priority, run_at, id)
+){too_large}, claimed AS (
     UPDATE {table} SET
         status = 'running', attempts_count = attempts_count + 1, locked_at = now(), locked_by = %(node)s,
         started_at = now(), finished_at = NULL, updated_at = now()
     WHERE id = ANY (ARRAY(
-        SELECT id FROM placed WHERE place <= %(slots)s OR attempts_count + 1 < %(max_attempts)s
+        SELECT id FROM placed WHERE (place <= %(slots)s OR attempts_count + 1 < %(max_attempts)s)
+           AND (crashes_count = 0 OR crashed <= %(whole)s){bytes_fit}
     ))
     RETURNING id, attempts_count, crashes_count, locked_at, extract(epoch FROM now() - run_at)::float8 AS wait, queue, priority, run_at,
         created_at{columns}

@@ -259,7 +259,8 @@ def indexes(conn: psycopg.Connection) -> set[str]:
 
 
 def test_migrate_follows_a_key_that_comes_changes_and_goes(conn: psycopg.Connection) -> None:
-    plain, keyed = {"pkey", "due", "running", "claim"}, {"pkey", "due", "running", "open", "parked", "running_key"}
+    plain = {"pkey", "due", "running", "claim", "others", "queue"}
+    keyed = {"pkey", "due", "running", "open", "open_others", "open_queue", "parked", "running_key"}
     migrate_jobs(conn, [UnkeyedJob])
     assert indexes(conn) == plain
     migrate_jobs(conn, [KeyedJob])
@@ -270,7 +271,7 @@ def test_migrate_follows_a_key_that_comes_changes_and_goes(conn: psycopg.Connect
     conn.execute("SET session_replication_role = origin")
     migrate_jobs(conn, [OtherKeyJob])
     assert indexes(conn) == keyed
-    assert "(shop, queue" in value(conn, "SELECT indexdef FROM pg_indexes WHERE indexname = 'keyed_jobs_parked'")
+    assert "(shop, priority" in value(conn, "SELECT indexdef FROM pg_indexes WHERE indexname = 'keyed_jobs_parked'")
     assert value(conn, "SELECT count(*) FROM keyed_jobs WHERE parked") == 0
     migrate_jobs(conn, [UnkeyedJob])
     assert indexes(conn) == plain

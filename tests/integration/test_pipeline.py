@@ -54,9 +54,9 @@ async def test_values_of_another_size_are_of_another_type(connection: AsyncConne
 async def test_what_fails_undoes_all_and_is_the_last_answer(connection: AsyncConnection) -> None:
     commands = [Command(ADD, {"id": 1, "text": ""}), Command(ADD, {"id": 1, "text": ""}), Command(COUNT)]
     async with pipeline.sent(connection, commands) as round_trip:
-        answers = await round_trip.next()
-    assert len(answers) == 2
-    assert isinstance(pipeline.error_of(connection, answers), errors.UniqueViolation)
+        answer = await round_trip.next()
+    assert len(answer.results) == 2
+    assert isinstance(answer.error, errors.UniqueViolation)
     assert await ask(connection, (COUNT, {})) == [[(0,)]]
 
 
@@ -66,23 +66,34 @@ async def test_each_transaction_stands_or_fails_by_itself(connection: AsyncConne
         added = await round_trip.next()
         divided = await round_trip.next()
         counted = await round_trip.next()
-    assert pipeline.error_of(connection, added) is None
-    assert isinstance(pipeline.error_of(connection, divided), errors.DivisionByZero)
-    assert pipeline.rows(pipeline.adapter_of(connection), counted[0]) == [(1,)]
+    assert added.error is None
+    assert isinstance(divided.error, errors.DivisionByZero)
+    assert pipeline.rows(pipeline.adapter_of(connection), counted.results[0]) == [(1,)]
+
+
+async def test_a_statement_that_cannot_be_prepared_leaves_the_other_transactions_alone(
+    connection: AsyncConnection,
+) -> None:
+    add, missing = Command(ADD, {"id": 1, "text": ""}), Command(b"SELECT FROM missing")
+    async with pipeline.sent(connection, [add], [Command(COUNT), missing], [Command(COUNT)]) as round_trip:
+        added, refused, counted = [await round_trip.next() for _ in range(3)]
+    assert added.error is None
+    assert isinstance(refused.error, errors.UndefinedTable)
+    assert pipeline.rows(pipeline.adapter_of(connection), counted.results[0]) == [(1,)]
 
 
 async def test_more_may_be_sent_once_all_answers_are_read(connection: AsyncConnection) -> None:
     add, again = (Command(ADD, {"id": number, "text": ""}) for number in (1, 2))
     async with pipeline.sent(connection, [add]) as round_trip:
         await round_trip.next()
-        await round_trip.send([again], [add])
+        round_trip.send([again], [add])
         added = await round_trip.next()
         refused = await round_trip.next()
-        await round_trip.send([Command(COUNT)])
+        round_trip.send([Command(COUNT)])
         counted = await round_trip.next()
-    assert pipeline.error_of(connection, added) is None
-    assert isinstance(pipeline.error_of(connection, refused), errors.UniqueViolation)
-    assert pipeline.rows(pipeline.adapter_of(connection), counted[0]) == [(2,)]
+    assert added.error is None
+    assert isinstance(refused.error, errors.UniqueViolation)
+    assert pipeline.rows(pipeline.adapter_of(connection), counted.results[0]) == [(2,)]
 
 
 async def test_who_does_not_read_all_answers_loses_the_connection(connection: AsyncConnection) -> None:
@@ -112,7 +123,7 @@ async def test_what_a_rollback_has_deallocated_is_prepared_anew(connection: Asyn
     assert await ask(connection, (COUNT, {})) == [[(0,)]]
     await connection.execute("DEALLOCATE ALL")
     async with pipeline.sent(connection, [Command(COUNT)], [Command(COUNT)]) as round_trip:
-        first = pipeline.error_of(connection, await round_trip.next())
+        first = (await round_trip.next()).error
         await round_trip.next()
     assert (first is None) == (connection.prepare_threshold is None)
     assert await ask(connection, (COUNT, {}), (COUNT, {})) == [[(0,)], [(0,)]]

@@ -11,7 +11,7 @@ import struct
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import psycopg
@@ -25,6 +25,8 @@ from cluster.coordinator.main import _prepare_planner
 from cluster.job import definition
 from cluster.migrate import migrate_jobs
 
+Kind = Literal["default", "named", "others"]
+NONE = arrays.BigIntegers([])
 NODE = uuid4()
 ROWS = 200_000
 
@@ -46,10 +48,19 @@ class PlanPerKeyJob(Job):
 
 TABLE = definition(PlanJob).table
 CLAIM, DUE, RUNNING, PRIMARY_KEY = f"{TABLE}_claim", f"{TABLE}_due", f"{TABLE}_running", f"{TABLE}_pkey"
-OPEN, PARKED, RUNNING_KEY = f"{TABLE}_open", f"{TABLE}_parked", f"{TABLE}_running_key"
+OTHERS, QUEUE = f"{TABLE}_others", f"{TABLE}_queue"
+OPEN, OPEN_OTHERS, OPEN_QUEUE = f"{TABLE}_open", f"{TABLE}_open_others", f"{TABLE}_open_queue"
+PARKED, RUNNING_KEY = f"{TABLE}_parked", f"{TABLE}_running_key"
+INDEX_OF: dict[Kind, str] = {"default": CLAIM, "named": QUEUE, "others": OTHERS}
+OPEN_INDEX_OF: dict[Kind, str] = {"default": OPEN, "named": OPEN_QUEUE, "others": OPEN_OTHERS}
+IN_ORDER = {*INDEX_OF.values(), *OPEN_INDEX_OF.values(), PARKED, DUE}
+"""Indexes from which rows are taken in order."""
 KEY = statements.Key("number", "bigint")
 
-WAITING = "INSERT INTO plan_jobs (number, queue, priority) SELECT n, 'q' || n % 5, 1 + n % 100 FROM generate_series(1, 3000) n"
+WAITING = (
+    "INSERT INTO plan_jobs (number, queue, priority) "
+    "SELECT n, CASE n % 5 WHEN 0 THEN 'default' ELSE 'q' || n % 5 END, 1 + n % 100 FROM generate_series(1, 3000) n"
+)
 REST = f"""
 SET session_replication_role = replica;
 INSERT INTO plan_jobs (number, status, finished_at)
@@ -63,7 +74,8 @@ INSERT INTO plan_jobs (number, status, locked_at, locked_by, attempts_count)
 SET session_replication_role = origin;
 """
 EVERYTHING_WAITS = (
-    f"INSERT INTO plan_jobs (number, queue) SELECT n, 'q' || n % 5 FROM generate_series(1, {ROWS // 4}) n; ANALYZE plan_jobs; "
+    "INSERT INTO plan_jobs (number, queue) SELECT n, CASE n % 5 WHEN 0 THEN 'default' ELSE 'q' || n % 5 END "
+    f"FROM generate_series(1, {ROWS // 4}) n; ANALYZE plan_jobs; "
     "SET session_replication_role = replica; "
     "UPDATE plan_jobs SET status = 'succeeded', finished_at = now(); SET session_replication_role = origin"
 )
@@ -93,6 +105,7 @@ class Hot:
     values: dict[str, Any]
     indexes: set[str]
     key: statements.Key | None = None
+    kind: Kind = "default"
 
 
 def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
@@ -102,15 +115,19 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
     count = len(running)
     claim = {
         "node": NODE, "table": table, "queue": "q1", "priority": 50, "slots": 20, "demand": 100, "max_attempts": 10,
-        "set_aside": [], "from_priority": 0, "from_run_at": None, "from_id": Int8(0),
+        "set_aside": NONE, "from_priority": 0, "from_run_at": None, "from_id": Int8(0), "only": None, "whole": 1,
     }  # fmt: skip
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
     from_head = {**claim, "from_priority": 10, "from_run_at": an_hour_ago, "from_id": Int8(70_000)}
     places = {
-        "table": table, "queue": ["q1", "q2", "q2"], "priority": [1, 50, 60], "run_at": [an_hour_ago, None, None],
-        "id": [1, 0, 0], "due_from": an_hour_ago,
+        "table": table, "queue": ["q1", "default", None], "priority": [1, 50, 60], "run_at": [an_hour_ago, None, None],
+        "id": [1, 0, 0], "due_from": an_hour_ago, "set_aside": NONE, "due_aside": NONE,
     }  # fmt: skip
-    aside = {**claim, "set_aside": [1, 70_000]}
+    aside = {**claim, "set_aside": arrays.BigIntegers([1, 70_000])}
+    only = {**claim, "only": arrays.BigIntegers([5, 10])}
+    look = {"table": table, "key": None, "queues": None, "set_aside": NONE, "due_aside": NONE}
+    bounded = {CLAIM, OTHERS, QUEUE, DUE}
+    promote = {"limit": 1000, "due_from": None, "set_aside": NONE, "only": None}
     held = {"node": NODE, "id": ids, "locked_at": times}
     outcomes = {
         **held, "status": ["succeeded"] * count, "delay": arrays.Floats([None] * count), "error": [None] * count,
@@ -119,19 +136,23 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
     swap = {**claim, **held, "limit": 16, "begun": outcomes["begun"]}
     retention = {"retention": timedelta(minutes=1), "retention_failed": None}
     return [
-        Hot("look_for_jobs", {"table": table, "key": None}, {CLAIM, DUE, RUNNING}),
-        Hot("look_from_bounds", places, {CLAIM, DUE}),
-        Hot("look_from_bounds", {**places, "run_at": [None] * 3, "due_from": None}, {CLAIM, DUE}),
-        Hot("claim_jobs", claim, {CLAIM, PRIMARY_KEY}),
-        Hot("claim_jobs", from_head, {CLAIM, PRIMARY_KEY}),
-        Hot("claim_jobs", aside, {CLAIM, PRIMARY_KEY}),
-        Hot("claim_limited_jobs", claim, {CLAIM, RUNNING, PRIMARY_KEY}),
-        Hot("claim_limited_jobs", from_head, {CLAIM, RUNNING, PRIMARY_KEY}),
-        Hot("claim_limited_jobs", aside, {CLAIM, RUNNING, PRIMARY_KEY}),
-        Hot("swap_limited_jobs", swap, {CLAIM, PRIMARY_KEY}),
-        Hot("swap_limited_jobs", {**swap, "set_aside": aside["set_aside"]}, {CLAIM, PRIMARY_KEY}),
-        Hot("swap_limited_jobs", {**swap, **from_head}, {CLAIM, PRIMARY_KEY}),
-        Hot("list_claimable_jobs", claim, {CLAIM}),
+        Hot("look_for_jobs", look, {CLAIM, OTHERS, QUEUE, DUE, RUNNING}),
+        Hot("look_for_jobs", {**look, "queues": ["q1", "default"]}, {CLAIM, OTHERS, QUEUE, DUE, RUNNING}),
+        Hot("look_from_bounds", places, bounded),
+        Hot("look_from_bounds", {**places, "run_at": [None] * 3, "due_from": None}, bounded),
+        *(
+            Hot(name, values, {index, PRIMARY_KEY} | ({RUNNING} if name == "claim_limited_jobs" else set()), kind=kind)
+            for kind, index in INDEX_OF.items()
+            for name in ("claim_jobs", "claim_limited_jobs")
+            for values in (claim, from_head, aside, only)
+        ),
+        *(
+            Hot("swap_limited_jobs", values, {index, PRIMARY_KEY}, kind=kind)
+            for kind, index in INDEX_OF.items()
+            for values in (swap, {**swap, "set_aside": aside["set_aside"]}, {**swap, **from_head})
+        ),
+        *(Hot("list_claimable_jobs", claim, {index}, kind=kind) for kind, index in INDEX_OF.items()),
+        Hot("list_due_jobs", {"set_aside": NONE, "limit": 1000}, {DUE}),
         Hot("finish_jobs", outcomes, {PRIMARY_KEY}),
         Hot("finish_succeeded_jobs", {**held, "begun": outcomes["begun"]}, {PRIMARY_KEY}),
         Hot("delete_finished_jobs", held, {PRIMARY_KEY}),
@@ -139,8 +160,9 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
         Hot("list_claims", {"node": NODE}, {RUNNING}),
         Hot("release_claim", {"id": running[0][0], "locked_at": an_hour_ago, "node": NODE}, {PRIMARY_KEY}),
         Hot("rescue_jobs", {"limit": 1000, "max_attempts": 10}, {RUNNING, PRIMARY_KEY}),
-        Hot("promote_jobs", {"limit": 1000, "due_from": None}, {DUE, PRIMARY_KEY}),
-        Hot("promote_jobs", {"limit": 1000, "due_from": an_hour_ago}, {DUE, PRIMARY_KEY}),
+        Hot("promote_jobs", promote, {DUE, PRIMARY_KEY}),
+        Hot("promote_jobs", {**promote, "due_from": an_hour_ago}, {DUE, PRIMARY_KEY}),
+        Hot("promote_jobs", {**promote, "only": arrays.BigIntegers([5, 10])}, {DUE, PRIMARY_KEY}),
         Hot("find_expired_jobs", {**retention, "after": 1000, "window": 5000}, {PRIMARY_KEY}),
         Hot("prune_jobs", {**retention, "id": list(range(1000, 1500))}, {PRIMARY_KEY}),
     ]
@@ -149,14 +171,18 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
 def hot_statements_per_key(table: int) -> list[Hot]:
     claim = {
         "node": NODE, "table": table, "queue": "q1", "priority": 50, "slots": 20, "demand": 100, "max_attempts": 10,
-        "set_aside": [], "key": "number", "keys": ["3", "6"], "reach": 400,
+        "set_aside": NONE, "key": "number", "keys": ["3", "6"], "reach": 400, "only": None, "whole": 1,
     }  # fmt: skip
-    start = {"table": table, "key": "number", "queue": None, "after": None, "limit": 500}
+    look = {"table": table, "key": "number", "queues": None, "set_aside": NONE, "due_aside": NONE}
+    start = {"table": table, "key": "number", "after": None, "limit": 500}
     return [
-        Hot("look_for_jobs", {"table": table, "key": "number"}, {OPEN, DUE, RUNNING}, KEY),
-        Hot("claim_keyed_jobs", claim, {OPEN, PARKED, RUNNING_KEY, PRIMARY_KEY}, KEY),
+        Hot("look_for_jobs", look, {OPEN, OPEN_OTHERS, OPEN_QUEUE, DUE, RUNNING}, KEY),
+        *(
+            Hot("claim_keyed_jobs", claim, {index, PARKED, RUNNING_KEY, PRIMARY_KEY}, KEY, kind)
+            for kind, index in OPEN_INDEX_OF.items()
+        ),
         Hot("find_parked_keys", start, {PARKED, RUNNING_KEY}, KEY),
-        Hot("find_parked_keys", {**start, "queue": "q1", "after": "3"}, {PARKED, RUNNING_KEY}, KEY),
+        Hot("find_parked_keys", {**start, "after": "3"}, {PARKED, RUNNING_KEY}, KEY),
     ]
 
 
@@ -213,7 +239,7 @@ async def _faults(connection: psycopg.AsyncConnection[Any], hot: Hot) -> AsyncIt
 async def _plan(connection: psycopg.AsyncConnection[Any], hot: Hot) -> str:
     """EXPLAIN of the statement as the driver has just prepared it."""
     columns = tuple(definition(PlanJob).column_names) if hot.name.startswith(("claim_", "swap_")) else ()
-    statement = statements.for_table(hot.name, (TABLE,), columns, hot.key)
+    statement = statements.for_table(hot.name, (TABLE,), columns, hot.key, hot.kind)
     await connection.execute("DEALLOCATE ALL")
     async with connection.transaction(force_rollback=True):
         await connection.execute(
@@ -269,7 +295,7 @@ def _plan_faults(plan: str, indexes: set[str]) -> Iterator[str]:
         used.add(index)
         if index == PRIMARY_KEY and "Index Cond" not in lines[place + 1]:
             yield "reads the whole primary key"
-        if index in {CLAIM, OPEN, PARKED, DUE} and (bitmap or any("Sort" in above for above in _parents(lines, place))):
+        if index in IN_ORDER and (bitmap or any("Sort" in above for above in _parents(lines, place))):
             yield f"does not take rows in the order of {index}"
     if used != indexes:
         yield f"uses {sorted(used)}, not {sorted(indexes)}"

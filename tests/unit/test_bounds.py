@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
 
 from cluster.coordinator import bounds
+from cluster.coordinator.arrays import Instant
 from cluster.coordinator.bounds import INTERVAL, LONGEST_INTERVAL, NOTHING_KNOWN, Bound, Bounds, Found, Place
 from tests.support.clocks import stop_clock
 
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+NOON = 820_497_600 * 1_000_000
+"""Of the first of January 2026, in microseconds since 2000."""
 URGENT, ORDINARY, OTHER = Place("default", 10), Place("default", 50), Place("other", 50)
 SLOW, FAST = 0.1, 0.001
 
 
-def at(seconds: float) -> datetime:
-    return NOON + timedelta(seconds=seconds)
+def at(seconds: float) -> Instant:
+    return Instant(NOON + int(seconds * 1_000_000))
 
 
 def found(
-    heads: dict[Place, Bound] | None = None, *, settled: float = 0, due_at: datetime | None = None, took: float = SLOW
+    heads: dict[Place, Bound] | None = None, *, settled: float = 0, due_at: Instant | None = None, took: float = SLOW
 ) -> Found:
     return Found(heads or {}, due_at, at(settled), took)
 

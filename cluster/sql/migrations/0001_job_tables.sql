@@ -159,6 +159,7 @@ $$;
 -- all waiting rows: the planner would take it, and crawl over those that are parked.
 -- Nodes that serve all queues go through the queue "default" and through the rest of the queues in claim order, whatever their
 -- number; nodes that serve some queues go through each of those. Most rows are in "default", and then in one index only.
+-- _others says in other words than _queue which rows it has: the planner takes it only for statements that use its words.
 CREATE FUNCTION cluster.standard_indexes(concurrency_key text)
 RETURNS TABLE (suffix text, definition text) LANGUAGE sql IMMUTABLE AS $$
     VALUES ('due', '(run_at) WHERE status IN (''scheduled'', ''retry'')'),
@@ -168,7 +169,8 @@ RETURNS TABLE (suffix text, definition text) LANGUAGE sql IMMUTABLE AS $$
            claim.definition || CASE WHEN concurrency_key = '' THEN '' ELSE ' AND NOT parked' END
     FROM (VALUES
         ('claim', 'open', '(priority, run_at, id) WHERE status = ''not_started'' AND queue = ''default'''),
-        ('others', 'open_others', '(priority, run_at, id) WHERE status = ''not_started'' AND queue <> ''default'''),
+        ('others', 'open_others',
+         '(priority, run_at, id) WHERE status = ''not_started'' AND (queue < ''default'' OR queue > ''default'')'),
         ('queue', 'open_queue', '(queue, priority, run_at, id) WHERE status = ''not_started'' AND queue <> ''default''')
     ) AS claim (suffix, suffix_open, definition)
     UNION ALL
@@ -235,6 +237,7 @@ CREATE FUNCTION cluster.is_index(printed text, wanted text) RETURNS boolean LANG
        AND (split_part(printed, ' WHERE ', 2) LIKE '%parked%') = (split_part(wanted, ' WHERE ', 2) LIKE '%parked%')
        AND (split_part(printed, ' WHERE ', 2) ~ 'queue = ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue = ')
        AND (split_part(printed, ' WHERE ', 2) ~ 'queue <> ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue <> ')
+       AND (split_part(printed, ' WHERE ', 2) ~ 'queue < ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue < ')
 $$;
 
 -- What is missing from a table for it to be a job table, as SQL: one statement a row, in order. job_table may not exist yet.
