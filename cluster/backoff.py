@@ -23,6 +23,10 @@ LONGEST = timedelta(days=1)
 """Cap of the growing strategies unless told otherwise: a broken dependency is noticed within a day of its repair."""
 
 
+LONGEST_DELAY = timedelta(days=36_525).total_seconds()
+"""Seconds: a hundred years, and whatever is longer is cut to it, since not every date can be told to Postgres and to Python."""
+
+
 def _checked(jitter: float, *durations: timedelta | None) -> None:
     if not 0 <= jitter <= 1:
         raise ValueError(f"jitter is a fraction from 0 to 1, not {jitter!r}")
@@ -99,7 +103,7 @@ def _power(base: float, exponent: float) -> float:
 def seconds_after(backoff: Backoff, attempt: int) -> float:
     """The wait after this attempt, in seconds. A backoff that raises must not lose the job: the default steps in."""
     try:
-        return max(0.0, backoff(attempt).total_seconds())
+        return min(LONGEST_DELAY, max(0.0, backoff(attempt).total_seconds()))
     except Exception:
         logging.getLogger("cluster").exception("backoff %r failed for attempt %s", backoff, attempt)
         return ConstantBackoff().delay.total_seconds()

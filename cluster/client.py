@@ -20,6 +20,7 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, errors, sq
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from cluster.backoff import LONGEST_DELAY
 from cluster.columns import Column
 from cluster.configuration import default_database_url
 from cluster.errors import EnqueueError
@@ -271,7 +272,7 @@ class _Given(NamedTuple):
             raise EnqueueError(f"run_at is a datetime with a time zone, not {run_at!r}")
         if run_at is not None and run_at.utcoffset() is None:
             raise EnqueueError(f"run_at {run_at!s} has no time zone: add one, such as datetime(…, tzinfo=timezone.utc)")
-        return cls(queue, priority, run_at, delay)
+        return cls(queue, priority, run_at, None if delay is None else min(delay, timedelta(seconds=LONGEST_DELAY)))
 
     @property
     def columns(self) -> tuple[str, ...]:

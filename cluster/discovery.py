@@ -11,7 +11,7 @@ import pkgutil
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -19,17 +19,20 @@ from cluster.errors import JobImportError
 from cluster.job import Job, definition
 
 
-def import_jobs(names: Sequence[str], app_dir: Path | None = None) -> list[type[Job]]:
+def import_jobs(
+    names: Sequence[str], app_dir: Path | None = None, importing: Callable[[str], None] = lambda _: None
+) -> list[type[Job]]:
     """The job classes in these modules, and in all submodules of those that are packages, by name.
 
     app_dir: put first on sys.path; None: the working directory. A class that a module only imports counts as well.
+    importing: called with the name of each module before it is imported.
     JobImportError: a module can't be imported, two classes share a name or a table, or there is none.
     """
     folder = (app_dir or Path.cwd()).resolve()
     if sys.path[:1] != [str(folder)]:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
-    modules = [module for name in names for module in _import_all(name, folder)]
+    modules = [module for name in names for module in _import_all(name, folder, importing)]
     found = sorted(_job_classes(modules), key=lambda job_class: (job_class.__name__, job_class.__module__))
     if not found:
         where = f"no job class in {', '.join(names)}" if names else "no job modules are named"
@@ -41,12 +44,13 @@ def import_jobs(names: Sequence[str], app_dir: Path | None = None) -> list[type[
     return found
 
 
-def _import_all(name: str, folder: Path) -> Iterator[ModuleType]:
+def _import_all(name: str, folder: Path, importing: Callable[[str], None]) -> Iterator[ModuleType]:
+    importing(name)
     module = _import(name, folder)
     yield module
     for submodule in sorted(info.name for info in pkgutil.iter_modules(getattr(module, "__path__", ()))):
         if submodule != "__main__":
-            yield from _import_all(f"{name}.{submodule}", folder)
+            yield from _import_all(f"{name}.{submodule}", folder, importing)
 
 
 def _import(name: str, folder: Path) -> ModuleType:

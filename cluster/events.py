@@ -128,8 +128,9 @@ def worker_ended(pid: int, reason: str, cause: str, jobs: int) -> None:
     level("worker_ended", pid=pid, reason=reason, cause=cause, jobs=jobs)
 
 
-def worker_boot_failed(count: int) -> None:
-    log.error("worker_boot_failed", count=count)
+def worker_boot_failed(count: int, module: str, *, hung: bool) -> None:
+    """module: that was being imported; empty: none."""
+    log.error("worker_boot_failed", count=count, module=module, hung=hung)
 
 
 def preloading_stopped(threads: int) -> None:

@@ -1,18 +1,23 @@
 """How coordinator and worker processes talk: length-prefixed frames over a socketpair, batched both ways.
 
 A frame is a 4-byte big-endian length and one marshalled tuple whose first item is its kind. Both ends run the same
-interpreter, so marshal is safe here, and it is several times faster than pickle on tuples of bytes.
+interpreter, so marshal fits, and it is several times faster than pickle on tuples of bytes. What a worker sends is checked as from
+a stranger: job code runs in the same process and may write to any descriptor.
+
+A claim that is with a worker has a ticket, a number that is never used again: its row's id may come again.
 
     coordinator -> worker
-        ("perform", type, fence, oids, rows)  type: index in the list of job types both sides were given; fence:
-                                          CLOCK_BOOTTIME seconds from which on the rows may be somebody else's;
-                                          oids: of the columns; rows: raw values in the order of claim_jobs.sql
-        ("stop", [(type, id)], reason)    stop these attempts; reason: "cancelled" or "released"
-        ("return",)                       give back what has not begun
+        ("perform", type, fence, oids, ticket, rows)  type: index in the list of job types both sides were given; fence:
+                                          CLOCK_BOOTTIME seconds from which on the rows may be somebody else's; oids: of the
+                                          columns; ticket: of the first row, the others follow; rows: raw values as claimed
+        ("stop", [ticket], reason)        stop these attempts; reason: "cancelled" or "released"
+        ("return", [ticket])              give back those of them that have not begun
+        ("return", None)                  give back everything that has not begun
     worker -> coordinator
-        ("ready", {...})                  the process can perform jobs; facts about it
+        ("importing", module)             begins to import a module with jobs; before "ready"
+        ("ready", threads)                the process can perform jobs; threads: of the forkserver, after its imports
         ("done", [report])                see Report
-        ("returned", [(type, id)])        never begun, no longer held
+        ("returned", [ticket])            never begun, no longer held
 """
 
 from __future__ import annotations
@@ -20,14 +25,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import marshal
+import math
 import os
 import struct
-from collections.abc import Callable
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
-Report: TypeAlias = tuple[int, int, str, str, float | None, str | None, int, int, float, float]
-"""One attempt's end: type, id, status for the row, outcome for the metrics, delay in seconds until the next attempt (None: run_at
-stays), error (None: last_error stays), change of attempts_count, change of crashes_count, begun and ended (CLOCK_MONOTONIC)."""
+from cluster.backoff import LONGEST_DELAY
+from cluster.error_text import LONGEST
+
+STATUSES = frozenset({"succeeded", "failed", "timed_out", "cancelled", "retry", "scheduled", "not_started"})
+OUTCOMES = STATUSES - {"scheduled", "not_started"} | {"snoozed", "released", "crashed"}
+LARGEST_FRAME = 64 * 2**20
+"""Bytes of a frame that a worker may send: some hundred times what its longest texts make."""
+
+
+class Report(NamedTuple):
+    """One attempt's end, on the wire as a plain tuple.
+
+    status: for the row. outcome: for the metrics. delay: seconds until the next attempt, None: run_at stays. error: for last_error,
+    None: that stays. attempts, crashes: changes of the counts. begun, ended: CLOCK_MONOTONIC seconds.
+    """
+
+    ticket: int
+    status: str
+    outcome: str
+    delay: float | None
+    error: str | None
+    attempts: int
+    crashes: int
+    begun: float
+    ended: float
+
+
+class FrameError(Exception):
+    """Bytes that no worker sends."""
+
 
 # Places in the rows of claim_jobs.sql and claim_limited_jobs.sql; the class's own columns follow.
 ID, ATTEMPTS, CRASHES, LOCKED_AT, WAIT, QUEUE, PRIORITY, RUN_AT, CREATED_AT, COLUMNS = range(10)
@@ -35,26 +68,96 @@ ID, ATTEMPTS, CRASHES, LOCKED_AT, WAIT, QUEUE, PRIORITY, RUN_AT, CREATED_AT, COL
 _LENGTH = struct.Struct(">I")
 
 
+RawRow = Sequence[bytes | None]
+"""Values as the database sent them."""
+
+
 def integer(value: bytes | None) -> int:
     """A smallint, integer or bigint from its binary form."""
     return int.from_bytes(value or b"", "big", signed=True)
 
 
-class FrameProtocol(asyncio.Protocol):
-    """One end of the socketpair. received: called with each frame; lost: called once when the other end is gone."""
+def read_reports(value: object) -> list[Report]:
+    """From a "done" frame. FrameError: it is none."""
+    if type(value) is not list:
+        raise FrameError(f"reports: {type(value).__name__}")
+    return [_read_report(item) for item in value]
 
-    def __init__(self, received: Callable[[tuple[Any, ...]], None], lost: Callable[[], None]) -> None:
+
+def read_tickets(value: object) -> list[int]:
+    """From a "returned" frame. FrameError: it is none."""
+    if type(value) is not list or not all(type(item) is int for item in value):
+        raise FrameError("tickets")
+    return value
+
+
+_SUCCESS = ("succeeded", "succeeded", None, None, 0, 0)
+
+
+def _read_report(item: object) -> Report:
+    if type(item) is not tuple or len(item) != len(Report._fields):
+        raise FrameError("a report")
+    report = Report._make(item)
+    if type(report.ticket) is not int or not (_is_time(report.begun) and _is_time(report.ended)):
+        raise FrameError("a ticket, or a time")
+    if item[1:7] == _SUCCESS:
+        return report
+    if not (_is_word(report.status, STATUSES) and _is_word(report.outcome, OUTCOMES)):
+        raise FrameError("a status, or an outcome")
+    if not (report.error is None or (type(report.error) is str and len(report.error) <= 2 * LONGEST)):
+        raise FrameError("an error text")
+    if not (
+        type(report.attempts) is int
+        and -1 <= report.attempts <= 0
+        and type(report.crashes) is int
+        and report.crashes == 0
+    ):
+        raise FrameError("a change of counts")
+    if report.delay is None:
+        return report
+    if type(report.delay) is not float or not report.delay >= 0:
+        raise FrameError("a delay")
+    return report._replace(delay=min(report.delay, LONGEST_DELAY))
+
+
+def _is_word(value: object, words: frozenset[str]) -> bool:
+    return type(value) is str and value in words
+
+
+def _is_time(value: object) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
+def encode(frame: tuple[Any, ...]) -> bytes:
+    """As it goes over the wire."""
+    payload = marshal.dumps(frame)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameProtocol(asyncio.Protocol):
+    """One end of the socketpair.
+
+    received: called with each frame, may raise FrameError. lost: called once when the other end is gone.
+    broken: called once, with what is wrong, when the other end has sent what is no frame; None: it is trusted.
+    """
+
+    def __init__(
+        self,
+        received: Callable[[tuple[Any, ...]], None],
+        lost: Callable[[], None],
+        broken: Callable[[str], None] | None = None,
+    ) -> None:
         self._received = received
         self._lost = lost
+        self._broken = broken
+        self._is_broken = False
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
 
     def send(self, frame: tuple[Any, ...]) -> None:
         """Nothing happens when the other end is gone."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        payload = marshal.dumps(frame)
-        _write(self._transport, _LENGTH.pack(len(payload)) + payload)
+        if self._transport is not None and not self._transport.is_closing():
+            _write(self._transport, encode(frame))
 
     def close(self) -> None:
         if self._transport is not None:
@@ -64,14 +167,28 @@ class FrameProtocol(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not derive from it
 
     def data_received(self, data: bytes) -> None:
+        if self._is_broken:
+            return
         self._buffer += data
+        try:
+            self._take_frames()
+        except FrameError as error:
+            if self._broken is None:
+                raise
+            self._is_broken = True
+            self._buffer.clear()
+            self._broken(str(error))
+
+    def _take_frames(self) -> None:
         start, end = 0, len(self._buffer)
         while end - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if self._broken is not None and length > LARGEST_FRAME:
+                raise FrameError(f"a frame of {length} bytes")
             if end - start - _LENGTH.size < length:
                 break
             start += _LENGTH.size
-            frame = marshal.loads(memoryview(self._buffer)[start : start + length])  # noqa: S302 - our own process sent it
+            frame = _decode(memoryview(self._buffer)[start : start + length])
             start += length
             self._received(frame)
         del self._buffer[:start]
@@ -79,6 +196,18 @@ class FrameProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._lost()
+
+
+def _decode(payload: memoryview) -> tuple[Any, ...]:
+    try:
+        frame = marshal.loads(payload)  # noqa: S302 - what it makes is checked, and code in it is never run
+    except Exception as error:  # noqa: BLE001 - whatever bytes can make it raise
+        raise FrameError(f"no marshalled tuple: {type(error).__name__}") from None
+    finally:
+        payload.release()
+    if type(frame) is not tuple or not frame:
+        raise FrameError(f"a {type(frame).__name__}")
+    return frame
 
 
 def _write(transport: asyncio.Transport, data: bytes) -> None:

@@ -9,14 +9,13 @@ import time
 from typing import Any, NamedTuple
 
 _BEAT, _ON_STACK, _FIRST_SLOT = 0, 1, 2
-_TYPE, _ID, _BEGUN, _SLOT_SIZE = 0, 1, 2, 3
+_TICKET, _BEGUN, _SLOT_SIZE = 0, 1, 2
 
 
 class Note(NamedTuple):
-    """An attempt in progress. begun: CLOCK_MONOTONIC seconds."""
+    """An attempt in progress. ticket: of its claim, see frames; begun: CLOCK_MONOTONIC seconds."""
 
-    type: int
-    id: int
+    ticket: int
     begun: float
 
 
@@ -32,15 +31,14 @@ class Notes:
         self._array = array
         self._slots = slots
 
-    def begin(self, slot: int, job_type: int, job_id: int, begun: float) -> None:
-        """The type is written last and cleared first: a reader that sees it sees the rest."""
+    def begin(self, slot: int, ticket: int, begun: float) -> None:
+        """The ticket, which is never 0, is written last and cleared first: a reader that sees it sees the rest."""
         place = _FIRST_SLOT + _SLOT_SIZE * slot
-        self._array[place + _ID] = job_id
         self._array[place + _BEGUN] = int(begun * 1e9)
-        self._array[place + _TYPE] = job_type + 1
+        self._array[place + _TICKET] = ticket
 
     def end(self, slot: int) -> None:
-        self._array[_FIRST_SLOT + _SLOT_SIZE * slot + _TYPE] = 0
+        self._array[_FIRST_SLOT + _SLOT_SIZE * slot + _TICKET] = 0
 
     def enter(self, slot: int) -> None:
         """The attempt in this slot has the loop's thread from now on."""
@@ -63,9 +61,9 @@ class Notes:
     def on_stack(self) -> Note | None:
         """The attempt that has the loop's thread; None: the loop itself has it, or attempts run in threads."""
         slot = self._array[_ON_STACK]
-        return self._note(slot - 1) if slot else None
+        return self._note(slot - 1) if 0 < slot <= self._slots else None  # job code could write anything there
 
     def _note(self, slot: int) -> Note | None:
         place = _FIRST_SLOT + _SLOT_SIZE * slot
-        job_type, job_id, begun = self._array[place : place + _SLOT_SIZE]
-        return Note(job_type - 1, job_id, begun / 1e9) if job_type else None
+        ticket, begun = self._array[place : place + _SLOT_SIZE]
+        return Note(ticket, begun / 1e9) if ticket else None

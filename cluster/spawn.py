@@ -11,6 +11,9 @@ from typing import Any, Literal
 PRELOAD_MODULE = "cluster.worker.preload"
 PRELOAD_VARIABLE = "_JOBCLUSTER_PRELOAD"
 """Environment variable that tells the forkserver what to import: {"modules": [...], "app_dir": "..."} as JSON."""
+MODULE_AT, LONGEST_MODULE = 8, 200
+"""Where in the memory that the coordinator shares with its forkserver the name of the module lies that is being imported; before it
+is the time at which the forkserver is to end."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +37,10 @@ def run(
     )
     configure_logs(settings.log_format, settings.log_level)
     app_dir = Path.cwd()
+    began = time.monotonic()
     job_classes = import_jobs(settings.jobs, app_dir)
+    import_seconds = time.monotonic() - began
     from cluster.coordinator.main import run_node
 
     with explained(settings.database_url):
-        run_node(settings, job_classes, app_dir)
+        run_node(settings, job_classes, app_dir, import_seconds)

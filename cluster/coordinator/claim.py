@@ -31,7 +31,7 @@ from cluster.coordinator.lease import Lease
 from cluster.coordinator.look import Head
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
-from cluster.coordinator.pool import Demand, Pool
+from cluster.coordinator.placement import Demand, Placement
 from cluster.coordinator.refusal import settle_claim, settle_promotion
 from cluster.coordinator.round_trip import Plan, Refusal, RoundTrip, Taken, Trip
 from cluster.coordinator.session import Session, TransientDatabaseError
@@ -62,14 +62,14 @@ OFTEN_INTERVAL = 0.01
 
 
 class Claimer:
-    """Claims for the pool. `tick` is one round trip. search: seconds between searches for tables come or gone."""
+    """Claims for the placement. `tick` is one round trip. search: seconds between searches for tables come or gone."""
 
     def __init__(
         self,
         session: Session,
         backlogs: Sequence[Backlog],
         doorbell: Doorbell,
-        pool: Pool,
+        placement: Placement,
         finisher: Finisher,
         live_nodes: Callable[[], int],
         search: float,
@@ -81,7 +81,7 @@ class Claimer:
         self._backlogs = backlogs
         self._by_type = {backlog.job_type: backlog for backlog in backlogs}
         self._doorbell = doorbell
-        self._pool = pool
+        self._placement = placement
         self._finisher = finisher
         self._live_nodes = live_nodes
         self._search = search
@@ -282,13 +282,13 @@ class Claimer:
             if (
                 backlog.job_type.exclusive
                 and head.priority == heads[0][1].priority
-                and not self._pool.demand(backlog.job_type).jobs
+                and not self._placement.demand(backlog.job_type).jobs
             ):
                 alone_waits = True
         if alone_waits:
-            self._pool.reserve()
+            self._placement.reserve()
         else:
-            self._pool.unreserve()
+            self._placement.unreserve()
         return plan, passed
 
     def _claimable(self) -> list[tuple[Backlog, Head]]:
@@ -313,13 +313,13 @@ class Claimer:
 
     def _demand(self, backlog: Backlog) -> Demand:
         """How many jobs can begin at once, and how many are wanted, as the pool says; under a limit, within this node's share."""
-        demand = self._pool.demand(backlog.job_type)
+        demand = self._placement.demand(backlog.job_type)
         if backlog.limit is None:
             return demand
         if demand.jobs and backlog.room is not None and backlog.room < 2 * demand.jobs:
             # What is claimed ahead would take places from those who could begin at once.
             demand = demand._replace(jobs=demand.slots)
-            self._pool.prefetches = self._pool.prefetches and demand.slots > 0
+            self._placement.prefetches = self._placement.prefetches and demand.slots > 0
         if not demand.jobs or self._swappable(backlog):
             return demand
         places = backlog.share.places(backlog.limit, self._held(backlog))
@@ -328,7 +328,7 @@ class Claimer:
     def _held(self, backlog: Backlog) -> Callable[[], int]:
         """Jobs of the type that are running because of this node, in the eyes of the database."""
         job_type = backlog.job_type
-        return lambda: self._pool.claimed(job_type) + len(self._finisher.unwritten(job_type).pending)
+        return lambda: self._placement.claimed(job_type) + len(self._finisher.unwritten(job_type).pending)
 
     def _can_swap(self, backlog: Backlog) -> bool:
         limit = backlog.reached_limit
@@ -386,13 +386,13 @@ class Claimer:
         ahead_in_vain = (
             not rows and plan.demand.jobs > 0 and not plan.demand.slots and (taken.had_lock or not plan.limited)
         )
-        self._pool.prefetches = not ahead_in_vain
+        self._placement.prefetches = not ahead_in_vain
         if rows:  # first of all: workers begin while the rest is done
             if len(rows) > 1:
                 rows.sort(key=itemgetter(PRIORITY, RUN_AT, ID))  # big-endian, so bytes sort as what they stand for
-            self._pool.place(backlog.job_type, taken.oids, rows, now, lease)
+            self._placement.place(backlog.job_type, taken.oids, rows, now, lease)
             backlog.claimed(head)
-        elif not plan.swaps and self._pool.prefetches:
+        elif not plan.swaps and self._placement.prefetches:
             # Full keys were in the way, and are no more: what is at the head now may be tried at once.
             backlog.missed(head, head.id if backlog.job_type.key is not None and taken.had_lock else None)
         events.claimed(backlog.job_type.name, collections.Counter(row[QUEUE] for row in rows), now - plan.made_at)
@@ -440,7 +440,7 @@ class Claimer:
         if takable:
             with contextlib.suppress(TransientDatabaseError):
                 await self._doorbell.hand_over(takable)
-            if not any(self._pool.demand(backlog.job_type).jobs for backlog in present):
+            if not any(self._placement.demand(backlog.job_type).jobs for backlog in present):
                 return LOOK_INTERVAL  # room wakes this loop
         retries = [seconds for backlog in present for seconds in backlog.retries()]
         if retries and min(retries) < AWAKE_FOR:

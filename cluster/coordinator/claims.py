@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.lease import Lease
-from cluster.frames import LOCKED_AT
-
-RawRow: TypeAlias = Sequence[bytes | None]
-"""Values as the database sent them, in the order of claim_jobs.sql, see frames."""
+from cluster.frames import LOCKED_AT, RawRow
 
 
 class Claim(NamedTuple):

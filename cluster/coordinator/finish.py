@@ -22,7 +22,7 @@ from cluster import events, metrics
 from cluster.coordinator import arrays, pipeline
 from cluster.coordinator.causes import Cause, brief, cause_of
 from cluster.coordinator.claims import Claim, Outcome
-from cluster.coordinator.job_types import JobType, forget
+from cluster.coordinator.job_types import JobType, exists, forget
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
 from cluster.coordinator.refusal import ROWS_OWN, SHORT, is_lost, search
@@ -283,7 +283,7 @@ class Finisher:
         outcomes, table.unwritten.writing = table.unwritten.writing, []
         table.put_back(outcomes)
         async with self._session.use() as connection:
-            there = await _exists(connection, table.last_oid)
+            there = await exists(connection, table.job_type.last_oid)
         if there:
             table.hold.begin("table_missing", "its outcomes are kept")
         else:
@@ -346,11 +346,9 @@ class _Table:
         self.failures = 0
         """In a row, for what may pass."""
         self.freed_keys: set[str] = set()
-        self.last_oid = 0
         self._troubles = troubles
 
     def batches(self, outcomes: list[Outcome]) -> list[_Batch]:
-        self.last_oid = self.job_type.oid
         deletes = self.job_type.job_class.retention == timedelta(0)
         found: dict[tuple[str, UUID], list[Outcome]] = {}
         for outcome in outcomes:
@@ -446,12 +444,6 @@ async def _is_there(connection: AsyncConnection[Any], job_type: JobType) -> bool
                 "locked_at", "locked_by", "cancel_requested_at", "updated_at"]],
     )  # fmt: skip
     return await cursor.fetchone() == (12,)
-
-
-async def _exists(connection: AsyncConnection[Any], oid: int) -> bool:
-    """A table of this oid, whatever its name."""
-    cursor = await connection.execute("SELECT EXISTS (SELECT FROM pg_class WHERE oid = %s)", [oid])
-    return await cursor.fetchone() == (True,)
 
 
 def _seconds(value: bytes | None) -> float:

@@ -17,7 +17,7 @@ import multiprocess
 from multiprocess import forkserver
 
 from cluster.coordinator.lease import Lease
-from cluster.spawn import PRELOAD_MODULE, PRELOAD_VARIABLE, WorkerOptions
+from cluster.spawn import LONGEST_MODULE, MODULE_AT, PRELOAD_MODULE, PRELOAD_VARIABLE, WorkerOptions
 
 _DEADLINE = struct.Struct("=d")
 
@@ -59,6 +59,23 @@ class Forkserver:
             if self._lease is not None:
                 self.fence(self._lease)
 
+    @property
+    def importing(self) -> str:
+        """The job module that it imports, or imported last; empty: it has begun with none."""
+        raw = os.pread(self._memory, LONGEST_MODULE, MODULE_AT) if self._memory >= 0 else b""
+        return raw.rstrip(b"\0").decode(errors="replace")
+
+    @property
+    def has_ended(self) -> bool:
+        """Its end ends its workers. For a moment it is a zombie; whoever has waited for it has found it ended."""
+        return self.pid is not None and has_ended(self.pid)
+
+    def kill(self) -> None:
+        """It hangs in an import. The next worker starts another."""
+        if self.pid is not None and not self.has_ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
     def stop_preloading(self) -> None:
         """Starts it anew without the job modules: forking a process with threads is not safe."""
         self.preloads = False
@@ -76,3 +93,13 @@ class Forkserver:
     def _write(self, deadline: float) -> None:
         if self._memory >= 0:
             os.pwrite(self._memory, _DEADLINE.pack(deadline), 0)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether this child of ours has ended, a zombie included."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # somebody has waited for it
+    except AttributeError:  # macOS: this can't be told
+        return False

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.types.json import Jsonb
 
 from cluster import events, locks, metrics, statements
 from cluster.coordinator.lease import Lease
@@ -36,6 +37,7 @@ class Load(NamedTuple):
     running: int
     slots: int
     listen_pid: int | None
+    trouble: list[dict[str, Any]]
 
 
 class Heartbeat:
@@ -163,6 +165,7 @@ class Heartbeat:
         return {
             "lease": self._settings.lease, "running": load.running, "slots": load.slots,
             "session_pid": self.session.pid, "listen_pid": load.listen_pid, "draining": self.draining,
+            "trouble": Jsonb(load.trouble),
         }  # fmt: skip
 
     # --- the session as a sign of life ---

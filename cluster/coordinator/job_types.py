@@ -24,6 +24,8 @@ class JobType:
     definition: Definition
     oid: int = 0
     """Of the table. 0: there is none at the moment, and the type is left out."""
+    last_oid: int = 0
+    """What it was when there last was one."""
     table: tuple[str, ...] = ()
     """Schema and name. Empty: never found yet."""
     key: statements.Key | None = None
@@ -95,7 +97,7 @@ async def resolve(connection: AsyncConnection[Any], types: list[JobType]) -> Non
         column = job_type.job_class.concurrency_key
         if job_type.oid != oid:
             known = job_type.table != ()
-            job_type.oid, job_type.table = oid, (schema, table)
+            job_type.oid, job_type.last_oid, job_type.table = oid, oid, (schema, table)
             job_type.key = statements.Key(column, key_type) if column is not None and key_type is not None else None
             if not registered:
                 await _register(connection, job_type)
@@ -128,3 +130,9 @@ async def _register(connection: AsyncConnection[Any], job_type: JobType) -> None
             "retention_failed": job_class.retention_failed,
         },
     )
+
+
+async def exists(connection: AsyncConnection[Any], oid: int) -> bool:
+    """A table of this oid, whatever its name."""
+    cursor = await connection.execute("SELECT EXISTS (SELECT FROM pg_class WHERE oid = %s)", [oid])
+    return await cursor.fetchone() == (True,)

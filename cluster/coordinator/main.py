@@ -20,7 +20,7 @@ from psycopg import AsyncConnection
 from cluster import events, metrics, migrate, statements
 from cluster.coordinator import arrays
 from cluster.coordinator.backlog import Backlog
-from cluster.coordinator.claim import Claimer
+from cluster.coordinator.claim import DEADLINE, Claimer
 from cluster.coordinator.doorbell import Doorbell
 from cluster.coordinator.finish import Finisher
 from cluster.coordinator.heartbeat import Heartbeat, Load
@@ -28,11 +28,12 @@ from cluster.coordinator.http import Health, serve
 from cluster.coordinator.job_types import JobType, job_types
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.loop import Wakeup, repeat
-from cluster.coordinator.pool import STOP_GRACE, Pool
+from cluster.coordinator.placement import STOP_GRACE
+from cluster.coordinator.pool import Pool
 from cluster.coordinator.prune import Pruner
 from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.rescue import Rescuer
-from cluster.coordinator.session import Session, notice_silence
+from cluster.coordinator.session import Session, TransientDatabaseError, notice_silence
 from cluster.coordinator.trouble import Troubles
 from cluster.errors import ClusterError, DatabaseUnreachableError
 from cluster.job import Job
@@ -40,15 +41,20 @@ from cluster.settings import Settings
 from cluster.spawn import WorkerOptions
 
 _VERSION = version("jobcluster")
+LONGEST_CLAIM = DEADLINE + 1
+"""Seconds from the stop of claiming until no claim can be under way."""
 
 
-def run_node(settings: Settings, job_classes: list[type[Job]], app_dir: Path) -> None:
-    """Runs one node until it is told to stop. ClusterError: it can't start, or can't go on."""
+def run_node(settings: Settings, job_classes: list[type[Job]], app_dir: Path, import_seconds: float) -> None:
+    """Runs one node until it is told to stop. ClusterError: it can't start, or can't go on.
+
+    import_seconds: that the import of the classes took: workers may take longer, but not for ever.
+    """
     check_database(settings, job_classes)
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of ends as an event of ours
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(Node(settings, job_classes, app_dir).run())
+            runner.run(Node(settings, job_classes, app_dir, import_seconds).run())
     except ExceptionGroup as group:
         known = group.subgroup(ClusterError)
         if known is None:
@@ -83,7 +89,7 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
 class Node:
     """The coordinator's parts and how they hang together. Everything runs on one loop."""
 
-    def __init__(self, settings: Settings, job_classes: list[type[Job]], app_dir: Path) -> None:
+    def __init__(self, settings: Settings, job_classes: list[type[Job]], app_dir: Path, import_seconds: float) -> None:
         self._settings = settings
         self._types: list[JobType] = job_types(job_classes)
         self._by_name = [job_type.name for job_type in self._types]
@@ -99,14 +105,11 @@ class Node:
         self._doorbell = Doorbell(settings.direct_database_url, self._backlogs, self._ring, self._cancel)
         self._finisher = Finisher(self._finishes, self._types, self._troubles, self._limit_freed, self._waits)
         self._pool = Pool(
-            self._types,
-            self._worker_options(app_dir),
-            settings.processes,
-            self._finisher.add,
-            self._room,
+            self._worker_options(app_dir), settings.processes, import_seconds, self._finisher.add, self._room
         )
+        self._placement = self._pool.placement
         self._claimer = Claimer(
-            self._claims, self._backlogs, self._doorbell, self._pool, self._finisher, self._count_live_nodes,
+            self._claims, self._backlogs, self._doorbell, self._placement, self._finisher, self._count_live_nodes,
             settings.poll_interval.total_seconds(),
         )  # fmt: skip
         self._heartbeat = Heartbeat(
@@ -114,15 +117,14 @@ class Node:
             registered=self._registered, renewed=self._pool.forkserver.fence, fenced=self._fenced,
             deregistered=self._deregistered,
         )  # fmt: skip
-        self._rescuer = Rescuer(self._heartbeat.session, self._finishes)
+        self._rescuer = Rescuer(self._heartbeat.session, self._finishes, self._troubles)
         self._reconciler = Reconciler(
-            self._claims, self._types, self._pool, lambda: self._heartbeat.lease,
-            lambda: {(claim.job_type.index, claim.id) for claim in self._finisher.claims()},
-            settings.heartbeat_interval.total_seconds(),
+            self._claims, self._types, self._troubles, self._placement, lambda: self._heartbeat.lease,
+            self._finisher.claims, settings.heartbeat_interval.total_seconds(),
         )  # fmt: skip
-        self._pruner = Pruner(self._finishes, self._types, settings.poll_interval.total_seconds())
-        metrics.slots.labels("busy").set_function(lambda: self._pool.running)
-        metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._pool.running))
+        self._pruner = Pruner(self._finishes, self._troubles, settings.poll_interval.total_seconds())
+        metrics.slots.labels("busy").set_function(lambda: self._placement.running)
+        metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._placement.running))
 
     def _worker_options(self, app_dir: Path) -> WorkerOptions:
         return WorkerOptions(
@@ -168,7 +170,7 @@ class Node:
         """Shows the probes that the loop turns."""
         while True:
             self._health.turned_at = time.monotonic()
-            self._health.ready = self._claimer.lease is not None and self._claimer.lease.valid and self._pool.ready
+            self._health.ready = self._claimer.lease is not None and self._claimer.lease.valid and self._pool.is_ready
             await asyncio.sleep(0.5)
 
     async def _drain(self) -> None:
@@ -178,23 +180,33 @@ class Node:
         self._health.ready = False
         self._heartbeat.draining = True
         self._heartbeat.wakeup.set()
-        events.node_draining(self._node, self._pool.running, timeout)
+        events.node_draining(self._node, self._placement.running, timeout)
         deadline = time.monotonic() + timeout
-        self._pool.return_waiting()
+        self._placement.close()
+        with contextlib.suppress(TimeoutError):  # what a claim under way still brings goes back
+            await asyncio.wait_for(asyncio.shield(stopping), min(timeout, LONGEST_CLAIM))
         await self._until_empty(timeout - STOP_GRACE - 1, self._stop_now)
-        if self._pool.running:
-            self._pool.stop_all()
+        if self._placement.running:
+            self._placement.stop_all()
             await self._until_empty(STOP_GRACE, None)
         self._pool.kill_all()
         await self._until_empty(5, None)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
-                await self._finisher.drained()
                 await stopping
+                await self._finisher.drained()
+                await self._release_unknown()
+
+    async def _release_unknown(self) -> None:
+        """The answer to a claim may have been lost: nothing may be left running under this node's name."""
+        lease = self._heartbeat.lease
+        if lease is not None:
+            with contextlib.suppress(TransientDatabaseError, psycopg.Error):
+                await self._reconciler.release_unknown(lease)
 
     async def _until_empty(self, timeout: float, cut_short: asyncio.Event | None) -> None:
         deadline = time.monotonic() + timeout
-        while self._pool.running and time.monotonic() < deadline and not (cut_short and cut_short.is_set()):
+        while self._placement.running and time.monotonic() < deadline and not (cut_short and cut_short.is_set()):
             await asyncio.sleep(0.02)
 
     async def _deregister(self) -> None:
@@ -251,12 +263,13 @@ class Node:
         self._rescuer.sweep_soon()
 
     def _cancel(self, table: int, job_id: int) -> None:
+        """Anybody may say so: the row decides."""
         for job_type in self._types:
-            if job_type.oid == table and self._pool.cancel(job_type, job_id):
-                events.cancel_requested(job_type.name, job_id)
+            if job_type.oid == table and self._placement.has(job_type, job_id):
+                self._reconciler.look_at(job_type)
 
     def _load(self) -> Load:
-        return Load(self._pool.running, self._pool.slots, self._doorbell.pid)
+        return Load(self._placement.running, self._pool.slots, self._doorbell.pid, self._troubles.listed())
 
     async def _keep_listening(self) -> float:
         await self._doorbell.connect()

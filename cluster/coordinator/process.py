@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.coordinator.claims import Claim
-from cluster.coordinator.forkserver import Forkserver
+from cluster.coordinator.forkserver import Forkserver, has_ended
 from cluster.frames import FrameProtocol
 from cluster.notes import Notes, notes_size
 from cluster.spawn import WorkerOptions, worker
@@ -25,18 +25,16 @@ from cluster.spawn import WorkerOptions, worker
 LAST_WORDS = 0.2
 """Seconds to wait for the end of a dead worker's socket."""
 
-Key = tuple[int, int]
-"""A claimed job within this node: index of its type, id."""
-
 
 class Kill(NamedTuple):
-    """Why the node kills a worker, and the attempt on whose account; its neighbours are released.
+    """Why the node kills a worker, and the ticket of the attempt on whose account; its neighbours are released.
 
-    reason: timed_out, cancelled, released or blocked (its job held the loop for too long).
+    reason: timed_out, cancelled, released, blocked (its job held the loop for too long), fenced, forkserver_died, or hung (it does
+    not come up). ticket None: on nobody's account.
     """
 
     reason: str
-    key: Key | None
+    ticket: int | None
 
 
 class WorkerProcess:
@@ -45,16 +43,25 @@ class WorkerProcess:
     def __init__(
         self, options: WorkerOptions, forkserver: Forkserver, received: Callable[[WorkerProcess, tuple[Any, ...]], None]
     ) -> None:
-        self.claims: dict[Key, Claim] = {}
-        """Everything sent to it that has not ended."""
-        self.alone = False
-        """It performs one job that must have no neighbour."""
-        self.reserved = False
-        """It takes nothing until it is empty: a job that must be alone is waiting."""
-        self.ready = False
+        self.claims: dict[int, Claim] = {}
+        """Everything sent to it that has not ended, by ticket. Written by the placement."""
+        self.is_whole = False
+        """It performs one job that must have no neighbour. Written by the placement, as `is_reserved` is."""
+        self.is_reserved = False
+        """It takes nothing until it is empty: a job that must have no neighbour waits for it."""
+        self.ended_jobs = 0
+        """Since the rate was last measured. Written by the placement, as the rate is."""
+        self.rate = 0.0
+        """Jobs begun and ended a second, lately."""
+        self.is_up = False
+        """It can perform jobs. Written by the pool, as the rest is."""
+        self.importing = ""
+        """The job module that it imports, before it is up."""
         self.kill_reason: Kill | None = None
-        self.stops: dict[Key, tuple[float, str]] = {}
-        """Attempts told to stop: until when, and why. Past that time the process is killed."""
+        self.garbage = ""
+        """What is wrong with what it sent; empty: nothing."""
+        self.stops: dict[int, tuple[float, str]] = {}
+        """Attempts, by ticket, told to stop: until when, and why. Past that time the process is killed."""
         self.peak_memory = 0
         """Largest resident size seen, in bytes."""
         self.started_at = time.monotonic()
@@ -67,7 +74,7 @@ class WorkerProcess:
         self._ours, self._theirs = socket.socketpair()
         self._closed = asyncio.Event()
         self._burial: asyncio.Future[None] | None = None
-        self._channel = FrameProtocol(lambda frame: received(self, frame), self._closed.set)
+        self._channel = FrameProtocol(lambda frame: received(self, frame), self._closed.set, self._sent_garbage)
         self._process = forkserver.context.Process(
             target=worker, args=(replace(options, parent=os.getpid()), self._theirs, self._array), daemon=True
         )
@@ -75,7 +82,10 @@ class WorkerProcess:
         self._oom_kills = oom_kills()
 
     async def start(self) -> None:
-        """Starts the process; it says ("ready", …) when it can perform. OSError, EOFError: the forkserver died meanwhile."""
+        """Starts the process; it says ("ready", …) when it can perform. OSError, EOFError: the forkserver died meanwhile.
+
+        TimeoutError from around it, or any other cancellation: the forkserver is ended, since it may hang in an import.
+        """
         loop = asyncio.get_running_loop()
         starting = asyncio.ensure_future(asyncio.to_thread(self._process.start))
         try:
@@ -85,8 +95,13 @@ class WorkerProcess:
             self._ours.setblocking(False)
             await loop.create_unix_connection(lambda: self._channel, sock=self._ours)
         except asyncio.CancelledError:
-            await starting  # the thread goes on; nobody knows this process yet, and the node's exit would wait for it
-            self._process.kill()
+            if not starting.done():
+                self._forkserver.kill()
+            with contextlib.suppress(OSError, EOFError):
+                await (
+                    starting
+                )  # the thread goes on; nobody knows this process yet, and the node's exit would wait for it
+                self._process.kill()
             raise
         loop.add_reader(self._process.sentinel, self._on_end)
 
@@ -97,13 +112,16 @@ class WorkerProcess:
     @property
     def free_slots(self) -> int:
         """Jobs it could begin at once. Negative: it holds prefetched ones."""
-        if not self.ready or self.alone or self.reserved or self.kill_reason is not None:
-            return 0
-        return self._slots - len(self.claims)
+        return self._slots - len(self.claims) if self.is_open else 0
+
+    @property
+    def is_open(self) -> bool:
+        """It takes jobs that may have neighbours."""
+        return self.is_up and not self.is_whole and not self.is_reserved and self.kill_reason is None
 
     @property
     def idle(self) -> bool:
-        return self.ready and not self.claims and self.kill_reason is None
+        return self.is_up and not self.claims and self.kill_reason is None
 
     def send(self, frame: tuple[Any, ...]) -> None:
         self._channel.send(frame)
@@ -116,13 +134,15 @@ class WorkerProcess:
                 self._process.kill()
 
     @property
-    def orphaned(self) -> bool:
-        """Its forkserver is gone."""
-        return (
-            self.forked_from is not None
-            and not Path(f"/proc/{self.forked_from}").exists()
-            and Path("/proc/self").exists()
-        )
+    def is_orphaned(self) -> bool:
+        """Its forkserver has ended, and with it all its workers: no job is to blame."""
+        return self.forked_from is not None and has_ended(self.forked_from)
+
+    def _sent_garbage(self, what: str) -> None:
+        """Job code has written to the channel: nothing that comes from there can be trusted any more."""
+        self.garbage = what
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
     def sample_memory(self) -> None:
         """Reads the peak of the resident size, which is gone once the process is."""
@@ -135,6 +155,8 @@ class WorkerProcess:
         """The ended process in words: signal or exit code, likely cause, peak memory."""
         if self.kill_reason is not None:
             return "killed by its node"
+        if self.garbage:
+            return f"killed by its node, to which it sent what no worker sends ({self.garbage})"
         code = self._process.exitcode
         peak = f"; peak memory at least {self.peak_memory / 2**20:,.0f} MB" if self.peak_memory else ""
         if code is None or code >= 0:

@@ -40,6 +40,8 @@ MAY_PASS = 3
 """Failures in a row for what may pass by itself, such as a deadlock, before rows are tried one by one."""
 ROWS_OWN = {Cause.ROW, Cause.TAKEN}
 """Causes that lie in a row, or between it and another one."""
+NO_ROWS = {Cause.LOCKED, Cause.DENIED, Cause.UNDEFINED}
+"""Causes that no row explains: there is nothing to search for."""
 SHORT = 2000
 """Characters of what is written into a row that refuses longer texts, or may."""
 FIRST_PAUSE_TAKEN, LONGEST_PAUSE_TAKEN = 0.1, 10.0
@@ -54,7 +56,7 @@ async def settle_claim(
     backlog.keep_apart()
     if plan.successes:
         return  # they may be to blame: the finisher finds out, the next claim goes alone
-    if refusal.cause in {Cause.LOCKED, Cause.DENIED, Cause.UNDEFINED}:
+    if refusal.cause in NO_ROWS:
         backlog.claim_failed(refusal.cause, refusal.error)
         return
     backlog.failures += 1
@@ -85,7 +87,7 @@ async def settle_claim(
 
 async def settle_promotion(connection: AsyncConnection[Any], backlog: Backlog, refusal: Refusal) -> None:
     """A promotion was refused: promotes what can be promoted. The other rows stay as they are."""
-    if refusal.cause in {Cause.LOCKED, Cause.DENIED, Cause.UNDEFINED}:
+    if refusal.cause in NO_ROWS:
         backlog.promotions_held.begin(WHY_HELD[refusal.cause], brief(refusal.error))
         return
     parameters = {"set_aside": BigIntegers(backlog.due_aside.ids()), "limit": PROMOTE_BATCH}
@@ -97,7 +99,8 @@ async def settle_promotion(connection: AsyncConnection[Any], backlog: Backlog, r
 
     found = await search(connection, await _listed(connection, listing), promote)
     if found.fault is not None:
-        backlog.promotions_held.begin("table_refuses_promotions", brief(found.fault))
+        reason = WHY_HELD.get(cause_of(found.fault), "table_refuses_promotions")
+        backlog.promotions_held.begin(reason, brief(found.fault))
     else:
         backlog.promotions_held.end()
         _set_aside(backlog.due_aside, found)
@@ -130,6 +133,8 @@ async def search(
             if is_lost(connection, error):
                 raise
             await leave_transaction(connection)
+            if cause_of(error) in NO_ROWS:
+                return Found([], [], error)
             if len(part) == 1:
                 refused.append((part[0], error))
             else:

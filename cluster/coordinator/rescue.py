@@ -2,23 +2,34 @@
 
 Two steps, in two transactions: a claim that is still open is invisible to a statement that began before it committed. First
 the node's row is locked, which waits for its open claims, and set to lost: from then on it can neither renew nor claim. Then
-its jobs go back, table by table. Watches on the heartbeat's session; writes on the finish session.
+its jobs go back, table by table; what is wrong with one table or row leaves the others alone. Watches on the heartbeat's session;
+writes on the finish session.
 """
 
 from __future__ import annotations
 
+import collections
 import math
 import random
+import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from psycopg import AsyncConnection, errors
+import psycopg
+from psycopg import AsyncConnection
 
 from cluster import events, locks, statements
+from cluster.coordinator import pipeline
+from cluster.coordinator.arrays import BigIntegers
+from cluster.coordinator.backlog import WHY_HELD
+from cluster.coordinator.causes import Cause, brief, cause_of
 from cluster.coordinator.lease import GRACE
 from cluster.coordinator.loop import Wakeup
+from cluster.coordinator.pipeline import Command
+from cluster.coordinator.refusal import ROWS_OWN, is_lost, search
 from cluster.coordinator.session import Session
+from cluster.coordinator.trouble import Hold, RowsAside, Troubles
 from cluster.lease_clock import boottime
 
 LOOK_INTERVAL, LONGEST_LOOK_INTERVAL = 0.6, 2.0
@@ -32,6 +43,8 @@ LONGEST_SWEEP_INTERVAL = 60.0
 """However slow they are: a network that is slow for a while must not keep jobs from being found for long."""
 MARGIN = 1.0
 BATCH = 1000
+MOST_TABLES = 50
+"""Asked in one round trip."""
 
 
 class Sighting(NamedTuple):
@@ -96,18 +109,44 @@ def sweep_pause(took: float, nodes: int) -> float:
     return min(LONGEST_SWEEP_INTERVAL, max(SWEEP_INTERVAL, took / SWEEP_SHARE)) * nodes
 
 
-class Rescuer:
-    """`tick` is one look at the other nodes. own: this node's id, None: not registered at the moment."""
+class _Orphan(NamedTuple):
+    """A running row whose node is gone. node None: it has none; lost: that node was lost, it has not stopped."""
 
-    def __init__(self, watching: Session, writing: Session) -> None:
+    id: int
+    node: UUID | None
+    lost: bool
+
+
+class _Table:
+    """One job table, with or without a class on this node."""
+
+    def __init__(self, troubles: Troubles, name: str) -> None:
+        self.job_type = name
+        self.hold = Hold(troubles, name)
+        """It can't be asked, or refuses as a whole."""
+        self.aside = RowsAside(troubles, name, "rescue_refused")
+        self.address: tuple[str, str] = ("", "")
+        self.most: dict[str, int] = {}
+        """Attempts and crashes that a job may have."""
+
+    def statement(self, name: str) -> bytes:
+        return statements.for_table(name, self.address)
+
+
+class Rescuer:
+    """`tick` is one look at the other nodes."""
+
+    def __init__(self, watching: Session, writing: Session, troubles: Troubles) -> None:
         self.wakeup = Wakeup()
         self.live_nodes = 1
         """This one included, when last seen."""
         self._watching = watching
         self._writing = writing
+        self._troubles = troubles
         self._observer = Observer()
         self._seen_by: AsyncConnection[Any] | None = None
         self._next_sweep = 0.0
+        self._tables: dict[str, _Table] = {}
 
     def sweep_soon(self) -> None:
         """Some node is known to hold nothing any more: there may be jobs to take back."""
@@ -131,8 +170,9 @@ class Rescuer:
             began, due = boottime(), 0.0
             self._next_sweep = math.inf  # what is asked for from now on, this sweep may miss
             try:
-                await self._sweep()
-                due = boottime() + sweep_pause(boottime() - began, self.live_nodes) * random.uniform(0.5, 1.5)
+                again_in = await self._sweep()
+                pause = sweep_pause(boottime() - began, self.live_nodes) * random.uniform(0.5, 1.5)
+                due = boottime() + min(pause, again_in)
             finally:
                 self._next_sweep = min(self._next_sweep, due)
         interval = min(LONGEST_LOOK_INTERVAL, max(LOOK_INTERVAL, self.live_nodes / LOOKS_FOR))
@@ -147,22 +187,106 @@ class Rescuer:
         if row is not None:
             events.node_lost(str(node), row[0])
 
-    async def _sweep(self) -> None:
-        """Takes back every running job whose node is neither live nor draining, of every job table there is."""
+    # --- the sweep ---
+
+    async def _sweep(self) -> float:
+        """Takes back every running job whose node is neither live nor draining, of every job table there is.
+
+        Returns in how many seconds a table that was locked, or has more, is to be tried again; infinite: none is.
+        """
+        tables = await self._list_tables()
+        again_in = math.inf
+        for start in range(0, len(tables), MOST_TABLES):
+            async with self._writing.use() as connection:
+                orphans = await self._list_orphans(connection, tables[start : start + MOST_TABLES])
+            # Whoever was lost with a single job may have died of it.
+            jobs = collections.Counter(o.node for found in orphans.values() for o in found if o.lost)
+            crashed = [node for node, number in jobs.items() if number == 1]
+            for table, found in orphans.items():
+                async with self._writing.use() as connection:
+                    await self._rescue(connection, table, found, crashed)
+                if len(found) == BATCH:
+                    again_in = 0.0
+        held = [table.hold.until - time.monotonic() for table in tables if not table.hold.is_over]
+        return max(0.0, min([again_in, *held]))
+
+    async def _list_tables(self) -> list[_Table]:
+        """Those that may be asked now are asked."""
         async with self._writing.use() as connection:
-            types = await (await connection.execute(statements.statement("list_rescuable_types"))).fetchall()
-        for name, schema, table, max_attempts in types:
-            rescue = statements.for_table("rescue_jobs", (schema, table))
-            rescued = BATCH
-            while rescued == BATCH:
+            rows = await (await connection.execute(statements.statement("list_rescuable_types"))).fetchall()
+        names = {name for name, *_ in rows}
+        for name in self._tables.keys() - names:
+            self._tables.pop(name).hold.end()
+        for name, schema, relation, max_attempts, max_crashes in rows:
+            table = self._tables.setdefault(name, _Table(self._troubles, name))
+            table.address = schema, relation
+            table.most = {"max_attempts": max_attempts, "max_crashes": max_crashes}
+        return list(self._tables.values())
+
+    async def _list_orphans(
+        self, connection: AsyncConnection[Any], tables: list[_Table]
+    ) -> dict[_Table, list[_Orphan]]:
+        asked = [table for table in tables if table.hold.is_over]
+        commands = [
+            [Command(table.statement("list_orphans"), {"limit": BATCH, "set_aside": BigIntegers(table.aside.ids())})]
+            for table in asked
+        ]
+        async with pipeline.sent(connection, *commands) as answers:
+            answered = [(table, await answers.next()) for table in asked]
+        found: dict[_Table, list[_Orphan]] = {}
+        for table, answer in answered:
+            if answer.error is None:
+                rows = pipeline.rows(pipeline.adapter_of(connection), answer.results[-1])
+                if rows:
+                    found[table] = [_Orphan(*row) for row in rows]
+                else:
+                    table.hold.end()
+            elif is_lost(connection, answer.error):
+                raise answer.error
+            else:
+                table.hold.begin(WHY_HELD.get(cause_of(answer.error), "query_failed"), brief(answer.error))
+        return found
+
+    async def _rescue(
+        self, connection: AsyncConnection[Any], table: _Table, orphans: list[_Orphan], crashed: list[UUID | None]
+    ) -> None:
+        dead = list({orphan.node for orphan in orphans if orphan.node is not None})
+
+        async def rescue(ids: list[int], how: str = "now", reason: str | None = None) -> int:
+            parameters = {
+                **table.most, "id": BigIntegers(ids), "dead": dead, "crashed": crashed, "how": how, "reason": reason,
+            }  # fmt: skip
+            (result,) = await pipeline.ask(connection, [Command(table.statement("rescue_jobs"), parameters)])
+            rescued = result.command_tuples or 0
+            if rescued:
+                events.rescued(table.job_type, rescued)
+            return rescued
+
+        async def otherwise(job_id: int, error: psycopg.Error) -> bool:
+            """The row refuses to wait again: another one may be in its way. Its place under the limit must be free all the same."""
+            reason = f"its node was lost, and the database refuses to let this job wait again: {brief(error)}"
+            for how in ("later", "failed"):
                 try:
-                    async with self._writing.use() as connection:
-                        cursor = await connection.execute(rescue, {"limit": BATCH, "max_attempts": max_attempts})
-                        rescued = cursor.rowcount
-                except (errors.UndefinedTable, errors.UndefinedColumn):
-                    break  # dropped since it was listed
-                except errors.DatabaseError as error:
-                    events.rescue_refused(name, error)
-                    break
-                if rescued > 0:
-                    events.rescued(name, rescued)
+                    await rescue([job_id], how, reason)
+                except psycopg.Error as second:
+                    if is_lost(connection, second):
+                        raise
+                else:
+                    return True
+            return False
+
+        try:
+            found = await search(connection, [orphan.id for orphan in orphans], rescue)
+            for job_id, error in found.refused:
+                if cause_of(error) not in ROWS_OWN or not await otherwise(job_id, error):
+                    table.aside.add(job_id, brief(error))
+        except psycopg.Error as error:
+            if is_lost(connection, error):
+                raise
+            table.hold.begin(WHY_HELD.get(cause_of(error), "table_refuses_rescue"), brief(error))
+            return
+        if found.fault is not None:
+            cause = cause_of(found.fault)
+            table.hold.begin(WHY_HELD.get(cause, "table_refuses_rescue"), brief(found.fault))
+        elif all(cause_of(error) is not Cause.LOCKED for _, error in found.refused):
+            table.hold.end()

@@ -18,13 +18,13 @@ from cluster.coordinator import look, pipeline
 from cluster.coordinator.arrays import BigIntegers
 from cluster.coordinator.backlog import Backlog
 from cluster.coordinator.causes import Cause, cause_of
-from cluster.coordinator.claims import Outcome, RawRow
+from cluster.coordinator.claims import Outcome
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.look import Head
 from cluster.coordinator.pipeline import Answer, Command
-from cluster.coordinator.pool import Demand
+from cluster.coordinator.placement import Demand
 from cluster.coordinator.unwritten import success_parameters
-from cluster.frames import ID, integer
+from cluster.frames import ID, RawRow, integer
 
 PROMOTE_BATCH = 1000
 

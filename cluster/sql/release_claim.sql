@@ -1,12 +1,16 @@
--- running -> not_started, or cancelled when that was asked for: for one claim whose answer never reached its node. Nobody
--- performs it, so the attempt is not counted.
+-- running -> not_started, or retry a second later, or failed for a reason when nothing else is let in, or cancelled when that was asked
+-- for: for one claim whose answer never reached its node. Nobody performs it, so the attempt is not counted.
+-- how: 'now', 'later' or 'failed', with the reason.
 -- Guarded by node and time of the claim, like finish_jobs; waits for whoever holds the row. Index: primary key, which a plan
--- that sees the guards would leave for _running.
+-- that sees the guards would leave for _running. Runs twice: the second hits nothing. Dies before COMMIT: it is found again.
 WITH held AS MATERIALIZED (
     SELECT id, status, locked_by, locked_at FROM {table} WHERE id = %(id)s FOR NO KEY UPDATE
 )
 UPDATE {table} SET
-    status = (CASE WHEN cancel_requested_at IS NULL THEN 'not_started' ELSE 'cancelled' END)::cluster.job_status,
-    finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN now() END,
+    status = (CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled' WHEN %(how)s::text = 'now' THEN 'not_started'
+                   WHEN %(how)s::text = 'later' THEN 'retry' ELSE 'failed' END)::cluster.job_status,
+    run_at = CASE WHEN %(how)s::text = 'later' THEN now() + interval '1 second' ELSE run_at END,
+    last_error = coalesce(%(reason)s::text, last_error),
+    finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR %(how)s::text = 'failed' THEN now() END,
     attempts_count = attempts_count - 1, locked_at = NULL, updated_at = now()
 WHERE id = ANY (ARRAY(SELECT id FROM held WHERE status = 'running' AND locked_by = %(node)s AND locked_at = %(locked_at)s))

@@ -1,19 +1,31 @@
--- running -> retry, due now (its trigger makes it not_started), or failed when its attempts are used up, or cancelled when
--- that was asked for: for rows whose node is neither live nor draining. The attempt counts, begun or not.
--- A row is visible as running only once its claim has committed, and with it its node's row; a node that is being closed
--- waits for its open claims first. Runs twice, or on many nodes at once: a row that another has locked is skipped.
--- Index: _running, whose order the LIMIT follows, whatever the statistics say. No lock is waited for, so their order is free.
-UPDATE {table} SET
+-- running -> retry, due now (its trigger makes it not_started) or in a second, or failed when its attempts or crashes are used up or
+-- nothing else is let in, or cancelled when that was asked for: for rows that list_orphans has found. The attempt counts, begun or not.
+-- dead: nodes that are gone for good, by id. A row that another node has rescued meanwhile, and a third has claimed, has another node
+-- by now: the row's new version is compared with that list, not with what this statement's snapshot says of the nodes.
+-- crashed: those of them that were lost with a single job, which then counts as a crash.
+-- how: 'now', 'later' or 'failed', with the reason. Runs twice, or on many nodes at once: a row that another has locked is skipped.
+-- Dies before COMMIT: nothing happened. Index: primary key. No lock is waited for, so their order is free.
+WITH held AS MATERIALIZED (
+    SELECT id, status, locked_by FROM {table} WHERE id = ANY (%(id)s::bigint[]) FOR NO KEY UPDATE SKIP LOCKED
+), found AS MATERIALIZED (
+    SELECT id, (locked_by = ANY (%(crashed)s::uuid[]))::integer AS crash FROM held
+    WHERE status = 'running' AND (locked_by IS NULL OR locked_by = ANY (%(dead)s::uuid[]))
+)
+UPDATE {table} AS job SET
     status = (CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
-                   WHEN attempts_count >= greatest(1, %(max_attempts)s) THEN 'failed' ELSE 'retry' END)::cluster.job_status,
-    run_at = now(),
-    last_error = 'its node ' || locked_by || ' was lost; this attempt may not have begun',
-    finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR attempts_count >= greatest(1, %(max_attempts)s) THEN now() END,
+                   WHEN %(how)s::text = 'failed' OR attempts_count >= greatest(1, %(max_attempts)s)
+                        OR found.crash = 1 AND crashes_count + 1 >= %(max_crashes)s THEN 'failed'
+                   ELSE 'retry' END)::cluster.job_status,
+    run_at = CASE WHEN %(how)s::text = 'later' THEN now() + interval '1 second' ELSE now() END,
+    last_error = CASE
+        WHEN %(how)s::text = 'failed' THEN %(reason)s::text
+        WHEN found.crash = 1 AND crashes_count + 1 >= %(max_crashes)s
+            THEN 'its node ' || locked_by || ' was lost with this job alone; ' || crashes_count + 1 || ' crashes, so it is not tried again'
+        ELSE 'its node ' || coalesce(locked_by::text, '') || ' was lost; this attempt may not have begun' END,
+    crashes_count = crashes_count + found.crash,
+    finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR %(how)s::text = 'failed' OR attempts_count >= greatest(1, %(max_attempts)s)
+                            OR found.crash = 1 AND crashes_count + 1 >= %(max_crashes)s THEN now() END,
     locked_at = NULL,
     updated_at = now()
-WHERE id = ANY (ARRAY(
-    SELECT job.id FROM {table} AS job
-    WHERE job.status = 'running' AND NOT EXISTS (
-        SELECT FROM cluster.nodes AS node WHERE node.id = job.locked_by AND node.state IN ('live', 'draining'))
-    ORDER BY job.locked_by LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED
-))
+FROM found
+WHERE job.id = ANY (ARRAY(SELECT id FROM found)) AND found.id = job.id

@@ -404,6 +404,8 @@ COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with th
 
 CREATE TABLE cluster.prune_walks (
     job_table regclass NOT NULL,
+    retention interval,
+    retention_failed interval,
     reached bigint,
     oldest timestamp with time zone,
     due_at timestamp with time zone DEFAULT now() NOT NULL

@@ -13,6 +13,7 @@ import structlog
 import uvloop
 
 from cluster.discovery import import_jobs
+from cluster.frames import encode
 from cluster.job import definition
 from cluster.logs import configure_logs
 from cluster.notes import Notes
@@ -33,7 +34,8 @@ def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
         signal.signal(number, lambda *_: None)
     watch_forks()
     configure_logs(options.log_format, options.log_level)
-    classes = {definition(cls).name: cls for cls in import_jobs(options.modules, options.app_dir)}
+    found = import_jobs(options.modules, options.app_dir, lambda name: connection.sendall(encode(("importing", name))))
+    classes = {definition(cls).name: cls for cls in found}
     performers = [Performer.of(classes[name]) for name in options.jobs]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
@@ -49,7 +51,7 @@ async def _serve(performers: list[Performer], connection: socket.socket, notes: 
     runner = Runner(performers, notes, slots)
     connection.setblocking(False)
     await asyncio.get_running_loop().create_unix_connection(lambda: runner.channel, sock=connection)
-    runner.channel.send(("ready", {"forkserver_threads": preload.threads}))
+    runner.channel.send(("ready", preload.threads))
     await runner.run()
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import pydantic
 import structlog
 
-from cluster.backoff import seconds_after
+from cluster.backoff import LONGEST_DELAY, seconds_after
 from cluster.error_text import describe, shorten
 from cluster.job import Definition, Job, definition, explain, validate_fields
 from cluster.outcomes import Cancel, Fail, Snooze
@@ -43,9 +43,14 @@ class Verdict(NamedTuple):
     error: str | None = None
     attempts: int = 0
 
+    def of_report(self) -> tuple[Any, ...]:
+        """The fields of a report between its ticket and its times: no verdict changes crashes_count."""
+        return (*self, 0)
+
 
 SUCCEEDED = Verdict("succeeded", "succeeded")
 RELEASED = Verdict("not_started", "released", attempts=-1)
+CANCELLED = Verdict("cancelled", "cancelled", error="cancelled on request")
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ class Attempt:
     def _returned(self, result: Any) -> Verdict:
         match result:
             case Snooze(delay):
-                return Verdict("scheduled", "snoozed", delay.total_seconds(), attempts=-1)
+                return Verdict("scheduled", "snoozed", min(LONGEST_DELAY, delay.total_seconds()), attempts=-1)
             case Cancel(reason):
                 return Verdict("cancelled", "cancelled", error=reason)
             case Fail(reason):
@@ -179,7 +184,7 @@ class Attempt:
             case "released":
                 return RELEASED
             case "cancelled":
-                return Verdict("cancelled", "cancelled", error="cancelled on request")
+                return CANCELLED
             case "timed_out":
                 text = f"timed out after {self.performer.timeout:g} s; it was stopped here:\n{describe(error, skip=1)}"
                 return self._next("timed_out", text)

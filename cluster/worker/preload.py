@@ -9,10 +9,11 @@ import gc
 import json
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.spawn import PRELOAD_VARIABLE
+from cluster.spawn import LONGEST_MODULE, MODULE_AT, PRELOAD_VARIABLE
 from cluster.worker.fence import start_death_timer
 
 threads = 1
@@ -25,10 +26,18 @@ def _preload(plan: dict[str, Any]) -> int:
 
     start_death_timer(plan["fence"])
     with contextlib.suppress(Exception):
-        import_jobs(tuple(plan["modules"]), Path(plan["app_dir"]))
+        import_jobs(tuple(plan["modules"]), Path(plan["app_dir"]), partial(_tell, plan["fence"]))
     gc.collect()
     gc.freeze()  # the collector would touch, and so copy, every shared page
     return max(threading.active_count(), _kernel_threads())
+
+
+def _tell(memory: str, module: str) -> None:
+    """Says what is being imported, for the case that this never ends."""
+    if memory:
+        with Path(memory).open("r+b") as file:
+            file.seek(MODULE_AT)
+            file.write(module.encode()[:LONGEST_MODULE].ljust(LONGEST_MODULE, b"\0"))
 
 
 def _kernel_threads() -> int:

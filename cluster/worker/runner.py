@@ -6,24 +6,23 @@ Owns the slots and the rows that wait for one. Talks to the coordinator only, ne
 from __future__ import annotations
 
 import asyncio
-import collections
 import os
 import threading
 import time
 from collections.abc import Coroutine, Generator, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import structlog
 from psycopg import pq
 from psycopg.abc import Transformer as Decoder
 from psycopg.adapt import Transformer
 
-from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, PRIORITY, QUEUE, RUN_AT, FrameProtocol, Report, integer
+from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, PRIORITY, QUEUE, RUN_AT, FrameProtocol, RawRow, integer
 from cluster.job import Row
 from cluster.lease_clock import boottime
 from cluster.notes import Notes
-from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
+from cluster.worker.perform import CANCELLED, Attempt, Performer, Verdict, refuse_row
 
 log = structlog.get_logger("cluster.worker")
 
@@ -32,8 +31,14 @@ GATHER = 0.002
 """Seconds for which reports may be gathered while other jobs wait for a slot."""
 LARGEST_FRAME = 100
 
-RawRow: TypeAlias = Sequence[bytes | None]
-"""As the coordinator sends it, see frames."""
+
+class Waiting(NamedTuple):
+    """A claimed row that has not begun. type, fence: see frames."""
+
+    type: int
+    fence: float
+    columns: Columns
+    row: RawRow
 
 
 class Runner:
@@ -44,13 +49,14 @@ class Runner:
         self._notes = notes
         self._loop = asyncio.get_running_loop()
         self._channel = FrameProtocol(self._receive, self._lost_coordinator)
-        self._waiting: collections.deque[tuple[int, float, Columns, RawRow]] = collections.deque()
+        self._waiting: dict[int, Waiting] = {}
+        """By ticket, first come first."""
         self._free = list(range(slots))
-        self._attempts: dict[tuple[int, int], Attempt] = {}
-        """In progress."""
+        self._attempts: dict[int, Attempt] = {}
+        """In progress, by ticket."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """By slot, so that none is collected while it runs."""
-        self._reports: list[Report] = []
+        self._reports: list[tuple[Any, ...]] = []
         self._gone = asyncio.Event()
 
     @property
@@ -73,29 +79,39 @@ class Runner:
 
     def _receive(self, frame: tuple[Any, ...]) -> None:
         match frame:
-            case ("perform", job_type, fence, oids, rows):
+            case ("perform", job_type, fence, oids, ticket, rows):
                 columns = Columns(oids)
-                self._waiting.extend((job_type, fence, columns, row) for row in rows)
+                self._waiting.update(
+                    (ticket + place, Waiting(job_type, fence, columns, row)) for place, row in enumerate(rows)
+                )
                 self._fill()
-            case ("stop", keys, reason):
-                self._stop(keys, reason)
-            case ("return",):
-                self._return()
+            case ("stop", tickets, reason):
+                self._stop(tickets, reason)
+            case ("return", tickets):
+                self._return(list(self._waiting) if tickets is None else tickets)
             case _:
                 raise AssertionError(f"unknown frame {frame[0]!r}")
 
-    def _stop(self, keys: list[tuple[int, int]], reason: str) -> None:
-        for key in map(tuple, keys):
-            attempt = self._attempts.get(key)  # type: ignore[arg-type]  # marshal keeps tuples
+    def _stop(self, tickets: list[int], reason: str) -> None:
+        """What has not begun never will."""
+        if reason == "cancelled":
+            now = time.monotonic()
+            for ticket in tickets:
+                if self._waiting.pop(ticket, None) is not None:
+                    self._report((ticket, *CANCELLED._replace(attempts=-1).of_report(), now, now))
+        else:
+            self._return(tickets)
+        for ticket in tickets:
+            attempt = self._attempts.get(ticket)
             if attempt is not None:
                 attempt.stop(reason)
 
-    def _return(self) -> None:
-        keys = [(job_type, integer(row[ID])) for job_type, _, _, row in self._waiting]
-        self._waiting.clear()
-        self._channel.send(("returned", keys))
+    def _return(self, tickets: list[int]) -> None:
+        returned = [ticket for ticket in tickets if self._waiting.pop(ticket, None) is not None]
+        if returned:
+            self._channel.send(("returned", returned))
 
-    def _report(self, report: Report) -> None:
+    def _report(self, report: tuple[Any, ...]) -> None:
         """Reports go in one frame: those of one turn of the loop, or of a moment while more jobs wait than there are slots."""
         self._reports.append(report)
         if len(self._reports) == 1:
@@ -116,24 +132,25 @@ class Runner:
     def _fill(self) -> None:
         now = boottime()
         while self._free and self._waiting:
-            job_type, fence, columns, row = self._waiting.popleft()
-            if now >= fence:  # claimed under a lease that may be over: the row may be somebody else's
-                self._channel.send(("returned", [(job_type, integer(row[ID]))]))
+            ticket = next(iter(self._waiting))
+            waiting = self._waiting.pop(ticket)
+            if now >= waiting.fence:  # claimed under a lease that may be over: the row may be somebody else's
+                self._channel.send(("returned", [ticket]))
                 continue
             slot = self._free.pop()
-            steps = Steps(self._perform(slot, job_type, columns, row), self._notes, slot)
+            steps = Steps(self._perform(slot, ticket, waiting.type, waiting.columns, waiting.row), self._notes, slot)
             self._tasks[slot] = self._loop.create_task(steps)
 
-    async def _perform(self, slot: int, job_type: int, columns: Columns, row: RawRow) -> None:
+    async def _perform(self, slot: int, ticket: int, job_type: int, columns: Columns, row: RawRow) -> None:
         job_id = integer(row[ID])
         begun = time.monotonic()
-        self._notes.begin(slot, job_type, job_id, begun)
+        self._notes.begin(slot, ticket, begun)
         try:
             attempt = self._attempt(self._performers[job_type], job_id, columns, row)
             if isinstance(attempt, Attempt):
-                self._attempts[job_type, job_id] = attempt
+                self._attempts[ticket] = attempt
                 verdict = await self._carry_out(attempt, self._tasks[slot])
-                del self._attempts[job_type, job_id]
+                del self._attempts[ticket]
             else:
                 verdict = attempt
         except BaseException:
@@ -142,8 +159,7 @@ class Runner:
             os._exit(1)
         self._notes.end(slot)
         self._free.append(slot)
-        status, outcome, delay, error, attempts = verdict
-        self._report((job_type, job_id, status, outcome, delay, error, attempts, 0, begun, time.monotonic()))
+        self._report((ticket, *verdict.of_report(), begun, time.monotonic()))
         if self._waiting:
             self._fill()
 

@@ -54,10 +54,12 @@ COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with th
 -- Walks of the pruning nodes, one for each table that keeps finished rows for a time. Whoever takes a step moves due_at on first, so
 -- no two nodes take the same one, and another goes on when that node dies.
 CREATE TABLE cluster.prune_walks (
-    job_table regclass PRIMARY KEY,
-    reached   bigint,
-    oldest    timestamptz,
-    due_at    timestamptz NOT NULL DEFAULT now()
+    job_table        regclass PRIMARY KEY,
+    retention        interval,
+    retention_failed interval,
+    reached          bigint,
+    oldest           timestamptz,
+    due_at           timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NULL: between two walks), the oldest finished row that it met and left, and when its next step is due.';
 
