@@ -107,23 +107,24 @@ class Pruner:
         ((reached, expired, expires_at),) = pipeline.rows(pipeline.adapter_of(connection), answer)
 
         async def delete(ids: list[int]) -> int:
+            nonlocal gone
             prune = Command(step.statement("prune_jobs"), {**keeps, "id": BigIntegers(ids)})
             (result,) = await pipeline.ask(connection, [prune])
-            gone = result.command_tuples or 0
-            if gone:
-                events.pruned(step.job_type, gone)
+            gone += result.command_tuples or 0
             table.aside.accepted(ids)
-            return gone
+            return result.command_tuples or 0
 
-        aside = set(table.aside.ids())
+        gone, aside = 0, set(table.aside.ids())
         found = await search(connection, [job_id for job_id in expired if job_id not in aside], delete)
+        if gone:
+            events.pruned(step.job_type, gone)
         if found.fault is not None:
             raise found.fault
+        if found.refused and not table.aside:
+            events.prune_skipped(step.job_type, [job_id for job_id, _ in found.refused], found.refused[0][1])
         for job_id, error in found.refused:
             table.aside.add(job_id, brief(error), FIRST_PAUSE_REFUSED, LONGEST_PAUSE_REFUSED)
-        if found.refused:
-            events.prune_skipped(step.job_type, [job_id for job_id, _ in found.refused], found.refused[0][1])
         if found.untried and not table.aside.is_full:
-            reached = found.untried[0] - 1  # the search goes upwards: the next step goes on where it had to stop
+            reached = min(found.untried) - 1  # the search goes upwards: the next step goes on where it had to stop
         refused = bool(found.refused or aside.intersection(expired))
         return {"table": step.table, "reached": reached, "expires_at": expires_at, "refused": refused}
