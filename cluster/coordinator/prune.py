@@ -106,6 +106,8 @@ class Pruner:
         (answer,) = await pipeline.ask(connection, [command])
         ((reached, expired, expires_at),) = pipeline.rows(pipeline.adapter_of(connection), answer)
 
+        gone, aside = 0, set(table.aside.ids())
+
         async def delete(ids: list[int]) -> int:
             nonlocal gone
             prune = Command(step.statement("prune_jobs"), {**keeps, "id": BigIntegers(ids)})
@@ -114,7 +116,6 @@ class Pruner:
             table.aside.accepted(ids)
             return result.command_tuples or 0
 
-        gone, aside = 0, set(table.aside.ids())
         found = await search(connection, [job_id for job_id in expired if job_id not in aside], delete)
         if gone:
             events.pruned(step.job_type, gone)

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from psycopg import errors, sql
 
 from cluster import locks, statements
+from tests.support.gate import GatedSession
 from tests.support.postgres import RunServer
 
 LIMIT, MAX_ATTEMPTS, NODES = 2, 3, 3
@@ -41,10 +42,12 @@ RECENT = st.integers(0, 7)
 """Which claim, counted from the last."""
 DEMAND = st.integers(1, 4)
 FROM_THE_BEST = {"from_priority": 0, "from_run_at": None, "from_id": 0}
+PROMOTE: dict[str, Any] = {"limit": 100, "due_from": None, "set_aside": [], "only": None}
 PAUSES = {
     "type paused": "UPDATE cluster.job_types SET paused_at = now() WHERE job_table = {}::regclass",
     "queue paused": "INSERT INTO cluster.queues (name, paused_at) VALUES ('default', now())",
 }
+MEANWHILE = ("rescue", "claim", "finish", "give back", "close", "renew")
 SWAP_EVENTS = ("nothing", "worn out", "limit changed", "node lost", "node drains", "ended locked", *PAUSES)
 SOME_NODE, SOME_JOB, SOME_TYPE = st.integers(0, NODES - 1), st.integers(0, 30), st.sampled_from(sorted(TABLES))
 
@@ -72,6 +75,14 @@ class Held:
     id: int
     node: UUID
     locked_at: datetime
+
+
+def _to_rescue(orphans: list[tuple[int, UUID]]) -> dict[str, Any]:
+    dead = list({node for _, node in orphans})
+    return {
+        "id": [job_id for job_id, _ in orphans], "dead": dead, "crashed": [], "how": "now", "reason": None,
+        "max_attempts": MAX_ATTEMPTS, "max_crashes": 3,
+    }  # fmt: skip
 
 
 class Jobs(RuleBasedStateMachine):
@@ -104,12 +115,15 @@ class Jobs(RuleBasedStateMachine):
                 "UPDATE cluster.job_types SET max_concurrency = %s, max_attempts = %s WHERE job_table = %s::regclass",
                 [limit, MAX_ATTEMPTS, self.tables[name]],
             )
+        self.gated = GatedSession(self.url, list(self.tables.values()))
         for node in self.nodes:
             self._register(control, node)
         for name in [*TABLES] * self.ROWS:
             self.insert(name, later=False, node=0)
 
     def teardown(self) -> None:
+        if hasattr(self, "gated"):
+            self.gated.close()
         for table in getattr(self, "tables", {}).values():
             self.connections[0].execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(table)))
         for connection in getattr(self, "connections", []):
@@ -253,19 +267,23 @@ class Jobs(RuleBasedStateMachine):
             return self._claim_in_transaction(name, node, demand, slots)
 
     def _claim_in_transaction(self, name: str, node: int, demand: int, slots: int) -> list[tuple[Any, ...]]:
-        connection = self.connections[node]
-        row = connection.execute("SELECT %s::regclass::oid", [self.tables[name]]).fetchone()
-        assert row is not None
-        parameters = {
-            "node": self.nodes[node], "table": row[0], "queue": "default", "priority": 100, "set_aside": [],
-            "demand": demand, "slots": slots, "max_attempts": MAX_ATTEMPTS, **FROM_THE_BEST,
-        }  # fmt: skip
+        connection, parameters = self.connections[node], self._claim_of(name, node, demand, slots)
         form = "claim_jobs"
         if TABLES[name] is not None:
-            connection.execute(statements.statement("try_claim_lock"), {"class": locks.CLAIM, "table": row[0]})
+            connection.execute(
+                statements.statement("try_claim_lock"), {"class": locks.CLAIM, "table": parameters["table"]}
+            )
             form = "claim_limited_jobs"
         claimed = connection.execute(self._table(name, form), parameters).fetchall()
         return [(job_id, attempts, locked_at) for job_id, attempts, _, locked_at, *_ in claimed]
+
+    def _claim_of(self, name: str, node: int, demand: int, slots: int) -> dict[str, Any]:
+        row = self.connections[node].execute("SELECT %s::regclass::oid", [self.tables[name]]).fetchone()
+        assert row is not None
+        return {
+            "node": self.nodes[node], "table": row[0], "queue": "default", "priority": 100, "set_aside": [],
+            "demand": demand, "slots": slots, "max_attempts": MAX_ATTEMPTS, "only": None, "whole": demand, **FROM_THE_BEST,
+        }  # fmt: skip
 
     @precondition(lambda self: self.remembered)
     @rule(number=RECENT, count=st.integers(1, 4), node=SOME_NODE, own=st.booleans(), demand=DEMAND, slots=DEMAND)
@@ -378,7 +396,7 @@ class Jobs(RuleBasedStateMachine):
             "node": node_id, "table": found[0], "queue": "default", "priority": 100, "set_aside": [], "demand": demand,
             "slots": slots, "max_attempts": MAX_ATTEMPTS, "id": [held.id for held in batch],
             "locked_at": [held.locked_at for held in batch], "begun": [0.0] * len(batch),
-            "limit": self._running("Limited"), **FROM_THE_BEST,
+            "limit": self._running("Limited"), "only": None, "whole": demand, **FROM_THE_BEST,
         }  # fmt: skip
         rows = self.connections[connection].execute(self._table("Limited", "swap_limited_jobs"), parameters).fetchall()
         claimed = [(job_id, attempts, locked_at) for job_id, attempts, _, locked_at, *_ in rows if job_id is not None]
@@ -394,14 +412,16 @@ class Jobs(RuleBasedStateMachine):
 
     def _finish(self, held: Held, status: str, node: int) -> bool:
         """Whether it hit the row."""
+        return bool(self.connections[node].execute(*self._finish_of(held, status)).fetchall())
+
+    def _finish_of(self, held: Held, status: str) -> tuple[bytes, dict[str, Any]]:
         parameters = {
             "node": held.node, "id": [held.id], "locked_at": [held.locked_at], "status": [status], "error": [None],
             "delay": [LATER if status in {"retry", "scheduled"} else None], "attempts": [_given_back(status)],
             "crashes": [0], "begun": [0.0],
         }  # fmt: skip
         forms = {"succeeded": "finish_succeeded_jobs", "deleted": "delete_finished_jobs"}
-        form = self._table(held.name, forms.get(status, "finish_jobs"))
-        return bool(self.connections[node].execute(form, parameters).fetchall())
+        return self._table(held.name, forms.get(status, "finish_jobs")), parameters
 
     @precondition(lambda self: self.remembered)
     @rule(number=RECENT, node=SOME_NODE, own=st.booleans())
@@ -411,8 +431,11 @@ class Jobs(RuleBasedStateMachine):
         self._leave(held, self._release(held, node), "not_started", -1)
 
     def _release(self, held: Held, node: int) -> bool:
-        parameters = {"id": held.id, "locked_at": held.locked_at, "node": held.node}
-        return self.connections[node].execute(self._table(held.name, "release_claim"), parameters).rowcount == 1
+        return self.connections[node].execute(*self._release_of(held)).rowcount == 1
+
+    def _release_of(self, held: Held) -> tuple[bytes, dict[str, Any]]:
+        parameters = {"id": held.id, "locked_at": held.locked_at, "node": held.node, "how": "now", "reason": None}
+        return self._table(held.name, "release_claim"), parameters
 
     @precondition(lambda self: self.remembered)
     @rule(number=RECENT, node=SOME_NODE)
@@ -467,7 +490,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(name=SOME_TYPE, node=SOME_NODE)
     def promote(self, name: str, node: int) -> None:
         """Nothing is due: what waits for its time stays."""
-        cursor = self.connections[node].execute(self._table(name, "promote_jobs"), {"limit": 100, "due_from": None})
+        cursor = self.connections[node].execute(self._table(name, "promote_jobs"), PROMOTE)
         assert cursor.rowcount == 0
 
     @precondition(lambda self: self.rows)
@@ -479,7 +502,7 @@ class Jobs(RuleBasedStateMachine):
         if row.status not in {"scheduled", "retry"}:
             return
         self._set(name, job_id, "run_at = now() - interval '1 s'")
-        self.connections[node].execute(self._table(name, "promote_jobs"), {"limit": 100, "due_from": None})
+        self.connections[node].execute(self._table(name, "promote_jobs"), PROMOTE)
         row.status = "not_started"
 
     @rule(name=SOME_TYPE, node=SOME_NODE)
@@ -552,7 +575,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(draining=st.sampled_from([None, None, None, *range(NODES)]))
     def renew(self, draining: int | None) -> None:
         """All nodes, one of them maybe on its way out. One that was declared lost is told so, and comes back under a new id."""
-        values = {"lease": "30 s", "running": 0, "slots": 1, "session_pid": None, "listen_pid": None}
+        values = {"lease": "30 s", "running": 0, "slots": 1, "session_pid": None, "listen_pid": None, "trouble": "[]"}
         for node, connection in enumerate(self.connections):
             renewed = connection.execute(
                 statements.statement("renew_lease"), {**values, "id": self.nodes[node], "draining": node == draining}
@@ -572,14 +595,97 @@ class Jobs(RuleBasedStateMachine):
             row for (type_name, _), row in self.rows.items()
             if type_name == name and row.claim is not None and row.claim[0] not in alive
         ]  # fmt: skip
-        cursor = self.connections[node].execute(
-            self._table(name, "rescue_jobs"), {"limit": 100, "max_attempts": MAX_ATTEMPTS}
-        )
-        assert cursor.rowcount == len(lost)
+        assert self._rescue(name, node, self._orphans(name, node)) == len(lost)
         for row in lost:
-            used_up = row.attempts >= MAX_ATTEMPTS
-            row.status = "cancelled" if row.cancelled else "failed" if used_up else "not_started"
-            row.claim = None
+            self._give_back(row)
+
+    def _give_back(self, row: Row) -> None:
+        used_up = row.attempts >= MAX_ATTEMPTS
+        row.status = "cancelled" if row.cancelled else "failed" if used_up else "not_started"
+        row.claim = None
+
+    def _orphans(self, name: str, node: int) -> list[tuple[int, UUID]]:
+        """As a sweep lists them: rows with the nodes that are gone."""
+        parameters = {"limit": 100, "set_aside": []}
+        return [row[:2] for row in self.connections[node].execute(self._table(name, "list_orphans"), parameters)]
+
+    def _rescue(self, name: str, node: int, orphans: list[tuple[int, UUID]]) -> int:
+        """How many it took."""
+        return len(self.connections[node].execute(self._table(name, "rescue_jobs"), _to_rescue(orphans)).fetchall())
+
+    # --- statements that stop between their snapshot and their locks ---
+
+    @rule(
+        name=SOME_TYPE, what=st.sampled_from(["rescue", "finish", "give back", "claim"]), number=RECENT, node=SOME_NODE,
+        meanwhile=st.lists(st.tuples(st.sampled_from(MEANWHILE), SOME_NODE), min_size=1, max_size=5),
+        status=st.sampled_from(OUTCOMES),
+    )  # fmt: skip
+    def stop_half_way(
+        self, name: str, what: str, number: int, node: int, meanwhile: list[tuple[str, int]], status: str
+    ) -> None:
+        """A backend has its snapshot, and is not scheduled for a while. What others do by then, it must find done."""
+        self._prepare_to_stop(name, node)
+        held = self._remembered(number, own=True, node=node)
+        orphans = self._orphans(held.name, node)
+        if what == "rescue":
+            statement, parameters = self._table(held.name, "rescue_jobs"), _to_rescue(orphans)
+        elif what == "finish":
+            statement, parameters = self._finish_of(held, status)
+        elif what == "give back":
+            statement, parameters = self._release_of(held)
+        else:
+            statement, parameters = self._table("Free", "claim_jobs"), self._claim_of("Free", node, 4, 4)
+        gated = self.gated.start(statement, parameters)
+        for event, other in meanwhile:
+            self._do_meanwhile(event, other, name, spare=node if what == "claim" else None)
+        hits = gated.end()
+        if what == "rescue":
+            self._has_rescued(held.name, orphans, hits)
+        elif what == "claim":
+            self._take("Free", node, [(job_id, attempts, at) for job_id, attempts, _, at, *_ in hits])
+        else:
+            back = what == "give back"
+            self._leave(held, bool(hits), "not_started" if back else status, -1 if back else _given_back(status))
+
+    def _prepare_to_stop(self, name: str, node: int) -> None:
+        """A node has claimed, and is lost: so there is something to be wrong about."""
+        self.renew(None)
+        self.insert(name, later=False, node=node)
+        self.claim(name, node=node, demand=4, slots=4)
+        victim = (node + 1) % NODES
+        self.insert(name, later=False, node=node)
+        self.claim(name, node=victim, demand=4, slots=4)
+        if not self.remembered:  # a limit of none
+            self.insert("Free", later=False, node=node)
+            self.claim("Free", node=victim, demand=4, slots=4)
+        self.close_node(victim, node, at_once=False)
+
+    def _do_meanwhile(self, event: str, other: int, name: str, spare: int | None) -> None:
+        """spare: a node that is claiming, so nobody can close it."""
+        if event == "rescue":
+            for each in TABLES:
+                self.rescue(each, node=other)
+        elif event == "claim":
+            self.claim(name, node=other, demand=4, slots=4)
+        elif event == "finish":
+            self.finish(0, "succeeded", other, own=True)
+        elif event == "give back":
+            self.give_back(0, other, own=True)
+        elif event == "close" and other != spare:
+            self.close_node(other, (other + 1) % NODES, at_once=False)
+        elif event == "renew":
+            self.renew(None)
+
+    def _has_rescued(self, name: str, orphans: list[tuple[int, UUID]], hits: list[tuple[Any, ...]]) -> None:
+        """All that still run under the nodes that it took for dead, and no other."""
+        dead = {gone for _, gone in orphans}
+        rows = {job_id: self.rows.get((name, job_id)) for job_id, _ in orphans}
+        due = {
+            job_id for job_id, row in rows.items() if row is not None and row.claim is not None and row.claim[0] in dead
+        }
+        assert {job_id for (job_id,) in hits} == due
+        for job_id in due:
+            self._give_back(self.rows[name, job_id])
 
     # --- both agree ---
 

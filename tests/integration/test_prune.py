@@ -11,6 +11,7 @@ import pytest
 
 from cluster import Job
 from cluster.coordinator.prune import PAUSE, WINDOW, Pruner
+from cluster.coordinator.refusal import search
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Troubles
 from cluster.migrate import migrate_jobs
@@ -193,7 +194,8 @@ async def test_rows_that_cannot_be_deleted_are_set_aside_and_keep_no_other(
 async def test_a_table_that_refuses_every_deletion_is_left_alone(conn: psycopg.Connection, node: Node) -> None:
     insert(conn, 10, "2 hours")
     conn.execute(
-        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN INSERT INTO nowhere VALUES (OLD.id); RETURN OLD; END$$;"
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN "
+        "INSERT INTO nowhere VALUES (OLD.id); RETURN OLD; END$$;"
         "CREATE TRIGGER audit BEFORE DELETE ON old_jobs FOR EACH ROW EXECUTE FUNCTION audit()"
     )
     assert await node.pruner.tick() == PAUSE
@@ -235,15 +237,11 @@ async def test_a_row_that_was_retried_in_the_meantime_stays(
     conn: psycopg.Connection, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     insert(conn, 2, "2 hours")
-    search = "cluster.coordinator.prune.search"
-    from cluster.coordinator import prune
-
-    plain = prune.search
 
     async def retried_first(*arguments: Any) -> Any:
         conn.execute("SELECT cluster.retry('old_jobs', 1)")
-        return await plain(*arguments)
+        return await search(*arguments)
 
-    monkeypatch.setattr(search, retried_first)
+    monkeypatch.setattr("cluster.coordinator.prune.search", retried_first)
     await node.walk(conn)
     assert conn.execute("SELECT id, status::text FROM old_jobs").fetchall() == [(1, "not_started")]
