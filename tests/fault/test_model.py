@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -47,7 +47,8 @@ PAUSES = {
     "type paused": "UPDATE cluster.job_types SET paused_at = now() WHERE job_table = {}::regclass",
     "queue paused": "INSERT INTO cluster.queues (name, paused_at) VALUES ('default', now())",
 }
-MEANWHILE = ("rescue", "claim", "finish", "give back", "close", "renew")
+HALF_WAY = ("rescue", "finish", "give back", "claim")
+MEANWHILE = ("rescue", "claim", "pass on", "finish", "give back", "close", "renew")
 SWAP_EVENTS = ("nothing", "worn out", "limit changed", "node lost", "node drains", "ended locked", *PAUSES)
 SOME_NODE, SOME_JOB, SOME_TYPE = st.integers(0, NODES - 1), st.integers(0, 30), st.sampled_from(sorted(TABLES))
 
@@ -616,8 +617,8 @@ class Jobs(RuleBasedStateMachine):
     # --- statements that stop between their snapshot and their locks ---
 
     @rule(
-        name=SOME_TYPE, what=st.sampled_from(["rescue", "finish", "give back", "claim"]), number=RECENT, node=SOME_NODE,
-        meanwhile=st.lists(st.tuples(st.sampled_from(MEANWHILE), SOME_NODE), min_size=1, max_size=5),
+        name=SOME_TYPE, what=st.sampled_from(HALF_WAY), number=RECENT, node=SOME_NODE,
+        meanwhile=st.lists(st.tuples(st.sampled_from(MEANWHILE), SOME_NODE), min_size=1, max_size=4),
         status=st.sampled_from(OUTCOMES),
     )  # fmt: skip
     def stop_half_way(
@@ -662,10 +663,10 @@ class Jobs(RuleBasedStateMachine):
 
     def _do_meanwhile(self, event: str, other: int, name: str, spare: int | None) -> None:
         """spare: a node that is claiming, so nobody can close it."""
-        if event == "rescue":
+        if event in {"rescue", "pass on"}:
             for each in TABLES:
                 self.rescue(each, node=other)
-        elif event == "claim":
+        if event in {"claim", "pass on"}:
             self.claim(name, node=other, demand=4, slots=4)
         elif event == "finish":
             self.finish(0, "succeeded", other, own=True)
@@ -739,5 +740,29 @@ def test_a_job_whose_cancellation_was_asked_for_does_not_run_again(model_url: st
         machine.finish(number=0, status=status, node=0, own=True)
         machine.every_row_is_as_the_model_says()
         assert [row.status for row in machine.rows.values()] == ["cancelled"]
+    finally:
+        machine.teardown()
+
+
+STOPS = st.tuples(
+    SOME_TYPE, st.sampled_from(HALF_WAY), RECENT, SOME_NODE, st.lists(st.tuples(st.sampled_from(MEANWHILE), SOME_NODE), max_size=4),
+    st.sampled_from(OUTCOMES),
+)  # fmt: skip
+
+
+@pytest.mark.timeout(120)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(stops=st.lists(STOPS, min_size=1, max_size=3))
+@example([("Free", "rescue", 0, 0, [("pass on", 0)], "succeeded")])
+@example([("Limited", "rescue", 0, 0, [("pass on", 2)], "succeeded")])
+def test_a_statement_that_stops_before_its_locks_finds_what_others_have_done(
+    model_url: str, stops: list[tuple[Any, ...]]
+) -> None:
+    machine: Jobs = type("JobsHere", (Jobs,), {"url": model_url, "ROWS": 1})()
+    machine.begin()
+    try:
+        for stop in stops:
+            machine.stop_half_way(*stop)
+            machine.every_row_is_as_the_model_says()
     finally:
         machine.teardown()
