@@ -158,13 +158,14 @@ def node_lost(node: str, hostname: str) -> None:
     log.warning("node_lost", node=node, hostname=hostname, hint="its jobs go to other nodes")
 
 
+def node_not_closed(node: str, error: Exception) -> None:
+    log.warning("node_not_closed", node=node, error=str(error).partition("\n")[0],
+                hint="it is lost, but a claim of its is still open, or somebody holds its row: tried again")  # fmt: skip
+
+
 def rescued(job_type: str, count: int) -> None:
     metrics.rescued.labels(job_type).inc(count)
     log.warning("rescued", job_type=job_type, count=count)
-
-
-def rescue_refused(job_type: str, error: Exception) -> None:
-    log.error("rescue_refused", job_type=job_type, error=str(error).partition("\n")[0])
 
 
 def claims_gone(job_type: str, ids: list[int]) -> None:

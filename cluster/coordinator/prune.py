@@ -14,19 +14,21 @@ from psycopg import AsyncConnection
 
 from cluster import events, statements
 from cluster.coordinator import pipeline
-from cluster.coordinator.arrays import BigIntegers, Instant
+from cluster.coordinator.arrays import BigIntegers
 from cluster.coordinator.backlog import WHY_HELD
 from cluster.coordinator.causes import brief, cause_of
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
 from cluster.coordinator.refusal import is_lost, search
 from cluster.coordinator.session import Session
-from cluster.coordinator.trouble import Hold, Troubles
+from cluster.coordinator.trouble import Hold, RowsAside, Troubles
 
 WINDOW = 2000
 """Rows looked at in one step."""
-PAUSE = 0.2
-"""Seconds between two steps: pruning is in no hurry."""
+PAUSE = 0.25
+"""Seconds between two steps: pruning is in no hurry. A little more than the database waits before the next is due."""
+FIRST_PAUSE_REFUSED, LONGEST_PAUSE_REFUSED = 600.0, 86_400.0
+"""Seconds until a row that can't be deleted is tried again."""
 
 
 class _Step(NamedTuple):
@@ -44,6 +46,16 @@ class _Step(NamedTuple):
         return statements.for_table(name, (self.schema, self.name))
 
 
+class _Table:
+    """One job table that is pruned."""
+
+    def __init__(self, troubles: Troubles, name: str) -> None:
+        self.hold = Hold(troubles, name)
+        """It can't be pruned at all."""
+        self.aside = RowsAside(troubles, name, "prune_refused")
+        """Rows that can't be deleted: another table references them, or a trigger says no."""
+
+
 class Pruner:
     """`tick` is one step of one table's walk. Shares the finish connection, between batches.
 
@@ -55,8 +67,8 @@ class Pruner:
         self._session = session
         self._troubles = troubles
         self._interval = interval
-        self._holds: dict[int, Hold] = {}
-        """Tables, by oid, that can't be pruned."""
+        self._tables: dict[int, _Table] = {}
+        """By oid."""
         self._is_walking = False
 
     async def tick(self) -> float | None:
@@ -65,7 +77,7 @@ class Pruner:
             if not self._is_walking:
                 await connection.execute(statements.statement("prune_nodes"))
                 await connection.execute(statements.statement("plan_pruning"))
-            leave = [table for table, hold in self._holds.items() if not hold.is_over]
+            leave = [oid for oid, table in self._tables.items() if not table.hold.is_over]
             cursor = await connection.execute(statements.statement("take_prune_step"), {"leave": leave})
             row = await cursor.fetchone()
             if row is not None:
@@ -74,25 +86,25 @@ class Pruner:
         return PAUSE if self._is_walking else self._interval
 
     async def _take_step(self, connection: AsyncConnection[Any], step: _Step) -> None:
-        hold = self._holds.setdefault(step.table, Hold(self._troubles, step.job_type))
+        """What fails is due again in seconds: for another node, which may be luckier, or for this one once its hold is over."""
+        table = self._tables.setdefault(step.table, _Table(self._troubles, step.job_type))
         try:
-            reached, oldest = await self._prune(connection, step)
+            end = await self._prune(connection, table, step)
         except psycopg.Error as error:
             if is_lost(connection, error):
                 raise
-            hold.begin(WHY_HELD.get(cause_of(error), "prune_refused"), brief(error))
+            table.hold.begin(WHY_HELD.get(cause_of(error), "table_refuses_pruning"), brief(error))
             return
-        hold.end()
-        end = {"table": step.table, "reached": reached, "oldest": oldest}
+        table.hold.end()
         await pipeline.ask(connection, [Command(statements.text("end_prune_step").encode(), end)])
 
-    async def _prune(self, connection: AsyncConnection[Any], step: _Step) -> tuple[int | None, Instant | None]:
-        """One window. Returns how far it got (None: the end), and when the oldest row that will expire has finished."""
+    async def _prune(self, connection: AsyncConnection[Any], table: _Table, step: _Step) -> dict[str, Any]:
+        """One window. Returns what end_prune_step is to know."""
         keeps = {"retention": step.retention, "retention_failed": step.retention_failed}
         after = -(2**63) if step.reached is None else step.reached
         command = Command(step.statement("find_expired_jobs"), {**keeps, "after": after, "window": WINDOW})
         (answer,) = await pipeline.ask(connection, [command])
-        ((reached, expired, oldest),) = pipeline.rows(pipeline.adapter_of(connection), answer)
+        ((reached, expired, expires_at),) = pipeline.rows(pipeline.adapter_of(connection), answer)
 
         async def delete(ids: list[int]) -> int:
             prune = Command(step.statement("prune_jobs"), {**keeps, "id": BigIntegers(ids)})
@@ -100,11 +112,18 @@ class Pruner:
             gone = result.command_tuples or 0
             if gone:
                 events.pruned(step.job_type, gone)
+            table.aside.accepted(ids)
             return gone
 
-        found = await search(connection, expired, delete)
+        aside = set(table.aside.ids())
+        found = await search(connection, [job_id for job_id in expired if job_id not in aside], delete)
         if found.fault is not None:
             raise found.fault
+        for job_id, error in found.refused:
+            table.aside.add(job_id, brief(error), FIRST_PAUSE_REFUSED, LONGEST_PAUSE_REFUSED)
         if found.refused:
             events.prune_skipped(step.job_type, [job_id for job_id, _ in found.refused], found.refused[0][1])
-        return reached, oldest
+        if found.untried and not table.aside.is_full:
+            reached = found.untried[0] - 1  # the search goes upwards: the next step goes on where it had to stop
+        refused = bool(found.refused or aside.intersection(expired))
+        return {"table": step.table, "reached": reached, "expires_at": expires_at, "refused": refused}

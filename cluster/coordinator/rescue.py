@@ -23,7 +23,7 @@ from cluster import events, locks, statements
 from cluster.coordinator import pipeline
 from cluster.coordinator.arrays import BigIntegers
 from cluster.coordinator.backlog import WHY_HELD
-from cluster.coordinator.causes import Cause, brief, cause_of
+from cluster.coordinator.causes import brief, cause_of
 from cluster.coordinator.lease import GRACE
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
@@ -146,6 +146,8 @@ class Rescuer:
         self._observer = Observer()
         self._seen_by: AsyncConnection[Any] | None = None
         self._next_sweep = 0.0
+        self._not_closed: set[UUID] = set()
+        """Nodes that are lost, but whose rows could not be closed yet."""
         self._tables: dict[str, _Table] = {}
 
     def sweep_soon(self) -> None:
@@ -162,10 +164,10 @@ class Rescuer:
             cursor = await connection.execute(statements.statement("list_live_nodes"), {"class": locks.NODE})
             sightings = [Sighting(*row) for row in await cursor.fetchall()]
         self.live_nodes = max(1, len(sightings))
-        lost = self._observer.lost(sightings, boottime())
-        for node in lost:
-            self._next_sweep = 0.0  # until one has succeeded: nobody else is told of this node
-            await self._close(node, next(s.heartbeat for s in sightings if s.node == node))
+        heartbeats = {sighting.node: sighting.heartbeat for sighting in sightings}
+        self._not_closed &= heartbeats.keys()
+        for node in self._observer.lost(sightings, boottime()):
+            await self._close(node, heartbeats[node])
         if boottime() >= self._next_sweep:
             began, due = boottime(), 0.0
             self._next_sweep = math.inf  # what is asked for from now on, this sweep may miss
@@ -179,11 +181,19 @@ class Rescuer:
         return min(interval * random.uniform(0.75, 1.25), max(0.05, self._observer.next_end() - boottime()))
 
     async def _close(self, node: UUID, heartbeat: object) -> None:
-        async with self._writing.use() as connection:
-            cursor = await connection.execute(
-                statements.statement("close_node"), {"id": node, "heartbeat_at": heartbeat}
-            )
-            row = await cursor.fetchone()
+        """If it can't be closed now, since a claim of its is still open or somebody holds its row, the next look tries again."""
+        try:
+            async with self._writing.use() as connection:
+                cursor = await connection.execute(
+                    statements.statement("close_node"), {"id": node, "heartbeat_at": heartbeat}
+                )
+                row = await cursor.fetchone()
+        except psycopg.Error as error:
+            if node not in self._not_closed:
+                events.node_not_closed(str(node), error)
+            self._not_closed.add(node)
+            return
+        self._next_sweep = 0.0  # until one has succeeded: nobody else is told of this node
         if row is not None:
             events.node_lost(str(node), row[0])
 
@@ -195,23 +205,38 @@ class Rescuer:
         Returns in how many seconds a table that was locked, or has more, is to be tried again; infinite: none is.
         """
         tables = await self._list_tables()
-        again_in = math.inf
-        for start in range(0, len(tables), MOST_TABLES):
+        asked = [table for table in tables if table.hold.is_over]
+        orphans: dict[_Table, list[_Orphan]] = {}
+        for start in range(0, len(asked), MOST_TABLES):
             async with self._writing.use() as connection:
-                orphans = await self._list_orphans(connection, tables[start : start + MOST_TABLES])
-            # Whoever was lost with a single job may have died of it.
-            jobs = collections.Counter(o.node for found in orphans.values() for o in found if o.lost)
-            crashed = [node for node, number in jobs.items() if number == 1]
+                orphans |= await self._list_orphans(connection, asked[start : start + MOST_TABLES])
+        if orphans:
+            all_known = len(asked) == len(tables) and not any(table.hold.until for table in tables)
+            crashed = await self._list_crashed(orphans, all_known=all_known)
             for table, found in orphans.items():
                 async with self._writing.use() as connection:
                     await self._rescue(connection, table, found, crashed)
-                if len(found) == BATCH:
-                    again_in = 0.0
+        if any(len(found) == BATCH for found in orphans.values()):
+            return 0.0
         held = [table.hold.until - time.monotonic() for table in tables if not table.hold.is_over]
-        return max(0.0, min([again_in, *held]))
+        return max(0.0, min(held, default=math.inf))
+
+    async def _list_crashed(self, orphans: dict[_Table, list[_Orphan]], *, all_known: bool) -> list[UUID]:
+        """Nodes that were lost with a single job, and may have died of it.
+
+        Whoever looks first says how many they were; later looks see fewer. all_known: every table was asked, or nobody can tell.
+        """
+        jobs = collections.Counter(orphan.node for found in orphans.values() for orphan in found if orphan.lost)
+        if not jobs:
+            return []
+        numbers = [number if all_known else max(2, number) for number in jobs.values()]
+        async with self._writing.use() as connection:
+            cursor = await connection.execute(
+                statements.statement("count_lost_jobs"), {"id": list(jobs), "number": numbers}
+            )
+            return [node for node, lost_with in await cursor.fetchall() if lost_with == 1]
 
     async def _list_tables(self) -> list[_Table]:
-        """Those that may be asked now are asked."""
         async with self._writing.use() as connection:
             rows = await (await connection.execute(statements.statement("list_rescuable_types"))).fetchall()
         names = {name for name, *_ in rows}
@@ -226,13 +251,12 @@ class Rescuer:
     async def _list_orphans(
         self, connection: AsyncConnection[Any], tables: list[_Table]
     ) -> dict[_Table, list[_Orphan]]:
-        asked = [table for table in tables if table.hold.is_over]
         commands = [
             [Command(table.statement("list_orphans"), {"limit": BATCH, "set_aside": BigIntegers(table.aside.ids())})]
-            for table in asked
+            for table in tables
         ]
         async with pipeline.sent(connection, *commands) as answers:
-            answered = [(table, await answers.next()) for table in asked]
+            answered = [(table, await answers.next()) for table in tables]
         found: dict[_Table, list[_Orphan]] = {}
         for table, answer in answered:
             if answer.error is None:
@@ -248,7 +272,7 @@ class Rescuer:
         return found
 
     async def _rescue(
-        self, connection: AsyncConnection[Any], table: _Table, orphans: list[_Orphan], crashed: list[UUID | None]
+        self, connection: AsyncConnection[Any], table: _Table, orphans: list[_Orphan], crashed: list[UUID]
     ) -> None:
         dead = list({orphan.node for orphan in orphans if orphan.node is not None})
 
@@ -257,10 +281,11 @@ class Rescuer:
                 **table.most, "id": BigIntegers(ids), "dead": dead, "crashed": crashed, "how": how, "reason": reason,
             }  # fmt: skip
             (result,) = await pipeline.ask(connection, [Command(table.statement("rescue_jobs"), parameters)])
-            rescued = result.command_tuples or 0
+            rescued = [job_id for (job_id,) in pipeline.rows(pipeline.adapter_of(connection), result)]
             if rescued:
-                events.rescued(table.job_type, rescued)
-            return rescued
+                events.rescued(table.job_type, len(rescued))
+                table.aside.accepted(rescued)
+            return len(rescued)
 
         async def otherwise(job_id: int, error: psycopg.Error) -> bool:
             """The row refuses to wait again: another one may be in its way. Its place under the limit must be free all the same."""
@@ -288,5 +313,5 @@ class Rescuer:
         if found.fault is not None:
             cause = cause_of(found.fault)
             table.hold.begin(WHY_HELD.get(cause, "table_refuses_rescue"), brief(found.fault))
-        elif all(cause_of(error) is not Cause.LOCKED for _, error in found.refused):
+        else:
             table.hold.end()

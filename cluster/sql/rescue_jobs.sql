@@ -2,7 +2,7 @@
 -- nothing else is let in, or cancelled when that was asked for: for rows that list_orphans has found. The attempt counts, begun or not.
 -- dead: nodes that are gone for good, by id. A row that another node has rescued meanwhile, and a third has claimed, has another node
 -- by now: the row's new version is compared with that list, not with what this statement's snapshot says of the nodes.
--- crashed: those of them that were lost with a single job, which then counts as a crash.
+-- crashed: those of them that were lost with a single job, which then counts as a crash: see count_lost_jobs.
 -- how: 'now', 'later' or 'failed', with the reason. Runs twice, or on many nodes at once: a row that another has locked is skipped.
 -- Dies before COMMIT: nothing happened. Index: primary key. No lock is waited for, so their order is free.
 WITH held AS MATERIALIZED (
@@ -29,3 +29,4 @@ UPDATE {table} AS job SET
     updated_at = now()
 FROM found
 WHERE job.id = ANY (ARRAY(SELECT id FROM found)) AND found.id = job.id
+RETURNING job.id

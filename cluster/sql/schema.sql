@@ -393,12 +393,15 @@ CREATE TABLE cluster.nodes (
     running integer DEFAULT 0 NOT NULL,
     session_pid integer,
     listen_pid integer,
+    lost_with integer,
     trouble jsonb DEFAULT '[]'::jsonb NOT NULL,
     CONSTRAINT nodes_state_check CHECK ((state = ANY (ARRAY['live'::text, 'draining'::text, 'stopped'::text, 'lost'::text])))
 )
 WITH (fillfactor='50');
 
 COMMENT ON TABLE cluster.nodes IS 'One row per start of a node; a claim holds its node''s row FOR KEY SHARE.';
+
+COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NULL: nobody has counted.';
 
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
 
@@ -407,11 +410,11 @@ CREATE TABLE cluster.prune_walks (
     retention interval,
     retention_failed interval,
     reached bigint,
-    oldest timestamp with time zone,
+    expires_at timestamp with time zone,
     due_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
-COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NULL: between two walks), the oldest finished row that it met and left, and when its next step is due.';
+COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NULL: between two walks), when the first of the rows that it left expires, and when its next step is due.';
 
 CREATE TABLE cluster.queues (
     name text NOT NULL,

@@ -46,9 +46,11 @@ CREATE TABLE cluster.nodes (
     running      integer NOT NULL DEFAULT 0,
     session_pid  integer,
     listen_pid   integer,
+    lost_with    integer,
     trouble      jsonb NOT NULL DEFAULT '[]'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE cluster.nodes IS 'One row per start of a node; a claim holds its node''s row FOR KEY SHARE.';
+COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NULL: nobody has counted.';
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
 
 -- Walks of the pruning nodes, one for each table that keeps finished rows for a time. Whoever takes a step moves due_at on first, so
@@ -58,10 +60,10 @@ CREATE TABLE cluster.prune_walks (
     retention        interval,
     retention_failed interval,
     reached          bigint,
-    oldest           timestamptz,
+    expires_at       timestamptz,
     due_at           timestamptz NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NULL: between two walks), the oldest finished row that it met and left, and when its next step is due.';
+COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NULL: between two walks), when the first of the rows that it left expires, and when its next step is due.';
 
 -- Fires only for rows that its WHEN clause singles out, so ordinary inserts pay nothing. It names no object of schema
 -- cluster: a role that may do no more than INSERT into the job table can fire it.
