@@ -205,7 +205,7 @@ def _decode(payload: memoryview) -> tuple[Any, ...]:
         raise FrameError(f"no marshalled tuple: {type(error).__name__}") from None
     finally:
         payload.release()
-    if type(frame) is not tuple or not frame:
+    if type(frame) is not tuple:
         raise FrameError(f"a {type(frame).__name__}")
     return frame
 

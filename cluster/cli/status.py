@@ -21,7 +21,7 @@ FINISHED = ("succeeded", "failed", "timed_out", "cancelled")
 def status(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """Show jobs by type and status, and the nodes."""
     from cluster.cli.database import connected, settings_with_database
-    from cluster.cli.tables import print_json
+    from cluster.cli.tables import print_json, print_table
     from cluster.migrate import check_schema
 
     settings = settings_with_database()
@@ -29,11 +29,14 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For machines.")
         check_schema(connection, [])
         job_types = _job_types(connection)
         nodes = _nodes(connection)
+        trouble = _trouble(connection)
     unroutable = _unroutable(settings, job_types)
     if as_json:
-        print_json({"job_types": job_types, "unroutable": unroutable, "nodes": nodes})
+        print_json({"job_types": job_types, "unroutable": unroutable, "nodes": nodes, "trouble": trouble})
     else:
         _print(job_types, unroutable, nodes)
+        if trouble:
+            print_table(_trouble_table(trouble))
 
 
 _JOB_TYPES = """
@@ -76,6 +79,23 @@ def _nodes(connection: Connection[Any]) -> list[Row]:
     from psycopg.rows import dict_row
 
     return connection.cursor(row_factory=dict_row).execute(_NODES).fetchall()
+
+
+_TROUBLE = """
+SELECT entry.job_type, entry.reason, max(entry.rows) AS rows, count(*) AS nodes,
+       (extract(epoch FROM now()) - min(entry.since))::float AS age_seconds, min(entry.detail) AS detail
+FROM cluster.nodes AS node,
+     jsonb_to_recordset(node.trouble) AS entry (job_type text, reason text, rows bigint, since float, detail text)
+WHERE node.state IN ('live', 'draining') AND node.lease_until >= now()
+GROUP BY entry.job_type, entry.reason ORDER BY age_seconds DESC
+"""
+
+
+def _trouble(connection: Connection[Any]) -> list[Row]:
+    """What nodes have set aside, as they said with their last heartbeats."""
+    from psycopg.rows import dict_row
+
+    return connection.cursor(row_factory=dict_row).execute(_TROUBLE).fetchall()
 
 
 def _unroutable(settings: Settings, job_types: list[Row]) -> list[str] | None:
@@ -149,6 +169,22 @@ def _nodes_table(nodes: list[Row]) -> Any:  # Any: as above
             age(node["heartbeat_age_seconds"]),
             _text(",".join(node["queues"])),
         )
+    return table
+
+
+def _trouble_table(trouble: list[Row]) -> Any:  # Any: as above
+    from cluster.cli.tables import add_name, add_numbers, age, new_table
+
+    table = new_table("Trouble")
+    add_name(table, "job type", 18)
+    add_name(table, "reason", 22)
+    add_numbers(table, "rows", "nodes", "since")
+    add_name(table, "detail", 18)
+    for item in trouble:
+        table.add_row(
+            _text(item["job_type"]), _text(item["reason"], "red"), _short(item["rows"]), str(item["nodes"]),
+            age(item["age_seconds"]), _text(item["detail"]),
+        )  # fmt: skip
     return table
 
 

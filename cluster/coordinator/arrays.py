@@ -9,8 +9,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from psycopg import AsyncConnection, pq
-from psycopg.abc import Buffer
+from psycopg import pq
+from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Dumper, Loader
 
 _HEADER = struct.Struct(">iiIii")  # dimensions, has nulls, element type, length, lower bound
@@ -91,10 +91,11 @@ class InstantDumper(Dumper):
         return obj.to_bytes(8, "big", signed=True)
 
 
-def register(connection: AsyncConnection[Any]) -> None:
-    """Lets this connection take packed arrays as parameters."""
+def register(context: AdaptContext) -> None:
+    """Lets a connection, or what it adapts with, take packed arrays and instants as parameters."""
+    context.adapters.register_dumper(Instant, InstantDumper)
     for packed in (Integers, BigIntegers, Floats, Timestamps):
-        connection.adapters.register_dumper(packed, _dumper(packed.array_oid))
+        context.adapters.register_dumper(packed, _dumper(packed.array_oid))
 
 
 def _dumper(array_oid: int) -> type[Dumper]:

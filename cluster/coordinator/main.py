@@ -18,7 +18,6 @@ import uvloop
 from psycopg import AsyncConnection
 
 from cluster import events, metrics, migrate, statements
-from cluster.coordinator import arrays
 from cluster.coordinator.backlog import Backlog
 from cluster.coordinator.claim import DEADLINE, Claimer
 from cluster.coordinator.doorbell import Doorbell
@@ -35,8 +34,9 @@ from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.rescue import Rescuer
 from cluster.coordinator.session import Session, TransientDatabaseError, notice_silence
 from cluster.coordinator.trouble import Troubles
-from cluster.errors import ClusterError, DatabaseUnreachableError
+from cluster.errors import ClusterError, DatabaseUnreachableError, SchemaMisfitError
 from cluster.job import Job
+from cluster.privileges import check_privileges
 from cluster.settings import Settings
 from cluster.spawn import WorkerOptions
 
@@ -78,7 +78,13 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
             f"can't connect to Postgres: {str(error).strip().splitlines()[0]}; check CLUSTER_DATABASE_URL"
         ) from error
     with connection:
-        migrate.check_schema(connection, job_classes)
+        try:
+            migrate.check_schema(connection, job_classes)
+            check_privileges(connection, job_classes)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise SchemaMisfitError(
+                f"role {connection.info.user}: {error.diag.message_primary}; a node needs that"
+            ) from error
         known = {cls.__name__ for cls in job_classes}
         rows = connection.execute(statements.statement("list_job_types")).fetchall()
         others = [table for name, _, table in rows if name not in known]
@@ -98,7 +104,7 @@ class Node:
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._claims = Session(settings.database_url, "claim", setup=self._prepare_claims)
-        self._finishes = Session(settings.database_url, "finish", setup=_prepare_finish)
+        self._finishes = Session(settings.database_url, "finish", setup=_prepare_planner)
         self._troubles = Troubles()
         queues = None if "*" in settings.queues else list(settings.queues)
         self._backlogs = [Backlog(job_type, queues, self._troubles, self._count_live_nodes) for job_type in self._types]
@@ -227,7 +233,7 @@ class Node:
         (self._stop if self._stops == 1 else self._stop_now).set()
 
     async def _prepare_claims(self, connection: AsyncConnection[object]) -> None:
-        await _prepare_finish(connection)  # a swap finishes as well
+        await _prepare_planner(connection)
         self._reconciler.wakeup.set()  # an answer may have been lost with the connection before
 
     def _room(self) -> None:
@@ -291,8 +297,3 @@ async def _prepare_planner(connection: AsyncConnection[object]) -> None:
     await notice_silence(connection)
     if connection.info.server_version >= 170000:
         await connection.execute("SET transaction_timeout = '15s'")  # longer than any round trip may take
-
-
-async def _prepare_finish(connection: AsyncConnection[object]) -> None:
-    arrays.register(connection)
-    await _prepare_planner(connection)

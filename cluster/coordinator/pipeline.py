@@ -21,7 +21,8 @@ from psycopg import AsyncConnection, abc, errors, pq
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.pq.abc import PGconn, PGresult
 
-from cluster.coordinator.arrays import Instant, InstantDumper, InstantLoader
+from cluster.coordinator import arrays
+from cluster.coordinator.arrays import InstantLoader
 
 
 class Command(NamedTuple):
@@ -167,7 +168,7 @@ def adapter_of(connection: AsyncConnection[Any]) -> abc.Transformer:
     if adapter is None:
         adapters = AdaptersMap(connection.adapters)
         adapters.register_loader("timestamptz", InstantLoader)
-        adapters.register_dumper(Instant, InstantDumper)
+        arrays.register(adapters)
         adapter = _adapters[connection] = Transformer(adapters)  # one of the connection would keep it alive
     return adapter
 

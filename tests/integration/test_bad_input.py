@@ -292,7 +292,8 @@ def test_a_row_whose_outcome_a_trigger_always_refuses_waits_and_the_others_succe
 ) -> None:
     bad, good = refuse(db, "finish_whole_jobs", "OLD.status = 'running'")
     wait_status(db, "finish_whole_jobs", "succeeded", *good)
-    wait_event(node, "job_set_aside", job_type="FinishWholeJob", id=bad)
+    trouble = wait_event(node, "trouble_began", job_type="FinishWholeJob", reason="outcome_refused")
+    assert trouble["detail"] == f"row {bad}: not this one"
     assert job(db, "finish_whole_jobs", bad).status == "running"
     others_go_on(db, "finish_whole_jobs")
 

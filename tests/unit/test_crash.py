@@ -10,11 +10,12 @@ from uuid import UUID
 import pytest
 
 from cluster import ConstantBackoff, Job
-from cluster.coordinator.crash import Death, reports_after
+from cluster.coordinator.claims import Claim
+from cluster.coordinator.crash import Death, outcomes_after
 from cluster.coordinator.job_types import JobType, job_types
 from cluster.coordinator.lease import Lease
-from cluster.coordinator.process import Claim, Key, Kill
-from cluster.frames import ATTEMPTS, COLUMNS, CRASHES, ID
+from cluster.coordinator.process import Kill
+from cluster.frames import ATTEMPTS, COLUMNS, CRASHES
 from cluster.notes import Note
 
 
@@ -38,9 +39,9 @@ DIED = f"the worker process died under this job: {CAUSE}"
 
 
 class Held(NamedTuple):
-    """A job that the process held. begun: it was in progress."""
+    """A claim that the process had. begun: it was in progress."""
 
-    key: Key
+    ticket: int
     attempts: int = 1
     crashes: int = 0
     begun: bool = True
@@ -48,21 +49,21 @@ class Held(NamedTuple):
 
 def claim(held: Held) -> Claim:
     row: list[bytes | None] = [None] * COLUMNS
-    row[ID] = struct.pack(">q", held.key[1])
     row[ATTEMPTS], row[CRASHES] = struct.pack(">i", held.attempts), struct.pack(">i", held.crashes)
-    return Claim(row, claimed_at=100.0, lease=Lease(UUID(int=1), 0.0, 30.0))
+    return Claim(TYPES[held.ticket % 2], held.ticket, row, claimed_at=100.0, lease=Lease(UUID(int=1), 0.0, 30.0))
 
 
-def verdicts(*jobs: Held, kill: Kill | None = None) -> dict[Key, tuple[tuple[object, ...], str | None]]:
-    """By job: status, outcome, delay, change of attempts, change of crashes; and the error."""
-    claims = {held.key: claim(held) for held in jobs}
-    begun = [Note(*held.key, begun=101.0) for held in jobs if held.begun]
-    reports = reports_after(Death(claims, begun, CAUSE, kill), TYPES)
-    assert [(report[0], report[1]) for report in reports] == list(claims), "one report for every job"
-    return {(r[0], r[1]): ((r[2], r[3], r[4], r[6], r[7]), r[5]) for r in reports}
+def verdicts(*jobs: Held, kill: Kill | None = None) -> dict[int, tuple[tuple[object, ...], str | None]]:
+    """By ticket: status, outcome, delay, change of attempts, change of crashes; and the error."""
+    claims = {held.ticket: claim(held) for held in jobs}
+    begun = [Note(held.ticket, begun=101.0) for held in jobs if held.begun]
+    outcomes = outcomes_after(Death(claims, begun, CAUSE, kill))
+    assert [outcome.claim for outcome in outcomes] == list(claims.values()), "one outcome for every claim"
+    return {o.claim.id: ((o.status, o.outcome, o.delay, o.attempts, o.crashes), o.error) for o in outcomes}
 
 
-JOB, NEIGHBOUR, WAITING = (0, 1), (1, 1), (0, 2)
+JOB, NEIGHBOUR, WAITING = 2, 1, 4
+"""Tickets; even ones are of CrashJob."""
 
 ALONE = [
     pytest.param(Held(JOB), ("retry", "crashed", 0.0, 0, 1), DIED, id="first crash: again at once"),
@@ -108,9 +109,9 @@ def test_a_death_with_nothing_in_progress_costs_nobody_anything() -> None:
 
 def test_a_note_of_a_job_that_has_been_reported_is_ignored() -> None:
     claims = {JOB: claim(Held(JOB))}
-    stale = [Note(*NEIGHBOUR, begun=90.0), Note(*JOB, begun=101.0)]
-    (report,) = reports_after(Death(claims, stale, CAUSE, None), TYPES)
-    assert report[2:4] == ("retry", "crashed")
+    stale = [Note(NEIGHBOUR, begun=90.0), Note(JOB, begun=101.0)]
+    (outcome,) = outcomes_after(Death(claims, stale, CAUSE, None))
+    assert (outcome.status, outcome.outcome) == ("retry", "crashed")
 
 
 KILLS = [
@@ -132,13 +133,13 @@ def test_a_kill_costs_only_the_job_on_whose_account_it_was(
     assert found[NEIGHBOUR] == found[WAITING] == (RELEASED, None)
 
 
-@pytest.mark.parametrize("key", [None, JOB])
-def test_a_process_that_the_node_ends_releases_everything(key: Key | None) -> None:
-    found = verdicts(Held(JOB), Held(NEIGHBOUR), Held(WAITING, begun=False), kill=Kill("released", key))
+@pytest.mark.parametrize("kill", [Kill("released", None), Kill("released", JOB), Kill("forkserver_died", None)])
+def test_a_process_that_the_node_ends_releases_everything(kill: Kill) -> None:
+    found = verdicts(Held(JOB), Held(NEIGHBOUR), Held(WAITING, begun=False), kill=kill)
     assert set(found.values()) == {(RELEASED, None)}
 
 
 def test_an_attempt_begins_when_its_note_says_so_and_else_with_its_claim() -> None:
-    claims = {held.key: claim(held) for held in (Held(JOB), Held(WAITING))}
-    reports = reports_after(Death(claims, [Note(*JOB, begun=101.5)], CAUSE, None), TYPES)
-    assert [report[8] for report in reports] == [101.5, 100.0]
+    claims = {held.ticket: claim(held) for held in (Held(JOB), Held(WAITING))}
+    outcomes = outcomes_after(Death(claims, [Note(JOB, begun=101.5)], CAUSE, None))
+    assert [outcome.begun for outcome in outcomes] == [101.5, 100.0]

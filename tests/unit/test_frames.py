@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.frames import FrameProtocol
+from cluster.backoff import LONGEST_DELAY
+from cluster.frames import LARGEST_FRAME, FrameError, FrameProtocol, Report, encode, read_reports, read_tickets
 
 FRAMES: list[tuple[Any, ...]] = [
-    ("return",),
-    ("perform", 3, 12.5, (20, 25), [(b"\0\0\0\1", None, b""), (b"x" * 300, b"\xff", None)]),
-    ("stop", [(0, 1), (2, 2**63 - 1)], "cancelled"),
-    ("done", [(0, 1, "retry", "retry", 0.25, "🐘 \ud800 \0", -1, 1, 1.0, 2.0)]),
-    ("ready", {"forkserver_threads": 1}),
+    ("return", None),
+    ("perform", 3, 12.5, (20, 25), 7, [(b"\0\0\0\1", None, b""), (b"x" * 300, b"\xff", None)]),
+    ("stop", [1, 2**63 - 1], "cancelled"),
+    ("done", [(1, "retry", "retry", 0.25, "🐘 \ud800 \0", -1, 0, 1.0, 2.0)]),
+    ("ready", 1),
 ]
 VALUES = st.none() | st.integers() | st.floats(allow_nan=False) | st.binary() | st.text() | st.booleans()
 
@@ -131,3 +132,77 @@ async def test_large_frames_pass_a_real_socket_both_ways() -> None:
     assert [await arrived.get() for _ in frames] == frames
     protocol.close()
     await lost.wait()
+
+
+# --- what a worker may send: anything, since job code runs in it ---
+
+SUCCESS = (1, "succeeded", "succeeded", None, None, 0, 0, 1.0, 2.0)
+RETRY = (2, "retry", "failed", 30.0, "Traceback …", 0, 0, 1.0, 2.0)
+ANYTHING = st.recursive(
+    VALUES | st.floats() | st.integers(min_value=2**200),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
+)
+
+
+def broken_by(*pieces: bytes) -> tuple[list[tuple[Any, ...]], list[str]]:
+    """The frames that came through before, and what was said to be wrong."""
+    found: list[tuple[Any, ...]] = []
+    wrong: list[str] = []
+    protocol = FrameProtocol(found.append, nothing, wrong.append)
+    protocol.connection_made(Wire())
+    for piece in pieces:
+        protocol.data_received(piece)
+    return found, wrong
+
+
+@given(st.binary(), st.binary())
+def test_bytes_that_are_no_frame_are_said_to_be_wrong_once_and_nothing_after_them_is_read(
+    first: bytes, rest: bytes
+) -> None:
+    length = len(first).to_bytes(4, "big")
+    found, wrong = broken_by(length + first, rest, length + first)
+    assert len(wrong) <= 1
+    assert all(type(frame) is tuple for frame in found)
+
+
+def test_frames_before_the_garbage_come_through_and_none_behind_it() -> None:
+    good = encode(("returned", [1]))
+    found, wrong = broken_by(good, b"\0\0\0\5junk!", good)
+    assert found == [("returned", [1])]
+    assert len(wrong) == 1
+
+
+def test_a_length_that_no_worker_needs_is_not_waited_for() -> None:
+    found, wrong = broken_by((LARGEST_FRAME + 1).to_bytes(4, "big"), b"x")
+    assert (found, len(wrong)) == ([], 1)
+
+
+@given(ANYTHING)
+def test_whatever_stands_for_reports_is_read_or_refused(value: Any) -> None:
+    for read in (read_reports, read_tickets):
+        try:
+            read(value)
+        except FrameError:
+            continue
+
+
+def test_reports_have_names() -> None:
+    assert read_reports([SUCCESS, RETRY]) == [Report(*SUCCESS), Report(*RETRY)]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, "1"), (0, True), (0, None), (1, "running"), (1, "done"), (1, ["retry"]), (2, "lost"), (3, -1.0), (3, float("nan")),
+        (3, 5), (4, b"text"), (4, "x" * 50_000), (5, 1), (5, -2), (6, 1), (7, float("nan")), (7, float("inf")), (7, 1), (8, None),
+    ],
+)  # fmt: skip
+def test_a_report_with_a_value_that_no_worker_sends_is_refused(place: int, value: object) -> None:
+    for good in (SUCCESS, RETRY):
+        with pytest.raises(FrameError):
+            read_reports([(*good[:place], value, *good[place + 1 :])])
+
+
+def test_a_delay_is_cut_to_what_dates_can_hold() -> None:
+    (report,) = read_reports([(*RETRY[:3], 1e300, *RETRY[4:])])
+    assert report.delay == LONGEST_DELAY
