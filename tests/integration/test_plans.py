@@ -163,7 +163,7 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
         Hot("list_orphans", {"limit": 1000, "set_aside": NONE}, {RUNNING}),
         Hot(
             "rescue_jobs",
-            {**verdict, "id": ids, "dead": [NODE], "crashed": [NODE], "max_attempts": 10, "max_crashes": 3},
+            {**verdict, **lost, "max_attempts": 10, "max_crashes": 3},
             {PRIMARY_KEY},
         ),
         Hot("promote_jobs", promote, {DUE, PRIMARY_KEY}),
