@@ -33,21 +33,29 @@ def identifier(table: str) -> sql.Identifier:
 
 def existing_columns(connection: Connection[Any], table: str) -> dict[str, ExistingColumn] | None:
     """The table's columns by name. None: there is no such table."""
-    name = identifier(table).as_string(connection)
-    if connection.execute("SELECT to_regclass(%s)", [name]).fetchone() == (None,):
-        return None
-    rows = connection.execute(_COLUMNS, [name])
-    return {row[0]: ExistingColumn(*row) for row in rows}
+    return _columns_of(connection, [table])[0]
+
+
+def _columns_of(connection: Connection[Any], tables: list[str]) -> list[dict[str, ExistingColumn] | None]:
+    """Of each table, in one query: a network is slow, and there may be hundreds of classes."""
+    names = [identifier(table).as_string(connection) for table in tables]
+    found: list[dict[str, ExistingColumn] | None] = [None] * len(tables)
+    for place, *column in connection.execute(_COLUMNS, [names]):
+        columns = found[place - 1] = found[place - 1] or {}
+        if column[0] is not None:
+            columns[column[0]] = ExistingColumn(*column)
+    return found
 
 
 _COLUMNS = """
-SELECT a.attname, CASE WHEN t.typtype = 'e' THEN 'enum' ELSE coalesce(base.typname, t.typname) END,
+SELECT given.place, a.attname, CASE WHEN t.typtype = 'e' THEN 'enum' ELSE coalesce(base.typname, t.typname) END,
        NOT a.attnotnull, CASE WHEN a.attidentity <> '' THEN 'identity' ELSE pg_get_expr(d.adbin, d.adrelid) END
-FROM pg_attribute a
-JOIN pg_type t ON t.oid = a.atttypid
+FROM unnest(%s::text[]) WITH ORDINALITY AS given (name, place)
+JOIN pg_class c ON c.oid = to_regclass(given.name)
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_type base ON base.oid = t.typbasetype AND t.typtype = 'd'
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
 """
 
 
@@ -149,8 +157,9 @@ def _job_type_change(connection: Connection[Any], job_class: type[Job]) -> Itera
 def misfits(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> list[str]:
     """What keeps these classes from running on this database's tables, a sentence each. Empty: all fit."""
     found: list[str] = []
-    for job_class in job_classes:
-        existing = existing_columns(connection, definition(job_class).table)
+    classes = list(job_classes)
+    tables = [definition(job_class).table for job_class in classes]
+    for job_class, existing in zip(classes, _columns_of(connection, tables), strict=True):
         if existing is None:
             found.append(f"table {definition(job_class).table} of {job_class.__name__} is missing")
             continue
