@@ -54,7 +54,9 @@ def _missing_of_table(connection: Connection[Any], job_class: type[Job]) -> Iter
     if not _may(connection, "SELECT has_table_privilege(%s, 'SELECT')", [name]):
         yield shown, "SELECT"
     columns = [*WRITTEN_COLUMNS, *([] if job_class.concurrency_key is None else ["parked"])]
-    written = sql.SQL("SELECT bool_and(has_column_privilege(%s, column_name, 'UPDATE')) FROM unnest(%s::text[]) AS column_name")
+    written = sql.SQL(
+        "SELECT bool_and(has_column_privilege(%s, column_name, 'UPDATE')) FROM unnest(%s::text[]) AS column_name"
+    )
     if connection.execute(written, [name, columns]).fetchone() != (True,):
         yield shown, "UPDATE"
     deletes = job_class.retention is not None or job_class.retention_failed is not None
