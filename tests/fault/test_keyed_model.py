@@ -109,7 +109,7 @@ class KeyedJobs(RuleBasedStateMachine):
         return self.control.execute(sql.SQL(query).format(sql.Identifier(self.table)), values)
 
     def _statement(self, name: str) -> bytes:
-        return statements.for_table(name, (self.table,), (), KEY)
+        return statements.for_table(name, (self.table,), (), KEY, "named")
 
     def _rows(self) -> list[Row]:
         query = "SELECT id, customer, queue, status::text, parked, priority, run_at, locked_by, locked_at FROM {}"
@@ -200,6 +200,7 @@ class KeyedJobs(RuleBasedStateMachine):
         parameters = {
             "node": self.nodes[node], "table": table, "queue": queue, "priority": 100, "slots": demand, "demand": demand,
             "max_attempts": FAR, "set_aside": [], "key": KEY.column, "keys": [str(key) for key in keys], "reach": reach,
+            "only": None, "whole": demand,
         }  # fmt: skip
         return [row[0] for row in connection.execute(self._statement("claim_keyed_jobs"), parameters)]
 
@@ -275,7 +276,7 @@ class KeyedJobs(RuleBasedStateMachine):
         running = [row for row in self._rows() if row.runs]
         row = running[job % len(running)]
         if back:
-            parameters = {"id": row.id, "locked_at": row.locked_at, "node": row.locked_by}
+            parameters = {"id": row.id, "locked_at": row.locked_at, "node": row.locked_by, "how": "now", "reason": None}
             assert self.connections[node].execute(self._statement("release_claim"), parameters).rowcount == 1
             self.model[row.id] = row.key, "not_started"
         else:
@@ -286,7 +287,7 @@ class KeyedJobs(RuleBasedStateMachine):
     def _finish(self, row: Row, node: int) -> None:
         parameters = {"node": row.locked_by, "id": [row.id], "locked_at": [row.locked_at], "begun": [0.0]}
         hit = self.connections[node].execute(self._statement("finish_succeeded_jobs"), parameters).fetchall()
-        assert hit == [(row.id, None if row.key is None else str(row.key))]
+        assert hit == [(1, None if row.key is None else str(row.key))]
         self.model[row.id] = row.key, "succeeded"
 
     @rule(victim=SOME_NODE)
@@ -295,7 +296,12 @@ class KeyedJobs(RuleBasedStateMachine):
         self.control.execute("UPDATE cluster.nodes SET state = 'lost' WHERE id = %s", [self.nodes[victim]])
         self.live[victim] = False
         self.claim(victim, "a", 4, FAR, True)
-        self.control.execute(self._statement("rescue_jobs"), {"limit": 100, "max_attempts": FAR})
+        orphans = self.control.execute(self._statement("list_orphans"), {"limit": 100, "set_aside": []}).fetchall()
+        parameters = {
+            "id": [row[0] for row in orphans], "dead": [self.nodes[victim]], "crashed": [], "how": "now", "reason": None,
+            "max_attempts": FAR, "max_crashes": 3,
+        }  # fmt: skip
+        self.control.execute(self._statement("rescue_jobs"), parameters)
         for row in self._rows():
             if self.model[row.id][1] == "running" and row.locked_by == self.nodes[victim]:
                 self.model[row.id] = row.key, "not_started"
@@ -304,27 +310,28 @@ class KeyedJobs(RuleBasedStateMachine):
     @rule(node=SOME_NODE, batch=st.sampled_from([1, 2, FAR]))
     def sweep(self, node: int, batch: int) -> None:
         """Finds every key with parked rows, and what has room; claims use it, and none is left."""
-        for queue, key in self._sweep(batch):
-            self._claim_and_check(node, queue, FAR, FAR, (key,))
+        for key in self._sweep(batch):
+            for queue in QUEUES:
+                self._claim_and_check(node, queue, FAR, FAR, (key,))
         running = Counter(row.key for row in self._rows() if row.runs)
         left = [row for row in self._rows() if row.parked and running[row.key] < self.limit]
         assert not left, "parked, although its key has room"
 
-    def _sweep(self, batch: int) -> list[tuple[str, int]]:
-        """Queue and key of what has room."""
+    def _sweep(self, batch: int) -> list[int]:
+        """Keys that have room."""
         rows = self._rows()
         running = Counter(row.key for row in rows if row.runs)
-        found: list[tuple[str, str, bool]] = []
+        found: list[tuple[str, bool]] = []
         while True:
-            queue, after = found[-1][:2] if found else (None, None)
-            parameters = {"table": self._oid(), "key": KEY.column, "queue": queue, "after": after, "limit": batch}
+            after = found[-1][0] if found else None
+            parameters = {"table": self._oid(), "key": KEY.column, "after": after, "limit": batch}
             some = self.control.execute(self._statement("find_parked_keys"), parameters).fetchall()
             found += some
             if len(some) < batch:
                 break
-        pairs = sorted({(row.key, row.queue) for row in rows if row.parked and row.key is not None})
-        assert found == [(queue, str(key), running[key] < self.limit) for key, queue in pairs]
-        return [(queue, int(key)) for queue, key, has_room in found if has_room]
+        keys = sorted({row.key for row in rows if row.parked and row.key is not None})
+        assert found == [(str(key), running[key] < self.limit) for key in keys]
+        return [int(key) for key, has_room in found if has_room]
 
     @rule()
     def everything_ends(self) -> None:

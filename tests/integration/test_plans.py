@@ -135,6 +135,7 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
     }  # fmt: skip
     swap = {**claim, **held, "limit": 16, "begun": outcomes["begun"]}
     retention = {"retention": timedelta(minutes=1), "retention_failed": None}
+    verdict, lost = {"how": "now", "reason": None}, {"id": ids, "dead": [NODE], "crashed": [NODE]}
     return [
         Hot("look_for_jobs", look, {CLAIM, OTHERS, QUEUE, DUE, RUNNING}),
         Hot("look_for_jobs", {**look, "queues": ["q1", "default"]}, {CLAIM, OTHERS, QUEUE, DUE, RUNNING}),
@@ -158,8 +159,13 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
         Hot("delete_finished_jobs", held, {PRIMARY_KEY}),
         Hot("list_held_claims", held, {PRIMARY_KEY}),
         Hot("list_claims", {"node": NODE}, {RUNNING}),
-        Hot("release_claim", {"id": running[0][0], "locked_at": an_hour_ago, "node": NODE}, {PRIMARY_KEY}),
-        Hot("rescue_jobs", {"limit": 1000, "max_attempts": 10}, {RUNNING, PRIMARY_KEY}),
+        Hot("release_claim", {**verdict, "id": running[0][0], "locked_at": an_hour_ago, "node": NODE}, {PRIMARY_KEY}),
+        Hot("list_orphans", {"limit": 1000, "set_aside": NONE}, {RUNNING}),
+        Hot(
+            "rescue_jobs",
+            {**verdict, **lost, "max_attempts": 10, "max_crashes": 3},
+            {PRIMARY_KEY},
+        ),
         Hot("promote_jobs", promote, {DUE, PRIMARY_KEY}),
         Hot("promote_jobs", {**promote, "due_from": an_hour_ago}, {DUE, PRIMARY_KEY}),
         Hot("promote_jobs", {**promote, "only": arrays.BigIntegers([5, 10])}, {DUE, PRIMARY_KEY}),

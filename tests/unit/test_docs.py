@@ -96,5 +96,19 @@ def test_all_events_are_documented() -> None:
     assert names_in(first_cells("docs/operations.md", "Logs")) >= logged
 
 
+def test_all_reasons_of_troubles_are_documented() -> None:
+    """As the coordinator's parts give them: of a table as a whole, and of rows."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "cluster/coordinator").glob("*.py")]
+    given = {
+        name
+        for source in sources
+        for name in re.findall(r'"(\w+_refused|table_\w+|no_privilege|query_failed)"', source)
+    }
+    section = (
+        text_of("docs/operations.md").split("\n## Something is wrong with one job type\n", 1)[1].split("\n## ", 1)[0]
+    )
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == given
+
+
 def test_all_exit_codes_are_documented() -> None:
     assert {int(cell) for cell in first_cells("docs/operations.md", "Exit codes")} == {*map(int, ExitCode), 130}
