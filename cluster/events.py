@@ -5,6 +5,7 @@ What happens to every job is counted, never logged; what an operator would want 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from cluster import metrics
@@ -113,9 +114,21 @@ def claims_lost(job_type: str, ids: list[int]) -> None:
 
 
 def job_set_aside(job_type: str, job_id: int, error: Exception) -> None:
+    """Every one is counted; a line comes once a minute for each type, with the number of those before it."""
     metrics.set_aside.labels(job_type).inc()
-    log.error("job_set_aside", job_type=job_type, id=job_id, error=str(error).partition("\n")[0],
+    now = time.monotonic()
+    named_at, others = _set_aside.get(job_type, (-SET_ASIDE_INTERVAL, 0))
+    if now < named_at + SET_ASIDE_INTERVAL:
+        _set_aside[job_type] = named_at, others + 1
+        return
+    _set_aside[job_type] = now, 0
+    log.error("job_set_aside", job_type=job_type, id=job_id, error=str(error).partition("\n")[0], others=others,
               hint="a trigger or constraint refuses the cluster's update of this row")  # fmt: skip
+
+
+SET_ASIDE_INTERVAL = 60.0
+_set_aside: dict[str, tuple[float, int]] = {}
+"""By type: CLOCK_MONOTONIC seconds of the last line, and how many came since."""
 
 
 def worker_started(pid: int, seconds: float) -> None:

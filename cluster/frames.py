@@ -1,8 +1,8 @@
 """How coordinator and worker processes talk: length-prefixed frames over a socketpair, batched both ways.
 
-A frame is a 4-byte big-endian length and one marshalled tuple whose first item is its kind. Both ends run the same
-interpreter, so marshal fits, and it is several times faster than pickle on tuples of bytes. What a worker sends is checked as from
-a stranger: job code runs in the same process and may write to any descriptor.
+A frame is a 4-byte big-endian length and an encoded tuple whose first item is its kind. To workers it is marshalled: both ends run
+the same interpreter, and nothing is faster on tuples of bytes. What comes from a worker is JSON, and checked as from a stranger:
+job code runs in the same process and may write to any descriptor, and of some bytes marshal would make gigabytes.
 
 A claim that is with a worker has a ticket, a number that is never used again: its row's id may come again.
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import marshal
 import math
 import os
@@ -36,12 +37,12 @@ from cluster.error_text import LONGEST
 
 STATUSES = frozenset({"succeeded", "failed", "timed_out", "cancelled", "retry", "scheduled", "not_started"})
 OUTCOMES = STATUSES - {"scheduled", "not_started"} | {"snoozed", "released", "crashed"}
-LARGEST_FRAME = 64 * 2**20
-"""Bytes of a frame that a worker may send: some hundred times what its longest texts make."""
+LARGEST_FRAME = 16 * 2**20
+"""Bytes of a frame that a worker may send: twice what its longest texts can make."""
 
 
 class Report(NamedTuple):
-    """One attempt's end, on the wire as a plain tuple.
+    """One attempt's end, on the wire as a list.
 
     status: for the row. outcome: for the metrics. delay: seconds until the next attempt, None: run_at stays. error: for last_error,
     None: that stays. attempts, crashes: changes of the counts. begun, ended: CLOCK_MONOTONIC seconds.
@@ -91,11 +92,11 @@ def read_tickets(value: object) -> list[int]:
     return value
 
 
-_SUCCESS = ("succeeded", "succeeded", None, None, 0, 0)
+_SUCCESS = ["succeeded", "succeeded", None, None, 0, 0]
 
 
 def _read_report(item: object) -> Report:
-    if type(item) is not tuple or len(item) != len(Report._fields):
+    if type(item) is not list or len(item) != len(Report._fields):
         raise FrameError("a report")
     report = Report._make(item)
     if type(report.ticket) is not int or not (_is_time(report.begun) and _is_time(report.ended)):
@@ -128,14 +129,35 @@ def _is_time(value: object) -> bool:
     return type(value) is float and math.isfinite(value)
 
 
-def encode(frame: tuple[Any, ...]) -> bytes:
-    """As it goes over the wire."""
+def for_worker(frame: tuple[Any, ...]) -> bytes:
+    """As it goes to a worker."""
     payload = marshal.dumps(frame)
     return _LENGTH.pack(len(payload)) + payload
 
 
+def for_coordinator(frame: tuple[Any, ...]) -> bytes:
+    """As it goes to the coordinator."""
+    payload = json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return _LENGTH.pack(len(payload)) + payload
+
+
+def _from_coordinator(payload: memoryview) -> Sequence[Any]:
+    frame: tuple[Any, ...] = marshal.loads(payload)  # noqa: S302 - our own process sent it
+    return frame
+
+
+def _from_worker(payload: memoryview) -> Sequence[Any]:
+    try:
+        frame = json.loads(bytes(payload).decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise FrameError(f"no JSON: {type(error).__name__}") from None
+    if type(frame) is not list:
+        raise FrameError(f"a {type(frame).__name__}")
+    return frame
+
+
 class FrameProtocol(asyncio.Protocol):
-    """One end of the socketpair.
+    """One end of the socketpair, see `worker_end` and `coordinator_end`.
 
     received: called with each frame, may raise FrameError. lost: called once when the other end is gone.
     broken: called once, with what is wrong, when the other end has sent what is no frame; None: it is trusted.
@@ -143,12 +165,16 @@ class FrameProtocol(asyncio.Protocol):
 
     def __init__(
         self,
-        received: Callable[[tuple[Any, ...]], None],
+        received: Callable[[Sequence[Any]], None],
         lost: Callable[[], None],
+        encode: Callable[[tuple[Any, ...]], bytes],
+        decode: Callable[[memoryview], Sequence[Any]],
         broken: Callable[[str], None] | None = None,
     ) -> None:
         self._received = received
         self._lost = lost
+        self._encode = encode
+        self._decode = decode
         self._broken = broken
         self._is_broken = False
         self._buffer = bytearray()
@@ -157,7 +183,7 @@ class FrameProtocol(asyncio.Protocol):
     def send(self, frame: tuple[Any, ...]) -> None:
         """Nothing happens when the other end is gone."""
         if self._transport is not None and not self._transport.is_closing():
-            _write(self._transport, encode(frame))
+            _write(self._transport, self._encode(frame))
 
     def close(self) -> None:
         if self._transport is not None:
@@ -188,7 +214,8 @@ class FrameProtocol(asyncio.Protocol):
             if end - start - _LENGTH.size < length:
                 break
             start += _LENGTH.size
-            frame = _decode(memoryview(self._buffer)[start : start + length])
+            with memoryview(self._buffer)[start : start + length] as payload:
+                frame = self._decode(payload)
             start += length
             self._received(frame)
         del self._buffer[:start]
@@ -198,16 +225,16 @@ class FrameProtocol(asyncio.Protocol):
         self._lost()
 
 
-def _decode(payload: memoryview) -> tuple[Any, ...]:
-    try:
-        frame = marshal.loads(payload)  # noqa: S302 - what it makes is checked, and code in it is never run
-    except Exception as error:  # noqa: BLE001 - whatever bytes can make it raise
-        raise FrameError(f"no marshalled tuple: {type(error).__name__}") from None
-    finally:
-        payload.release()
-    if type(frame) is not tuple:
-        raise FrameError(f"a {type(frame).__name__}")
-    return frame
+def worker_end(received: Callable[[Sequence[Any]], None], lost: Callable[[], None]) -> FrameProtocol:
+    """In a worker."""
+    return FrameProtocol(received, lost, for_coordinator, _from_coordinator)
+
+
+def coordinator_end(
+    received: Callable[[Sequence[Any]], None], lost: Callable[[], None], broken: Callable[[str], None]
+) -> FrameProtocol:
+    """In the coordinator."""
+    return FrameProtocol(received, lost, for_worker, _from_worker, broken)
 
 
 def _write(transport: asyncio.Transport, data: bytes) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster import events
@@ -154,7 +154,7 @@ class Pool:
 
     # --- what workers say ---
 
-    def _receive(self, worker: WorkerProcess, frame: tuple[Any, ...]) -> None:
+    def _receive(self, worker: WorkerProcess, frame: Sequence[Any]) -> None:
         match frame:
             case ("done", reports):
                 self.placement.took(worker, read_reports(reports))

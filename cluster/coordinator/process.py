@@ -11,14 +11,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.coordinator.claims import Claim
 from cluster.coordinator.forkserver import Forkserver, has_ended
-from cluster.frames import FrameProtocol
+from cluster.frames import coordinator_end
 from cluster.notes import Notes, notes_size
 from cluster.spawn import WorkerOptions, worker
 
@@ -41,7 +41,7 @@ class WorkerProcess:
     """One worker. Owned by the pool, which alone changes `claims`, `alone` and `reserved`."""
 
     def __init__(
-        self, options: WorkerOptions, forkserver: Forkserver, received: Callable[[WorkerProcess, tuple[Any, ...]], None]
+        self, options: WorkerOptions, forkserver: Forkserver, received: Callable[[WorkerProcess, Sequence[Any]], None]
     ) -> None:
         self.claims: dict[int, Claim] = {}
         """Everything sent to it that has not ended, by ticket. Written by the placement."""
@@ -74,7 +74,7 @@ class WorkerProcess:
         self._ours, self._theirs = socket.socketpair()
         self._closed = asyncio.Event()
         self._burial: asyncio.Future[None] | None = None
-        self._channel = FrameProtocol(lambda frame: received(self, frame), self._closed.set, self._sent_garbage)
+        self._channel = coordinator_end(lambda frame: received(self, frame), self._closed.set, self._sent_garbage)
         self._process = forkserver.context.Process(
             target=worker, args=(replace(options, parent=os.getpid()), self._theirs, self._array), daemon=True
         )

@@ -13,7 +13,7 @@ import structlog
 import uvloop
 
 from cluster.discovery import import_jobs
-from cluster.frames import encode
+from cluster.frames import for_coordinator
 from cluster.job import definition
 from cluster.logs import configure_logs
 from cluster.notes import Notes
@@ -34,7 +34,9 @@ def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
         signal.signal(number, lambda *_: None)
     watch_forks()
     configure_logs(options.log_format, options.log_level)
-    found = import_jobs(options.modules, options.app_dir, lambda name: connection.sendall(encode(("importing", name))))
+    found = import_jobs(
+        options.modules, options.app_dir, lambda name: connection.sendall(for_coordinator(("importing", name)))
+    )
     classes = {definition(cls).name: cls for cls in found}
     performers = [Performer.of(classes[name]) for name in options.jobs]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -18,7 +18,19 @@ from psycopg import pq
 from psycopg.abc import Transformer as Decoder
 from psycopg.adapt import Transformer
 
-from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, PRIORITY, QUEUE, RUN_AT, FrameProtocol, RawRow, integer
+from cluster.frames import (
+    ATTEMPTS,
+    COLUMNS,
+    CREATED_AT,
+    ID,
+    PRIORITY,
+    QUEUE,
+    RUN_AT,
+    FrameProtocol,
+    RawRow,
+    integer,
+    worker_end,
+)
 from cluster.job import Row
 from cluster.lease_clock import boottime
 from cluster.notes import Notes
@@ -48,7 +60,7 @@ class Runner:
         self._performers = performers
         self._notes = notes
         self._loop = asyncio.get_running_loop()
-        self._channel = FrameProtocol(self._receive, self._lost_coordinator)
+        self._channel = worker_end(self._receive, self._lost_coordinator)
         self._waiting: dict[int, Waiting] = {}
         """By ticket, first come first."""
         self._free = list(range(slots))
@@ -77,7 +89,7 @@ class Runner:
 
     # --- frames ---
 
-    def _receive(self, frame: tuple[Any, ...]) -> None:
+    def _receive(self, frame: Sequence[Any]) -> None:
         match frame:
             case ("perform", job_type, fence, oids, ticket, rows):
                 columns = Columns(oids)

@@ -14,9 +14,11 @@ from tests.support.nodes import NodeProcess, Source, running_node
 
 
 class RunNode(Protocol):
-    """setup: SQL to run once the job tables are there, before the node starts. settings: as in `Settings`."""
+    """setup: SQL to run once the job tables are there, before the node starts. role: the node's. settings: as in `Settings`."""
 
-    def __call__(self, source: Source, *, setup: str = "", **settings: object) -> NodeProcess: ...
+    def __call__(
+        self, source: Source, *, setup: str = "", role: str = "postgres", **settings: object
+    ) -> NodeProcess: ...
 
 
 @pytest.fixture
@@ -25,8 +27,10 @@ def run_node(database_url: str, tmp_path: Path) -> Iterator[RunNode]:
     numbers = count(1)
     with ExitStack() as nodes:
 
-        def run(source: Source, *, setup: str = "", **settings: object) -> NodeProcess:
+        def run(source: Source, *, setup: str = "", role: str = "postgres", **settings: object) -> NodeProcess:
             folder = tmp_path / f"app-{next(numbers)}"
-            return nodes.enter_context(running_node(database_url, folder, source, setup=setup, **settings))
+            node_url = database_url.replace("//postgres@", f"//{role}@")
+            node = running_node(database_url, folder, source, setup=setup, node_url=node_url, **settings)
+            return nodes.enter_context(node)
 
         yield run

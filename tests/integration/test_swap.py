@@ -67,7 +67,7 @@ def value(conn: psycopg.Connection, query: str, *values: Any) -> Any:
     return row and row[0]
 
 
-def start(conn: psycopg.Connection, run_node: RunNode, source: str = JOBS, nodes: int = 2, **settings: object) -> None:
+def start(conn: psycopg.Connection, run_node: RunNode, source: str = JOBS, nodes: int = 2, **settings: Any) -> None:
     for _ in range(nodes):
         run_node(source, setup=TRAIL if value(conn, "SELECT to_regclass('trail')") is None else "", **settings)
 

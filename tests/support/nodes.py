@@ -163,15 +163,18 @@ class NodeProcess:
 
 @contextlib.contextmanager
 def running_node(
-    database_url: str, app_dir: Path, source: Source, *, setup: str = "", **settings: object
+    database_url: str, app_dir: Path, source: Source, *, setup: str = "", node_url: str = "", **settings: object
 ) -> Iterator[NodeProcess]:
-    """A node that is ready, its job tables migrated. setup: SQL to run between the two. Leaves no process behind."""
+    """A node that is ready, its job tables migrated. setup: SQL to run between the two. node_url: the node's, if it is another.
+
+    Leaves no process behind.
+    """
     write_jobs(app_dir, source)
     with psycopg.connect(database_url, autocommit=True, client_encoding="utf-8") as connection:
         migrate_jobs(connection, job_classes(app_dir))
         if setup:
             connection.execute(setup.encode())
-    node = NodeProcess(database_url, app_dir, **settings)
+    node = NodeProcess(node_url or database_url, app_dir, **settings)
     try:
         node.start()
         node.wait_ready()

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import frames
 from cluster.backoff import LONGEST_DELAY
-from cluster.frames import LARGEST_FRAME, FrameError, FrameProtocol, Report, encode, read_reports, read_tickets
+from cluster.frames import (
+    LARGEST_FRAME,
+    FrameError,
+    FrameProtocol,
+    Report,
+    coordinator_end,
+    for_coordinator,
+    for_worker,
+    read_reports,
+    read_tickets,
+    worker_end,
+)
 
-FRAMES: list[tuple[Any, ...]] = [
+FRAMES: list[tuple[Any, ...]] = [  # as a worker gets them
     ("return", None),
     ("perform", 3, 12.5, (20, 25), 7, [(b"\0\0\0\1", None, b""), (b"x" * 300, b"\xff", None)]),
     ("stop", [1, 2**63 - 1], "cancelled"),
-    ("done", [(1, "retry", "retry", 0.25, "🐘 \ud800 \0", -1, 0, 1.0, 2.0)]),
-    ("ready", 1),
+]
+REPORTS: list[list[Any]] = [  # as a coordinator gets them
+    ["done", [[1, "retry", "retry", 0.25, "🐘 \ud800 \0", -1, 0, 1.0, 2.0]]],
+    ["ready", 1],
+    ["returned", [1, 2**63]],
 ]
 VALUES = st.none() | st.integers() | st.floats(allow_nan=False) | st.binary() | st.text() | st.booleans()
 
@@ -50,16 +66,16 @@ def nothing() -> None:
 
 def encoded(*frames: tuple[Any, ...]) -> bytes:
     wire = Wire()
-    protocol = FrameProtocol(lambda frame: None, nothing)
+    protocol = coordinator_end(lambda frame: None, nothing, print)
     protocol.connection_made(wire)
     for frame in frames:
         protocol.send(frame)
     return wire.written
 
 
-def received(*pieces: bytes) -> list[tuple[Any, ...]]:
-    found: list[tuple[Any, ...]] = []
-    protocol = FrameProtocol(found.append, nothing)
+def received(*pieces: bytes) -> list[Sequence[Any]]:
+    found: list[Sequence[Any]] = []
+    protocol = worker_end(found.append, nothing)
     protocol.connection_made(Wire())
     for piece in pieces:
         protocol.data_received(piece)
@@ -93,7 +109,7 @@ def test_any_values_in_pieces_of_any_size(frames: list[tuple[Any, ...]], size: i
 def test_what_is_sent_before_the_connection_or_after_its_end_is_dropped() -> None:
     wire = Wire()
     ends: list[str] = []
-    protocol = FrameProtocol(lambda frame: None, lambda: ends.append("lost"))
+    protocol = worker_end(lambda frame: None, lambda: ends.append("lost"))
     protocol.send(("return",))
     protocol.close()
     protocol.connection_made(wire)
@@ -113,42 +129,42 @@ class Echo(FrameProtocol):
     """Sends back what it receives."""
 
     def __init__(self, lost: asyncio.Event) -> None:
-        super().__init__(self.send, lost.set)
+        super().__init__(lambda frame: self.send(tuple(frame)), lost.set, for_worker, frames._from_coordinator)
 
 
 async def test_large_frames_pass_a_real_socket_both_ways() -> None:
     loop = asyncio.get_running_loop()
     near, far = socket.socketpair()
-    arrived: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+    arrived: asyncio.Queue[Sequence[Any]] = asyncio.Queue()
     lost = asyncio.Event()
-    protocol = FrameProtocol(arrived.put_nowait, nothing)
+    protocol = FrameProtocol(arrived.put_nowait, nothing, for_worker, frames._from_coordinator)
     for end in (near, far):
         end.setblocking(False)
     await loop.create_unix_connection(lambda: protocol, sock=near)
     await loop.create_unix_connection(lambda: Echo(lost), sock=far)
-    frames = [("perform", 0, 0.0, (), [b"x" * 5_000_000]), ("return",), ("stop", [], "released")]
-    for frame in frames:
+    sent = [("perform", 0, 0.0, (), [b"x" * 5_000_000]), ("return",), ("stop", [], "released")]
+    for frame in sent:
         protocol.send(frame)
-    assert [await arrived.get() for _ in frames] == frames
+    assert [await arrived.get() for _ in sent] == sent
     protocol.close()
     await lost.wait()
 
 
 # --- what a worker may send: anything, since job code runs in it ---
 
-SUCCESS = (1, "succeeded", "succeeded", None, None, 0, 0, 1.0, 2.0)
-RETRY = (2, "retry", "failed", 30.0, "Traceback …", 0, 0, 1.0, 2.0)
+SUCCESS: list[Any] = [1, "succeeded", "succeeded", None, None, 0, 0, 1.0, 2.0]
+RETRY: list[Any] = [2, "retry", "failed", 30.0, "Traceback …", 0, 0, 1.0, 2.0]
 ANYTHING = st.recursive(
     VALUES | st.floats() | st.integers(min_value=2**200),
     lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
 )
 
 
-def broken_by(*pieces: bytes) -> tuple[list[tuple[Any, ...]], list[str]]:
+def broken_by(*pieces: bytes) -> tuple[list[Sequence[Any]], list[str]]:
     """The frames that came through before, and what was said to be wrong."""
-    found: list[tuple[Any, ...]] = []
+    found: list[Sequence[Any]] = []
     wrong: list[str] = []
-    protocol = FrameProtocol(found.append, nothing, wrong.append)
+    protocol = coordinator_end(found.append, nothing, wrong.append)
     protocol.connection_made(Wire())
     for piece in pieces:
         protocol.data_received(piece)
@@ -162,13 +178,24 @@ def test_bytes_that_are_no_frame_are_said_to_be_wrong_once_and_nothing_after_the
     length = len(first).to_bytes(4, "big")
     found, wrong = broken_by(length + first, rest, length + first)
     assert len(wrong) <= 1
-    assert all(type(frame) is tuple for frame in found)
+    assert all(type(frame) is list for frame in found)
+
+
+def test_what_a_worker_sends_arrives_however_it_is_cut_up() -> None:
+    data = b"".join(for_coordinator(tuple(frame)) for frame in REPORTS)
+    for place in range(len(data) + 1):
+        assert broken_by(data[:place], data[place:]) == (REPORTS, [])
+
+
+def test_bytes_that_marshal_would_make_gigabytes_of_are_no_frame() -> None:
+    found, wrong = broken_by(b"\0\0\0\5(\xff\xff\xff\x7f")
+    assert (found, len(wrong)) == ([], 1)
 
 
 def test_frames_before_the_garbage_come_through_and_none_behind_it() -> None:
-    good = encode(("returned", [1]))
+    good = for_coordinator(("returned", [1]))
     found, wrong = broken_by(good, b"\0\0\0\5junk!", good)
-    assert found == [("returned", [1])]
+    assert found == [["returned", [1]]]
     assert len(wrong) == 1
 
 
@@ -200,9 +227,9 @@ def test_reports_have_names() -> None:
 def test_a_report_with_a_value_that_no_worker_sends_is_refused(place: int, value: object) -> None:
     for good in (SUCCESS, RETRY):
         with pytest.raises(FrameError):
-            read_reports([(*good[:place], value, *good[place + 1 :])])
+            read_reports([[*good[:place], value, *good[place + 1 :]]])
 
 
 def test_a_delay_is_cut_to_what_dates_can_hold() -> None:
-    (report,) = read_reports([(*RETRY[:3], 1e300, *RETRY[4:])])
+    (report,) = read_reports([[*RETRY[:3], 1e300, *RETRY[4:]]])
     assert report.delay == LONGEST_DELAY
