@@ -111,7 +111,12 @@ class Node:
         self._doorbell = Doorbell(settings.direct_database_url, self._backlogs, self._ring, self._cancel)
         self._finisher = Finisher(self._finishes, self._types, self._troubles, self._limit_freed, self._waits)
         self._pool = Pool(
-            self._worker_options(app_dir), settings.processes, import_seconds, self._finisher.add, self._room
+            self._worker_options(app_dir),
+            settings.processes,
+            import_seconds,
+            self._finisher.add,
+            self._room,
+            self._resized,
         )
         self._placement = self._pool.placement
         self._claimer = Claimer(
@@ -238,6 +243,9 @@ class Node:
 
     def _room(self) -> None:
         self._claimer.room()
+
+    def _resized(self) -> None:
+        self._heartbeat.wakeup.set()  # people see how many slots there are
 
     def _count_live_nodes(self) -> int:
         return self._rescuer.live_nodes

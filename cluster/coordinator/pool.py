@@ -41,8 +41,9 @@ class WorkerImportError(WorkerBootError):
 
 
 class Pool:
-    """Worker processes. finished: called with the outcomes of one frame; room: when a slot is free.
+    """Worker processes.
 
+    finished: called with the outcomes of one frame; room: when a slot is free; resized: when there are more slots, or fewer.
     import_seconds: that the coordinator's own import of the job modules took.
     """
 
@@ -53,9 +54,11 @@ class Pool:
         import_seconds: float,
         finished: Callable[[list[Outcome]], None],
         room: Callable[[], None],
+        resized: Callable[[], None],
     ) -> None:
         self._options = options
         self._processes = processes
+        self._resized = resized
         self._boot_deadline = max(BOOT_DEADLINE, 5 * import_seconds)
         self._workers: list[WorkerProcess] = []
         self.forkserver = Forkserver(options)
@@ -133,6 +136,7 @@ class Pool:
         outcomes = outcomes_after(Death(worker.claims, worker.notes.in_progress(), cause, kill))
         worker.claims.clear()
         self.placement.lost(outcomes)
+        self._resized()
 
     @property
     def slots(self) -> int:
@@ -169,6 +173,7 @@ class Pool:
 
     def _greet(self, worker: WorkerProcess, forkserver_threads: int) -> None:
         worker.is_up = True
+        self._resized()
         worker.sample_memory()  # a job may end the process before the next check
         self.forkserver.forked(worker.forked_from)
         self._boot_failures = 0

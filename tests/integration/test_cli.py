@@ -583,6 +583,7 @@ def test_sigterm_ends_a_node_with_0(migrated: Call, project: Path, database_url:
         wait_for_line(node, "node_started")
         made = migrated("enqueue", "EmailCustomersJob", "customer_id=1")
         wait_for_success(conn, made.stdout)
+        wait_for(conn, "SELECT slots = 16 FROM cluster.nodes")
         assert re.search(r"live +0/16", migrated("status").stdout)
         node.send_signal(signal.SIGTERM)
         assert node.wait() == 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -13,10 +13,13 @@ import pytest
 
 from cluster import Job
 from cluster.coordinator import job_types
+from cluster.coordinator.claims import Claim
+from cluster.coordinator.job_types import JobType
 from cluster.coordinator.lease import Lease
-from cluster.coordinator.pool import Pool
 from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.session import Session
+from cluster.coordinator.trouble import Troubles
+from cluster.frames import COLUMNS, LOCKED_AT
 from cluster.lease_clock import boottime
 from cluster.migrate import migrate_jobs
 
@@ -34,22 +37,30 @@ class Node:
         self.session = Session(url, "claim")
         self.lease = Lease(uuid4(), boottime(), 60)
         self.types = job_types.job_types([ComparedJob])
-        self.known: dict[tuple[int, int], Any] = {}
-        self.reconciler = Reconciler(
-            self.session, self.types, cast("Pool", self), lambda: self.lease, set[tuple[int, int]], INTERVAL
-        )
+        self.known: list[Claim] = []
+        self.stopped: list[Claim] = []
+        self.reconciler = Reconciler(self.session, self.types, Troubles(), self, lambda: self.lease, list, INTERVAL)
 
-    def held(self, lease: Lease) -> dict[tuple[int, int], Any]:
+    def held(self, lease: Lease) -> list[Claim]:
         """As soon as the session is free it has forgotten: that has ended and been written while the rows were on their way."""
-        return self.known if self.session._turn.locked() else {}
+        return self.known if self.session._turn.locked() else []
 
-    async def claim(self, connection: psycopg.AsyncConnection[Any]) -> int:
+    def cancel(self, job_type: JobType, job_id: int) -> bool:
+        return False
+
+    def stop_lost(self, claims: Iterable[Claim]) -> None:
+        self.stopped += claims
+
+    async def claim(self, connection: psycopg.AsyncConnection[Any]) -> Claim:
         cursor = await connection.execute(
-            "UPDATE compared_jobs SET status = 'running', locked_at = now(), locked_by = %s RETURNING id",
+            "UPDATE compared_jobs SET status = 'running', locked_at = now(), locked_by = %s RETURNING id, "
+            "(extract(epoch FROM locked_at - timestamptz '2000-01-01 00:00+00') * 1000000)::bigint",
             [self.lease.node],
         )
-        (job_id,) = await cursor.fetchone() or (0,)
-        return int(job_id)
+        job_id, locked_at = await cursor.fetchone() or (0, 0)
+        head: list[bytes | None] = [None] * COLUMNS
+        head[LOCKED_AT] = locked_at.to_bytes(8, "big", signed=True)
+        return Claim(self.types[0], job_id, head, 0.0, self.lease)
 
 
 @pytest.fixture
@@ -82,7 +93,7 @@ async def test_what_is_claimed_before_the_comparison_gets_its_turn_is_known(
         await job_types.resolve(connection, node.types)
         comparison = asyncio.create_task(node.reconciler.tick())
         await asyncio.sleep(0)  # it waits for the session from now on
-        node.known = {(0, await node.claim(connection)): None}
+        node.known = [await node.claim(connection)]
     await comparison
     assert status(conn) == "running"
 
@@ -94,3 +105,34 @@ async def test_comparisons_take_a_tenth_of_the_time_at_most(node: Node) -> None:
     pause = await node.reconciler.tick()
     assert pause is not None
     assert 5 * INTERVAL < pause <= 10 * (time.monotonic() - began)
+
+
+async def test_a_question_that_cannot_be_answered_stops_no_job(conn: psycopg.Connection, node: Node) -> None:
+    async with node.session.use() as connection:
+        await job_types.resolve(connection, node.types)
+        claim = await node.claim(connection)
+    node.held = lambda lease: [claim]  # type: ignore[method-assign]
+    conn.execute("ALTER TABLE compared_jobs RENAME TO elsewhere")
+    await node.reconciler.tick()
+    assert node.stopped == []
+    node.types[0].oid = 0  # as the claimer finds it
+    await node.reconciler.tick()
+    assert node.stopped == [], "the table is there, under another name"
+    conn.execute("DROP TABLE elsewhere")
+    for hold in node.reconciler._holds.values():
+        hold.end()
+    await node.reconciler.tick()
+    assert node.stopped == [claim]
+
+
+async def test_the_same_id_under_another_claim_is_another_job(conn: psycopg.Connection, node: Node) -> None:
+    async with node.session.use() as connection:
+        await job_types.resolve(connection, node.types)
+        old = await node.claim(connection)
+        conn.execute("TRUNCATE compared_jobs RESTART IDENTITY")
+        conn.execute("INSERT INTO compared_jobs DEFAULT VALUES")
+        new = await node.claim(connection)
+    assert old.id == new.id
+    node.held = lambda lease: [old, new]  # type: ignore[method-assign]
+    await node.reconciler.tick()
+    assert node.stopped == [old]
