@@ -296,7 +296,7 @@ class Claimer:
         found = [
             (backlog, head)
             for backlog in self._backlogs
-            if not backlog.is_empty and not self._finisher.unwritten(backlog.job_type).is_full
+            if not backlog.is_empty and not self._finisher.is_stuck(backlog.job_type)
             for head in backlog.claimable(swappable=self._swappable(backlog))
         ]
         if len(found) > 1:

@@ -28,7 +28,7 @@ from cluster.coordinator.pipeline import Command
 from cluster.coordinator.refusal import ROWS_OWN, SHORT, is_lost, search
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Hold, Troubles
-from cluster.coordinator.unwritten import Unwritten, success_parameters
+from cluster.coordinator.unwritten import MOST_REFUSED, Unwritten, success_parameters
 from cluster.error_text import shorten, storable
 from cluster.frames import QUEUE, WAIT
 
@@ -113,6 +113,12 @@ class Finisher:
     def unwritten(self, job_type: JobType) -> Unwritten:
         """For the claimer to take from."""
         return self._tables[job_type].unwritten
+
+    def is_stuck(self, job_type: JobType) -> bool:
+        """So many outcomes can't be written that no more jobs of the type must be claimed."""
+        table = self._tables[job_type]
+        refused = len(table.unwritten) if table.hold.until else len(table.unwritten.refused)
+        return refused > MOST_REFUSED
 
     def give_back(self, job_type: JobType, taken: list[Outcome], *, written: bool) -> None:
         """See Unwritten."""
@@ -391,7 +397,7 @@ def _instead_of(outcome: Outcome, error: psycopg.Error) -> Iterator[Outcome]:
         yield outcome._replace(error=text)
         yield outcome._replace(error=shorten(outcome.error or "", SHORT // 10))
     cause = cause_of(error)
-    if cause is Cause.TAKEN and outcome.status in WAITS_AGAIN:
+    if cause in ROWS_OWN and outcome.status in WAITS_AGAIN:
         yield outcome._replace(status="retry", delay=max(WAIT_FOR_TAKEN, outcome.delay or 0.0), error=text)
     if cause in ROWS_OWN:
         reason = shorten(f"the database refuses the outcome {outcome.status!r} of this job: {error}", SHORT)

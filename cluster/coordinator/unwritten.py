@@ -54,11 +54,6 @@ class Unwritten:
         return (outcome.claim for outcome in self.all())
 
     @property
-    def is_full(self) -> bool:
-        """So many are refused that more must not be claimed."""
-        return len(self.refused) > MOST_REFUSED
-
-    @property
     def is_settled(self) -> bool:
         """Nothing is left but what the database refuses."""
         return not (self.pending or self.writing or self.locked or self._with_claimer)

@@ -32,9 +32,12 @@ class Line:
 
 
 class Proxy:
-    """Listens on a port of its own. answered: sees every piece of an answer first; False: it is lost. Lives in a thread."""
+    """Listens on a port of its own. target: a port, or a Unix socket. Lives in a thread.
 
-    def __init__(self, target: int) -> None:
+    answered: sees every piece of an answer first; False: it is lost.
+    """
+
+    def __init__(self, target: int | Path) -> None:
         self.port = 0
         self.delay = 0.0
         """Seconds by which everything is late, in both directions."""
@@ -64,7 +67,7 @@ class Proxy:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            server_reader, server_writer = await self._connect()
         except OSError:
             writer.close()
             return
@@ -74,6 +77,11 @@ class Proxy:
             await asyncio.gather(*pumps)
         if not line.dead:
             line.close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, Path):
+            return await asyncio.open_unix_connection(self._target)
+        return await asyncio.open_connection("127.0.0.1", self._target)
 
     async def _ask(self, line: Line, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):

@@ -14,10 +14,10 @@ from tests.support.nodes import NodeProcess, Source, running_node
 
 
 class RunNode(Protocol):
-    """setup: SQL to run once the job tables are there, before the node starts. role: the node's. settings: as in `Settings`."""
+    """setup: SQL to run once the job tables are there, before the node starts. role, url: the node's. settings: as in `Settings`."""
 
     def __call__(
-        self, source: Source, *, setup: str = "", role: str = "postgres", **settings: object
+        self, source: Source, *, setup: str = "", role: str = "postgres", url: str = "", **settings: object
     ) -> NodeProcess: ...
 
 
@@ -27,9 +27,11 @@ def run_node(database_url: str, tmp_path: Path) -> Iterator[RunNode]:
     numbers = count(1)
     with ExitStack() as nodes:
 
-        def run(source: Source, *, setup: str = "", role: str = "postgres", **settings: object) -> NodeProcess:
+        def run(
+            source: Source, *, setup: str = "", role: str = "postgres", url: str = "", **settings: object
+        ) -> NodeProcess:
             folder = tmp_path / f"app-{next(numbers)}"
-            node_url = database_url.replace("//postgres@", f"//{role}@")
+            node_url = url or database_url.replace("//postgres@", f"//{role}@")
             node = running_node(database_url, folder, source, setup=setup, node_url=node_url, **settings)
             return nodes.enter_context(node)
 

@@ -26,6 +26,7 @@ from cluster.cli.app import app
 from cluster.cli.generated_code import job_from
 from cluster.embedded import free_port, project_server, running_project_url
 from cluster.errors import ClusterError
+from tests.support.nodes import wait_for
 
 ROOT = Path(__file__).parents[2]
 Result = subprocess.CompletedProcess[str]
