@@ -14,7 +14,7 @@ from tests.support.nodes import NodeProcess, Source, running_node
 
 
 class RunNode(Protocol):
-    """setup: SQL to run once the job tables are there, before the node starts. role, url: the node's. settings: as in `Settings`."""
+    """setup: SQL to run once the tables are there, before the node starts. role, url: the node's. settings: as in `Settings`."""
 
     def __call__(
         self, source: Source, *, setup: str = "", role: str = "postgres", url: str = "", **settings: object

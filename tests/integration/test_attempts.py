@@ -137,6 +137,7 @@ def producing(dsn: str) -> Iterator[None]:
         thread.join(10)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_a_forkserver_that_dies_costs_no_job_an_attempt(
     attempts: int, conn: psycopg.Connection, run_node: RunNode

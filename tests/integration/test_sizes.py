@@ -63,7 +63,7 @@ def test_ten_thousand_queues_are_drained_about_as_fast_as_one(
 # --- types, over a network ---
 
 
-@pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize("types", [60, 300])
 def test_a_node_with_many_types_claims_within_seconds_over_a_slow_network(
     types: int, conn: psycopg.Connection, run_node: RunNode
