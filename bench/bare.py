@@ -112,7 +112,8 @@ def _product_statements(
     found = connection.execute("SELECT %s::regclass::oid", [table]).fetchone()
     parameters: dict[str, Any] = {
         "node": node, "table": found and found[0], "queue": "default", "priority": 100, "slots": BATCH,
-        "demand": BATCH, "max_attempts": 10, "set_aside": [], "from_priority": 0, "from_run_at": None, "from_id": 0,
+        "demand": BATCH, "max_attempts": 10, "set_aside": arrays.BigIntegers([]), "from_priority": 0, "from_run_at": None,
+        "from_id": 0, "only": None, "whole": BATCH,
     }  # fmt: skip
     claim_statement = statements.for_table("claim_jobs", (table,), ("number",))
     finish_statement = statements.for_table("finish_jobs", (table,))
@@ -133,9 +134,9 @@ def _product_statements(
             "attempts": arrays.Integers([0] * count), "crashes": arrays.Integers([0] * count),
             "begun": arrays.Floats([0.0] * count),
         }  # fmt: skip
-        hit = {job_id for (job_id,) in cursor.execute(finish_statement, outcomes)}
+        hit = {place - 1 for (place,) in cursor.execute(finish_statement, outcomes)}
         # The other client's claim, if its snapshot is older than ours, locks rows that we hold before it sees that.
-        missed = [place for place, job_id in enumerate(ids) if job_id not in hit]
+        missed = [place for place in range(count) if place not in hit]
         if missed:
             finish([ids[place] for place in missed], [locked_at[place] for place in missed])
 

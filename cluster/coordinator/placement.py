@@ -150,8 +150,7 @@ class Placement:
         self._place_whole()
         open_workers = [worker for worker in self._workers if worker.is_open]
         if shared and not open_workers:  # it took a whole job, was reserved or died since the claim
-            self._for_whole.extend(_Whole(claim, oids, row) for claim, row in shared)
-            self._place_whole()
+            self._finished([released(claim) for claim, _ in shared])
             return
         for worker, share in _deal(shared, open_workers):
             self._send(worker, job_type, oids, share)

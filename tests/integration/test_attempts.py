@@ -16,6 +16,8 @@ from tests.support import nodes
 from tests.support.nodes import NodeProcess, wait_for, wait_until
 from tests.support.rows import insert, others_go_on, run, wait_status
 
+pytestmark = pytest.mark.fault
+
 SOURCE = """
 import asyncio, os
 from cluster import Job
@@ -92,7 +94,6 @@ def test_quick_rows_do_not_wait_behind_long_ones_while_another_node_is_idle(
 # --- nodes and processes that end ---
 
 
-@pytest.mark.slow
 def test_a_node_that_is_stopped_under_load_leaves_no_row_and_costs_no_attempt(
     conn: psycopg.Connection, run_node: RunNode
 ) -> None:
@@ -137,7 +138,6 @@ def producing(dsn: str) -> Iterator[None]:
         thread.join(10)
 
 
-@pytest.mark.fault
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_a_forkserver_that_dies_costs_no_job_an_attempt(
     attempts: int, conn: psycopg.Connection, run_node: RunNode

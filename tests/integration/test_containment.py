@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,7 +14,7 @@ from cluster import Job
 from cluster.migrate import migrate_jobs
 from cluster.privileges import WRITTEN_COLUMNS
 from tests.integration.conftest import RunNode
-from tests.support.nodes import NodeProcess, job_classes, wait_for, wait_until, write_jobs
+from tests.support.nodes import NodeProcess, wait_for, wait_until
 
 JOBS = """
 import asyncio
@@ -169,6 +168,7 @@ CODES = [
 ]
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("status", ["running", "succeeded", "not_started"])
 def test_whatever_one_row_raises_at_any_statement_is_its_own_matter(
     conn: psycopg.Connection, run_node: RunNode, status: str
@@ -321,30 +321,6 @@ def test_a_privilege_that_is_revoked_leaves_out_its_type_until_it_is_granted_aga
     wait_status(conn, "succeeded", later, timeout=40)
     wait_trouble(node, "no_privilege", there=False, timeout=40)
     assert node.stop() == 0
-
-
-@pytest.mark.parametrize(
-    ("revoked", "named"),
-    [
-        ("UPDATE ON odd_jobs", "UPDATE on odd_jobs"), ("SELECT ON good_jobs", "SELECT on good_jobs"),
-        ("INSERT ON cluster.nodes", "INSERT on cluster.nodes"), ("USAGE ON SCHEMA cluster", "permission denied for schema cluster"),
-    ],
-)  # fmt: skip
-def test_a_role_that_lacks_a_privilege_is_refused_at_the_start_and_told_which(
-    conn: psycopg.Connection, database_url: str, node_role: str, tmp_path: Path, revoked: str, named: str
-) -> None:
-    write_jobs(tmp_path, jobs())
-    migrate_jobs(conn, job_classes(tmp_path))
-    run(conn, f"GRANT SELECT, UPDATE ON odd_jobs, good_jobs TO {node_role}; REVOKE {revoked} FROM {node_role}, PUBLIC")
-    node = NodeProcess(database_url.replace("//postgres@", f"//{node_role}@"), tmp_path)
-    node.start()
-    try:
-        assert node.wait_exit() == 5
-    finally:
-        node.clean_up()
-    (line,) = node.log()
-    assert node_role in line["event"]
-    assert named in line["event"]
 
 
 def test_a_grant_on_the_columns_that_a_node_writes_is_enough(

@@ -13,6 +13,8 @@ from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for
 from tests.support.rows import others_go_on, peak_megabytes, run, wait_status
 
+pytestmark = pytest.mark.fault
+
 SOURCE = """
 from typing import Any
 from cluster import Job
@@ -31,7 +33,6 @@ class GoodJob(Job):
 # --- queues ---
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_ten_thousand_queues_are_drained_about_as_fast_as_one(
@@ -63,7 +64,6 @@ def test_ten_thousand_queues_are_drained_about_as_fast_as_one(
 # --- types, over a network ---
 
 
-@pytest.mark.fault
 @pytest.mark.parametrize("types", [60, 300])
 def test_a_node_with_many_types_claims_within_seconds_over_a_slow_network(
     types: int, conn: psycopg.Connection, run_node: RunNode
@@ -92,7 +92,6 @@ OF_240_MB = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", OF_240_MB)
 def test_a_row_that_no_node_can_carry_is_failed_with_a_sentence_about_its_size(
     kind: str, conn: psycopg.Connection, run_node: RunNode
@@ -106,7 +105,6 @@ def test_a_row_that_no_node_can_carry_is_failed_with_a_sentence_about_its_size(
     assert node.stop() == 0
 
 
-@pytest.mark.slow
 def test_a_row_of_a_hundred_megabytes_runs_or_says_why_not_and_harms_no_node(
     conn: psycopg.Connection, run_node: RunNode
 ) -> None:
@@ -120,7 +118,6 @@ def test_a_row_of_a_hundred_megabytes_runs_or_says_why_not_and_harms_no_node(
     assert node.stop() == 0
 
 
-@pytest.mark.slow
 def test_large_rows_pass_through_a_node_one_by_one(conn: psycopg.Connection, run_node: RunNode) -> None:
     node = run_node(SOURCE)
     run(conn, "INSERT INTO odd_jobs (label) SELECT repeat('0123456789', 2400000) FROM generate_series(1, 8)")
