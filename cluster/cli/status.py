@@ -21,7 +21,7 @@ FINISHED = ("succeeded", "failed", "timed_out", "cancelled")
 def status(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
     """Show jobs by type and status, and the nodes."""
     from cluster.cli.database import connected, settings_with_database
-    from cluster.cli.tables import print_json, print_table
+    from cluster.cli.tables import print_json
     from cluster.migrate import check_schema
 
     settings = settings_with_database()
@@ -35,8 +35,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For machines.")
         print_json({"job_types": job_types, "unroutable": unroutable, "nodes": nodes, "trouble": trouble})
     else:
         _print(job_types, unroutable, nodes)
-        if trouble:
-            print_table(_trouble_table(trouble))
+        _print_trouble(trouble)
 
 
 _JOB_TYPES = """
@@ -130,6 +129,16 @@ def _print(job_types: list[Row], unroutable: list[str] | None, nodes: list[Row])
         typer.echo("no node is running: start one with `cluster run` or `cluster dev`")
 
 
+def _print_trouble(trouble: list[Row]) -> None:
+    """What the database said is too long for a cell, and the first thing that one wants to know."""
+    from cluster.cli.tables import print_paragraph, print_table
+
+    if trouble:
+        print_table(_trouble_table(trouble))
+    for item in trouble:
+        print_paragraph(f"{item['job_type']}, {item['reason']}: {item['detail']}")
+
+
 def _waiting_table(job_types: list[Row]) -> Any:  # Any: rich is imported only where a table is shown
     from cluster.cli.tables import add_name, add_numbers, age, new_table
 
@@ -176,14 +185,13 @@ def _trouble_table(trouble: list[Row]) -> Any:  # Any: as above
     from cluster.cli.tables import add_name, add_numbers, age, new_table
 
     table = new_table("Trouble")
-    add_name(table, "job type", 18)
-    add_name(table, "reason", 22)
+    add_name(table, "job type", 30)
+    add_name(table, "reason", 24)
     add_numbers(table, "rows", "nodes", "since")
-    add_name(table, "detail", 18)
     for item in trouble:
         table.add_row(
             _text(item["job_type"]), _text(item["reason"], "red"), _short(item["rows"]), str(item["nodes"]),
-            age(item["age_seconds"]), _text(item["detail"]),
+            age(item["age_seconds"]),
         )  # fmt: skip
     return table
 

@@ -8,6 +8,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def new_table(title: str) -> Table:
@@ -32,6 +33,11 @@ def add_numbers(table: Table, *headers: str) -> None:
 def print_table(table: Table) -> None:
     """To stdout."""
     Console(highlight=False).print(table)
+
+
+def print_paragraph(text: str) -> None:
+    """To stdout, broken into lines; what rich would take for markup stays as it is."""
+    Console(highlight=False).print(Text(text, overflow="fold"))
 
 
 def print_json(value: object) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -454,6 +455,49 @@ def test_enqueue_before_migrate_says_so(database_url: str, project: Path) -> Non
 
 
 # --- status ---
+
+
+TROUBLED = """
+INSERT INTO cluster.nodes (id, hostname, pid, version, queues, jobs, slots, state, lease_until, trouble)
+SELECT gen_random_uuid(), 'h', 1, '0', '{*}', '{}', 1, node.state, now() + node.lease::interval, node.trouble::jsonb
+FROM (VALUES ('live', '30 s', %(early)s), ('draining', '30 s', %(late)s), ('live', '-1 s', %(early)s), ('lost', '30 s', %(early)s))
+    AS node (state, lease, trouble)
+"""
+
+
+def troubled(conn: psycopg.Connection, detail: str) -> None:
+    """Two nodes that say so, one that is silent, and one that is lost."""
+    entry = {"job_type": "EmailCustomersJob", "reason": "table_refuses_promotions", "rows": 3, "detail": detail}
+    entries = {
+        name: json.dumps([entry | {"since": time.time() - ago}]) for name, ago in (("early", 7200), ("late", 60))
+    }
+    conn.execute(TROUBLED, entries)
+
+
+def test_status_shows_what_nodes_have_set_aside(migrated: Call, conn: psycopg.Connection) -> None:
+    assert "Trouble" not in migrated("status").stdout
+    assert json.loads(migrated("status", "--json").stdout)["trouble"] == []
+    troubled(conn, "relation nowhere does not exist")
+    (found,) = json.loads(migrated("status", "--json").stdout)["trouble"]
+    assert found.pop("age_seconds") == pytest.approx(7200, abs=60)
+    assert found == {
+        "job_type": "EmailCustomersJob", "reason": "table_refuses_promotions", "rows": 3, "nodes": 2,
+        "detail": "relation nowhere does not exist",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "detail",
+    ["", "word " * 40, "W" * 200, "[bold]x[/]", "\u2603" * 100],
+    ids=["empty", "words", "one word", "markup", "not ascii"],
+)
+def test_trouble_fits_80_columns(migrated: Call, conn: psycopg.Connection, detail: str) -> None:
+    troubled(conn, detail)
+    shown = migrated("status").stdout
+    assert fits(shown), shown
+    assert "table_refuses_promotions" in shown, shown
+    assert "2h" in shown
+    assert "".join(detail.split()) in "".join(shown.split()), "all of it can be read"
 
 
 def test_status_counts_by_type_and_names_tables_without_a_class(migrated: Call, conn: psycopg.Connection) -> None:

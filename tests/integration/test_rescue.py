@@ -212,6 +212,55 @@ async def test_a_job_alone_on_a_node_that_was_lost_may_have_caused_it(
     assert found == [("not_started", crashes)]
 
 
+CRASHES = "SELECT crashes_count FROM rescued_jobs WHERE id = ANY (%s) ORDER BY id"
+
+
+async def test_a_job_that_was_left_behind_was_not_alone(
+    conn: psycopg.Connection, rescuer: Rescuer, database_url: str
+) -> None:
+    """A later sweep, by whichever node, finds it alone; the first one has said how many there were."""
+    node = insert_node(conn, "lost")
+    jobs = insert_running(conn, node) + insert_running(conn, node)
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT FROM rescued_jobs WHERE id = %s FOR UPDATE", jobs[1:])
+        await rescuer.tick()
+        assert conn.execute(STATUS, jobs[1:]).fetchone() == ("running",)
+    rescuer.sweep_soon()
+    await rescuer.tick()
+    assert conn.execute(STATUS, jobs[1:]).fetchone() == ("not_started",)
+    assert conn.execute(CRASHES, [jobs]).fetchall() == [(0,), (0,)]
+
+
+async def test_a_job_is_not_alone_as_far_as_anybody_knows_while_a_table_can_not_be_asked(
+    conn: psycopg.Connection, rescuer: Rescuer, database_url: str
+) -> None:
+    migrate_jobs(conn, [OtherRescuedJob])
+    jobs = insert_running(conn, insert_node(conn, "lost"))
+    rescuer._writing._setup = _short_waits
+    with psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE other_rescued_jobs IN ACCESS EXCLUSIVE MODE")
+        await rescuer.tick()
+    assert conn.execute(STATUS, jobs).fetchone() == ("not_started",)
+    assert conn.execute(CRASHES, [jobs]).fetchall() == [(0,)]
+
+
+async def test_a_node_that_cannot_be_closed_yet_does_not_keep_others_waiting(
+    conn: psycopg.Connection, rescuer: Rescuer, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody holds its row, as a claim that is still open does."""
+    held, free = insert_node(conn, "live"), insert_node(conn, "live")
+    jobs = insert_running(conn, held) + insert_running(conn, free)
+    monkeypatch.setattr(rescuer._observer, "lost", lambda sightings, now: [s.node for s in sightings])
+    rescuer._writing._setup = _short_waits
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT FROM cluster.nodes WHERE id = %s FOR KEY SHARE", [held])
+        await rescuer.tick()
+        assert conn.execute(STATUS, jobs[:1]).fetchone() == ("running",)
+        assert conn.execute(STATUS, jobs[1:]).fetchone() == ("not_started",)
+    await rescuer.tick()
+    assert conn.execute(STATUS, jobs[:1]).fetchone() == ("not_started",)
+
+
 async def test_a_job_that_keeps_taking_its_node_down_is_failed(conn: psycopg.Connection, rescuer: Rescuer) -> None:
     orphan = insert_running(conn, insert_node(conn, "lost"))
     conn.execute("UPDATE rescued_jobs SET crashes_count = 2")
