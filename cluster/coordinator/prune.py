@@ -128,4 +128,4 @@ class Pruner:
         if found.untried and not table.aside.is_full:
             reached = min(found.untried) - 1  # the search goes upwards: the next step goes on where it had to stop
         refused = bool(found.refused or aside.intersection(expired))
-        return {"table": step.table, "reached": reached, "expires_at": expires_at, "refused": refused}
+        return {**keeps, "table": step.table, "reached": reached, "expires_at": expires_at, "refused": refused}

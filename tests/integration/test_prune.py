@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cluster import Job
+from cluster import Job, statements
 from cluster.coordinator.prune import PAUSE, WINDOW, Pruner
 from cluster.coordinator.refusal import search
 from cluster.coordinator.session import Session
@@ -223,6 +223,25 @@ async def test_another_retention_is_noticed(conn: psycopg.Connection, node: Node
     conn.execute("UPDATE cluster.job_types SET retention = NULL, retention_failed = NULL")
     assert not await node.step(conn)
     assert conn.execute("SELECT FROM cluster.prune_walks").fetchall() == []
+
+
+async def test_another_retention_is_noticed_in_the_middle_of_a_step(
+    conn: psycopg.Connection, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The walk begins anew, and the step that looked with the old one does not send it on."""
+    insert(conn, WINDOW, "30 minutes")
+    insert(conn, 1, "2 hours")
+    assert await node.step(conn)
+
+    async def changed_first(*arguments: Any) -> Any:
+        if conn.execute("SELECT retention FROM cluster.job_types").fetchone() == (timedelta(hours=1),):
+            conn.execute("UPDATE cluster.job_types SET retention = '10 minutes'")
+            conn.execute(statements.statement("plan_pruning"))  # as another node does
+        return await search(*arguments)
+
+    monkeypatch.setattr("cluster.coordinator.prune.search", changed_first)
+    await node.walk(conn)
+    assert number(conn) == 0
 
 
 async def test_a_table_that_is_gone_ends_its_walk(conn: psycopg.Connection, node: Node) -> None:
