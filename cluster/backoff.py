@@ -90,6 +90,7 @@ LinearBackoff = ConstantBackoff
 
 
 def _jittered(seconds: float, jitter: float) -> timedelta:
+    seconds = min(seconds, LONGEST_DELAY)  # timedelta.max, as seconds, is rounded to more than a timedelta can be
     return timedelta(seconds=seconds * random.uniform(1 - jitter, 1) if jitter else seconds)
 
 
@@ -97,7 +98,7 @@ def _power(base: float, exponent: float) -> float:
     try:
         return float(base**exponent)
     except OverflowError:
-        return float("inf")
+        return 1e300  # infinity times a delay of zero would be no number
 
 
 def seconds_after(backoff: Backoff, attempt: int) -> float:

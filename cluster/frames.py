@@ -26,9 +26,9 @@ import asyncio
 import contextlib
 import json
 import marshal
-import math
 import os
 import struct
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -39,6 +39,10 @@ STATUSES = frozenset({"succeeded", "failed", "timed_out", "cancelled", "retry", 
 OUTCOMES = STATUSES - {"scheduled", "not_started"} | {"snoozed", "released", "crashed"}
 LARGEST_FRAME = 16 * 2**20
 """Bytes of a frame that a worker may send: twice what its longest texts can make."""
+
+
+CLOCK_SLACK = 1.0
+"""Seconds that an attempt may seem to end in the future."""
 
 
 class Report(NamedTuple):
@@ -99,7 +103,7 @@ def _read_report(item: object) -> Report:
     if type(item) is not list or len(item) != len(Report._fields):
         raise FrameError("a report")
     report = Report._make(item)
-    if type(report.ticket) is not int or not (_is_time(report.begun) and _is_time(report.ended)):
+    if type(report.ticket) is not int or not _is_past(report.begun, report.ended):
         raise FrameError("a ticket, or a time")
     if item[1:7] == _SUCCESS:
         return report
@@ -125,8 +129,9 @@ def _is_word(value: object, words: frozenset[str]) -> bool:
     return type(value) is str and value in words
 
 
-def _is_time(value: object) -> bool:
-    return type(value) is float and math.isfinite(value)
+def _is_past(begun: object, ended: object) -> bool:
+    """NaN is not. Processes of one host share the clock."""
+    return type(begun) is float and type(ended) is float and 0.0 <= begun <= ended <= time.monotonic() + CLOCK_SLACK
 
 
 def for_worker(frame: tuple[Any, ...]) -> bytes:

@@ -11,6 +11,7 @@ import os
 import signal
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import multiprocess
@@ -25,10 +26,12 @@ _DEADLINE = struct.Struct("=d")
 class Forkserver:
     """A context that forks workers from a process which has imported the job modules."""
 
-    def __init__(self, options: WorkerOptions) -> None:
+    def __init__(self, options: WorkerOptions, processes: int) -> None:
         self.context: Any = multiprocess.get_context("forkserver")
         self.preloads = True
         """Job modules are imported once, in the forkserver; False: in every worker, since importing them starts threads."""
+        self.threads = ThreadPoolExecutor(max_workers=processes, thread_name_prefix="start")
+        """Where processes are started: that waits for the forkserver's imports, for which nothing else should wait."""
         self._options = options
         self._lease: Lease | None = None
         self._up: int | None = None
@@ -53,7 +56,7 @@ class Forkserver:
                 os.kill(self._up, signal.SIGUSR1)
 
     def forked(self, pid: int | None) -> None:
-        """A worker of this forkserver is up, so it is itself: it is told again what it may have missed while starting."""
+        """It has started a worker, so it is itself up: it is told again what it may have missed while starting."""
         if self._up != pid:
             self._up = pid
             if self._lease is not None:

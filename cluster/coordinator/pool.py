@@ -61,7 +61,7 @@ class Pool:
         self._resized = resized
         self._boot_deadline = max(BOOT_DEADLINE, 5 * import_seconds)
         self._workers: list[WorkerProcess] = []
-        self.forkserver = Forkserver(options)
+        self.forkserver = Forkserver(options, processes)
         self.placement = Placement(self._workers, finished, room)
         self._boot_failures = 0
         """Since a worker last came up."""
@@ -175,7 +175,6 @@ class Pool:
         worker.is_up = True
         self._resized()
         worker.sample_memory()  # a job may end the process before the next check
-        self.forkserver.forked(worker.forked_from)
         self._boot_failures = 0
         events.worker_started(worker.pid, time.monotonic() - worker.started_at)
         if forkserver_threads > 1 and self.forkserver.preloads:

@@ -87,16 +87,18 @@ class WorkerProcess:
         TimeoutError from around it, or any other cancellation: the forkserver is ended, since it may hang in an import.
         """
         loop = asyncio.get_running_loop()
-        starting = asyncio.ensure_future(asyncio.to_thread(self._process.start))
+        starting = loop.run_in_executor(self._forkserver.threads, self._process.start)
         try:
             await asyncio.shield(starting)
             self.forked_from = self._forkserver.pid
+            self._forkserver.forked(self.forked_from)  # a worker may import for longer than the lease
             self._theirs.close()
             self._ours.setblocking(False)
             await loop.create_unix_connection(lambda: self._channel, sock=self._ours)
         except asyncio.CancelledError:
-            if not starting.done():
+            while not starting.done():  # the thread may have been about to start another one
                 self._forkserver.kill()
+                await asyncio.wait([starting], timeout=0.1)
             with contextlib.suppress(OSError, EOFError):
                 await (
                     starting

@@ -105,6 +105,8 @@ class Attempt:
         self._task = task
         cause: BaseException | None = None
         try:
+            if self.stopped is not None:
+                raise asyncio.CancelledError
             if "before_perform" in self.performer.definition.hooks:
                 await _finished(self.job.before_perform())
             result = await cast("Any", self.job).perform()

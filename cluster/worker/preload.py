@@ -8,6 +8,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import threading
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,11 @@ def _preload(plan: dict[str, Any]) -> int:
     from cluster.discovery import import_jobs  # only the forkserver pays for these
     from cluster.worker import main  # noqa: F401 - to share its pages
 
-    start_death_timer(plan["fence"])
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # that the timer's time has moved; without timers it means nothing
     with contextlib.suppress(Exception):
         import_jobs(tuple(plan["modules"]), Path(plan["app_dir"]), partial(_tell, plan["fence"]))
+    # Only now: while it imports nobody moves the timer, and there is no worker yet that it could end.
+    start_death_timer(plan["fence"])
     gc.collect()
     gc.freeze()  # the collector would touch, and so copy, every shared page
     return max(threading.active_count(), _kernel_threads())

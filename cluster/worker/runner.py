@@ -64,8 +64,8 @@ class Runner:
         self._waiting: dict[int, Waiting] = {}
         """By ticket, first come first."""
         self._free = list(range(slots))
-        self._attempts: dict[int, Attempt] = {}
-        """In progress, by ticket."""
+        self._attempts: dict[int, Attempt | str | None] = {}
+        """Of every slot that is taken, by ticket. None: its first step is yet to come; a text: why it is to stop at that."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """By slot, so that none is collected while it runs."""
         self._reports: list[tuple[Any, ...]] = []
@@ -115,8 +115,10 @@ class Runner:
             self._return(tickets)
         for ticket in tickets:
             attempt = self._attempts.get(ticket)
-            if attempt is not None:
+            if isinstance(attempt, Attempt):
                 attempt.stop(reason)
+            elif ticket in self._attempts:
+                self._attempts[ticket] = attempt or reason
 
     def _return(self, tickets: list[int]) -> None:
         returned = [ticket for ticket in tickets if self._waiting.pop(ticket, None) is not None]
@@ -150,6 +152,7 @@ class Runner:
                 self._channel.send(("returned", [ticket]))
                 continue
             slot = self._free.pop()
+            self._attempts[ticket] = None
             steps = Steps(self._perform(slot, ticket, waiting.type, waiting.columns, waiting.row), self._notes, slot)
             self._tasks[slot] = self._loop.create_task(steps)
 
@@ -160,11 +163,13 @@ class Runner:
         try:
             attempt = self._attempt(self._performers[job_type], job_id, columns, row)
             if isinstance(attempt, Attempt):
-                self._attempts[ticket] = attempt
+                told, self._attempts[ticket] = self._attempts[ticket], attempt
+                if isinstance(told, str):
+                    attempt.stop(told)
                 verdict = await self._carry_out(attempt, self._tasks[slot])
-                del self._attempts[ticket]
             else:
                 verdict = attempt
+            del self._attempts[ticket]
         except BaseException:
             # Without an outcome the row would stay running for good; a crash with this attempt in progress is noticed.
             log.critical("attempt_without_outcome", id=job_id, exc_info=True)

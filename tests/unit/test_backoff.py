@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from cluster.backoff import (
     LONGEST,
+    LONGEST_DELAY,
     Backoff,
     ConstantBackoff,
     ExponentialBackoff,
     LinearBackoff,
     PolynomialBackoff,
+    seconds_after,
 )
 
 ATTEMPTS = st.integers(min_value=1, max_value=2**31 - 1)
@@ -81,3 +83,18 @@ def test_backoffs_that_make_no_sense_are_refused() -> None:
         PolynomialBackoff(cap=timedelta(seconds=-1))
     with pytest.raises(ValueError, match="use ConstantBackoff"):
         ExponentialBackoff(timedelta(seconds=1), factor=0.5)
+
+
+@pytest.mark.parametrize(
+    "backoff",
+    [
+        ConstantBackoff(timedelta.max), ConstantBackoff(timedelta.max, jitter=0.0), PolynomialBackoff(400, cap=timedelta.max),
+        ExponentialBackoff(timedelta.max, cap=timedelta.max),
+    ],
+)  # fmt: skip
+def test_a_backoff_of_ages_is_cut_to_a_hundred_years(backoff: Backoff) -> None:
+    assert seconds_after(backoff, 1000) == LONGEST_DELAY
+
+
+def test_a_delay_of_zero_stays_zero_however_large_its_factor_has_grown() -> None:
+    assert seconds_after(ExponentialBackoff(timedelta(0), factor=1000), 1000) == 0

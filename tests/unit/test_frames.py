@@ -221,7 +221,8 @@ def test_reports_have_names() -> None:
     ("place", "value"),
     [
         (0, "1"), (0, True), (0, None), (1, "running"), (1, "done"), (1, ["retry"]), (2, "lost"), (3, -1.0), (3, float("nan")),
-        (3, 5), (4, b"text"), (4, "x" * 50_000), (5, 1), (5, -2), (6, 1), (7, float("nan")), (7, float("inf")), (7, 1), (8, None),
+        (3, 5), (4, b"text"), (4, "x" * 50_000), (5, 1), (5, -2), (6, 1), (7, float("nan")), (7, float("inf")),
+        (7, -1.0), (7, 3.0), (7, 1), (8, 1e300), (8, None),
     ],
 )  # fmt: skip
 def test_a_report_with_a_value_that_no_worker_sends_is_refused(place: int, value: object) -> None:
