@@ -102,10 +102,8 @@ class NodeProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        try:
-            wait_until(lambda: not self.processes(), "all processes of the node are gone", timeout=10)
-        finally:
-            _running.remove(self)
+        _running.remove(self)  # one that has failed, as a test wanted, must not end the wait
+        wait_until(lambda: not self.processes(), "all processes of the node are gone", timeout=10)
 
     # --- looking at it ---
 
