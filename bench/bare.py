@@ -100,6 +100,7 @@ def _connect(url: str) -> Connection:
     connection = psycopg.connect(url, autocommit=True, prepare_threshold=0)
     connection.execute("SET plan_cache_mode = force_generic_plan")
     connection.execute("SET enable_seqscan = off")
+    connection.execute("SET jit = off")
     return connection
 
 

@@ -299,6 +299,7 @@ async def _prepare_planner(connection: AsyncConnection[object]) -> None:
         return
     await connection.execute("SET plan_cache_mode = force_generic_plan")
     await connection.execute("SET enable_seqscan = off")
+    await connection.execute("SET jit = off")  # compiling them takes seconds, running them a millisecond
     await connection.execute("SET lock_timeout = '200ms'")
     await connection.execute("SET synchronous_commit = on")
     await connection.execute("SET default_transaction_isolation = 'read committed'")

@@ -292,6 +292,8 @@ def _plan_faults(plan: str, indexes: set[str]) -> Iterator[str]:
     lines = plan.splitlines()
     used = set()
     for place, line in enumerate(lines):
+        if line.startswith("JIT:"):
+            yield "is compiled, which takes longer than any round trip may"
         scan, bitmap = SCAN.search(line), BITMAP.search(line)
         if scan and scan["seq"]:
             yield "scans the whole table"
