@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.fault.harness import run
 from tests.fault.limits import prove_limits
-from tests.fault.obstacles import obstacle
+from tests.fault.requirements import missing
 from tests.fault.results import append, write_guarantees
 from tests.fault.scenarios import SCENARIOS, Scenario
 
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 def _possible(scenarios: list[Scenario]) -> Iterator[Scenario]:
     for scenario in scenarios:
-        reason = obstacle(scenario)
+        reason = missing(scenario)
         if reason:
             print(f"{scenario.name}: left out, {reason}", file=sys.stderr)
         else:

@@ -15,6 +15,8 @@ from tests.fault.harness import Stage
 from tests.fault.load import HEARTBEAT, TABLES
 from tests.fault.network import SERVER, NetworkStage
 from tests.fault.nodes import children, stopped
+from tests.fault.obstacles import OBSTACLES
+from tests.fault.obstructed import ObstacleStage, beside, drain_beside, prune_beside
 from tests.fault.proxy import HalfClaim, Loss, ProxyStage
 from tests.fault.servers import ClockStage, FailoverStage, PoolerStage
 from tests.fault.switch import LossyStage
@@ -314,7 +316,7 @@ def fill_disk(stage: Stage) -> None:
     stage.fault()
     stage.fill()
     stage.wait(stage.lease * 1.5)
-    assert stage.count_logged("database_away") > 0, "no node has noticed"
+    assert any("No space left" in line["detail"] for node in stage.nodes for line in node.log("trouble_began"))
     stage.free()
     stage.server.start()
     stage.wait(3)
@@ -554,5 +556,21 @@ SCENARIOS = {
             nodes=3,
         ),
         Scenario("cut_the_draining", "a node cut off while it drains", combined.cut_the_draining, NetworkStage),
+        *(
+            Scenario(name, f"{OBSTACLES[name].words}; a node killed", inject(name), ObstacleStage, nodes=3)
+            for name, inject in (
+                ("odd_rows", beside),
+                ("refuse_claims", beside),
+                ("refuse_all_claims", beside),
+                ("one_runs", beside),
+                ("refuse_outcomes", beside),
+                ("refuse_all_outcomes", beside),
+                ("refuse_promotions", beside),
+                ("refuse_releases", drain_beside),
+                ("refuse_pruning", prune_beside),
+                ("revoked_update", beside),
+                ("revoked_select", beside),
+            )
+        ),
     )
 }

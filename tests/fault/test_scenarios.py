@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fault.harness import run
-from tests.fault.obstacles import obstacle
+from tests.fault.requirements import missing
 from tests.fault.scenarios import SCENARIOS, Scenario
 
 ALL = [pytest.param(scenario, id=scenario.name) for scenario in SCENARIOS.values()]
@@ -31,7 +31,7 @@ def test_no_promise_is_broken_in_short(scenario: Scenario, pg_bin: Path) -> None
 
 
 def play(scenario: Scenario, pg_bin: Path, *, short: bool) -> None:
-    reason = obstacle(scenario)
+    reason = missing(scenario)
     if reason:
         pytest.skip(reason)
     outcome = run(scenario, pg_bin, short=short)
