@@ -17,7 +17,7 @@ BIN := .venv/bin
 DEV := .venv/.installed-dev
 DEMO := .venv/.installed-demo
 
-.PHONY: help demo test fmt lint types fault bench schema clean
+.PHONY: help demo test fmt lint types fault soak bench schema clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ types: $(DEV) ## Check the types
 
 fault: $(DEV) ## Kill, stop and cut off nodes, workers and servers
 	$(BIN)/pytest -n auto -m fault $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS)
+
+soak: $(DEV) ## Run for half an hour, while something is wrong every other minute
+	$(BIN)/python -m tests.fault --soak $(if $(PG),--pg-bin "$(PG)")
 
 bench: $(DEV) ## Measure
 	$(BIN)/python -m bench

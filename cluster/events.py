@@ -152,7 +152,7 @@ def preloading_stopped(threads: int) -> None:
 
 
 def pruned(job_type: str, count: int) -> None:
-    log.info("pruned", job_type=job_type, count=count)
+    log.debug("pruned", job_type=job_type, count=count)
 
 
 def prune_skipped(job_type: str, ids: list[int], error: Exception) -> None:

@@ -6,6 +6,7 @@ begins only when something can have expired, and each step is taken by one node:
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from cluster.coordinator.backlog import WHY_HELD
 from cluster.coordinator.causes import brief, cause_of
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
-from cluster.coordinator.refusal import is_lost, search
+from cluster.coordinator.refusal import Found, is_lost, search
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Hold, RowsAside, Troubles
 
@@ -27,7 +28,7 @@ WINDOW = 2000
 """Rows looked at in one step."""
 PAUSE = 0.25
 """Seconds between two steps: pruning is in no hurry. A little more than the database waits before the next is due."""
-FIRST_PAUSE_REFUSED, LONGEST_PAUSE_REFUSED = 600.0, 86_400.0
+FIRST_PAUSE_REFUSED, LONGEST_PAUSE_REFUSED = 60.0, 86_400.0
 """Seconds until a row that can't be deleted is tried again."""
 
 
@@ -47,12 +48,13 @@ class _Step(NamedTuple):
 
 
 class _Table:
-    """One job table that is pruned."""
+    """One job table that is pruned. step: the last one that was taken."""
 
-    def __init__(self, troubles: Troubles, name: str) -> None:
-        self.hold = Hold(troubles, name)
+    def __init__(self, troubles: Troubles, step: _Step) -> None:
+        self.step = step
+        self.hold = Hold(troubles, step.job_type)
         """It can't be pruned at all."""
-        self.aside = RowsAside(troubles, name, "prune_refused")
+        self.aside = RowsAside(troubles, step.job_type, "prune_refused")
         """Rows that can't be deleted: another table references them, or a trigger says no."""
 
 
@@ -77,46 +79,64 @@ class Pruner:
             if not self._is_walking:
                 await connection.execute(statements.statement("prune_nodes"))
                 await connection.execute(statements.statement("plan_pruning"))
+                for table in self._tables.values():
+                    if table.hold.is_over and (due := table.aside.due()):
+                        await self._guarded(connection, table, self._try_again(connection, table, due[:WINDOW]))
             leave = [oid for oid, table in self._tables.items() if not table.hold.is_over]
             cursor = await connection.execute(statements.statement("take_prune_step"), {"leave": leave})
             row = await cursor.fetchone()
             if row is not None:
-                await self._take_step(connection, _Step(*row))
+                step = _Step(*row)
+                table = self._tables.setdefault(step.table, _Table(self._troubles, step))
+                table.step = step
+                await self._guarded(connection, table, self._take_step(connection, table))
         self._is_walking = row is not None
         return PAUSE if self._is_walking else self._interval
 
-    async def _take_step(self, connection: AsyncConnection[Any], step: _Step) -> None:
-        """What fails is due again in seconds: for another node, which may be luckier, or for this one once its hold is over."""
-        table = self._tables.setdefault(step.table, _Table(self._troubles, step.job_type))
+    async def _guarded(self, connection: AsyncConnection[Any], table: _Table, doing: Awaitable[None]) -> None:
+        """What fails is tried again later: by another node, which may be luckier, or by this one once its hold is over."""
         try:
-            end = await self._prune(connection, table, step)
+            await doing
         except psycopg.Error as error:
             if is_lost(connection, error):
                 raise
             table.hold.begin(WHY_HELD.get(cause_of(error), "table_refuses_pruning"), brief(error))
-            return
-        table.hold.end()
-        await pipeline.ask(connection, [Command(statements.text("end_prune_step").encode(), end)])
+        else:
+            table.hold.end()
 
-    async def _prune(self, connection: AsyncConnection[Any], table: _Table, step: _Step) -> dict[str, Any]:
-        """One window. Returns what end_prune_step is to know."""
+    async def _take_step(self, connection: AsyncConnection[Any], table: _Table) -> None:
+        """One window of a walk."""
+        step = table.step
         keeps = {"retention": step.retention, "retention_failed": step.retention_failed}
         after = -(2**63) if step.reached is None else step.reached
         command = Command(step.statement("find_expired_jobs"), {**keeps, "after": after, "window": WINDOW})
         (answer,) = await pipeline.ask(connection, [command])
         ((reached, expired, expires_at),) = pipeline.rows(pipeline.adapter_of(connection), answer)
+        aside = set(table.aside.ids())
+        found = await self._delete(connection, table, [job_id for job_id in expired if job_id not in aside])
+        if found.untried and not table.aside.is_full:
+            reached = min(found.untried) - 1  # the search goes upwards: the next step goes on where it had to stop
+        refused = bool(found.refused or aside.intersection(expired))
+        end = {**keeps, "table": step.table, "reached": reached, "expires_at": expires_at, "refused": refused}
+        await pipeline.ask(connection, [Command(statements.text("end_prune_step").encode(), end)])
 
-        gone, aside = 0, set(table.aside.ids())
+    async def _try_again(self, connection: AsyncConnection[Any], table: _Table, ids: list[int]) -> None:
+        """Rows that could not be deleted, whether a walk comes by or not."""
+        await self._delete(connection, table, ids)
+
+    async def _delete(self, connection: AsyncConnection[Any], table: _Table, ids: list[int]) -> Found:
+        """Those that can be, and may still be. psycopg.Error: the table refuses it as a whole."""
+        step, gone = table.step, 0
 
         async def delete(ids: list[int]) -> int:
             nonlocal gone
-            prune = Command(step.statement("prune_jobs"), {**keeps, "id": BigIntegers(ids)})
+            prune = Command(step.statement("prune_jobs"), {"table": step.table, "id": BigIntegers(ids)})
             (result,) = await pipeline.ask(connection, [prune])
             gone += result.command_tuples or 0
             table.aside.accepted(ids)
             return result.command_tuples or 0
 
-        found = await search(connection, [job_id for job_id in expired if job_id not in aside], delete)
+        found = await search(connection, ids, delete)
         if gone:
             events.pruned(step.job_type, gone)
         if found.fault is not None:
@@ -125,7 +145,4 @@ class Pruner:
             events.prune_skipped(step.job_type, [job_id for job_id, _ in found.refused], found.refused[0][1])
         for job_id, error in found.refused:
             table.aside.add(job_id, brief(error), FIRST_PAUSE_REFUSED, LONGEST_PAUSE_REFUSED)
-        if found.untried and not table.aside.is_full:
-            reached = min(found.untried) - 1  # the search goes upwards: the next step goes on where it had to stop
-        refused = bool(found.refused or aside.intersection(expired))
-        return {**keeps, "table": step.table, "reached": reached, "expires_at": expires_at, "refused": refused}
+        return found

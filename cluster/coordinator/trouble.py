@@ -130,6 +130,11 @@ class RowsAside:
         self._keep({job_id: row for job_id, row in self._rows.items() if now < row[0] + 2 * row[1]})
         return [job_id for job_id, (until, _) in self._rows.items() if now < until]
 
+    def due(self) -> list[int]:
+        """Those that may be tried again now."""
+        now = self._clock()
+        return [job_id for job_id, (until, _) in self._rows.items() if until <= now]
+
     @property
     def is_full(self) -> bool:
         """There are too many to leave out."""

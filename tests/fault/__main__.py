@@ -19,6 +19,7 @@ from tests.fault.limits import prove_limits
 from tests.fault.requirements import missing
 from tests.fault.results import append, write_guarantees
 from tests.fault.scenarios import SCENARIOS, Scenario
+from tests.fault.soak import soak
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +30,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--limits", type=int, nargs="?", const=100_000, metavar="CLAIMS",
         help="instead: prove that limits hold while 8 nodes make so many claims; default: %(const)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--soak", type=int, nargs="?", const=30, metavar="MINUTES",
+        help="instead: the long run, in which something else is wrong every other minute; default: %(const)s",
     )  # fmt: skip
     parser.add_argument("--pg-bin", type=Path, help="bin directory of the Postgres to test with")
     parser.add_argument("--keep", action="store_true", help="leave the folder of each run behind")
@@ -48,6 +53,10 @@ def main(arguments: list[str]) -> int:
         proof = prove_limits(options.limits, options.pg_bin)
         print(proof)
         return int(proof.broken)
+    if options.soak:
+        came = soak(options.soak, options.pg_bin, lambda line: print(line, flush=True))
+        print(came)
+        return int(came.broken)
     unknown = set(options.scenario) - SCENARIOS.keys()
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")

@@ -1560,7 +1560,7 @@ def test_old_rows_are_pruned_but_for_those_that_another_table_references(
         RESET session_replication_role;
         INSERT INTO receipts VALUES (10), (20);
     """
-    node = run_node({"tools": TOOLS, "pruned": PRUNED}, setup=setup, poll_interval="1s")
+    node = run_node({"tools": TOOLS, "pruned": PRUNED}, setup=setup, poll_interval="1s", log_level="debug")
     wait_for(conn, "SELECT count(*) = 12 FROM kept_jobs")
     kept = [job_id for (job_id,) in conn.execute("SELECT id FROM kept_jobs ORDER BY id").fetchall()]
     assert kept == [1, 2, 10, 20, *range(31, 39)]

@@ -170,7 +170,7 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
         Hot("promote_jobs", {**promote, "due_from": an_hour_ago}, {DUE, PRIMARY_KEY}),
         Hot("promote_jobs", {**promote, "only": arrays.BigIntegers([5, 10])}, {DUE, PRIMARY_KEY}),
         Hot("find_expired_jobs", {**retention, "after": 1000, "window": 5000}, {PRIMARY_KEY}),
-        Hot("prune_jobs", {**retention, "id": list(range(1000, 1500))}, {PRIMARY_KEY}),
+        Hot("prune_jobs", {"table": table, "id": list(range(1000, 1500))}, {PRIMARY_KEY}),
     ]
 
 

@@ -189,6 +189,16 @@ async def test_rows_that_cannot_be_deleted_are_set_aside_and_keep_no_other(
     assert due_in(conn) < 86_400 + 20
     conn.execute("UPDATE cluster.prune_walks SET due_at = now()")
     assert await node.walk(conn) == 1, "they are not tried again for a while"
+    conn.execute("TRUNCATE receipts")
+    conn.execute("UPDATE old_jobs SET finished_at = now() WHERE id IN (10, 20)")
+    conn.execute("DELETE FROM old_jobs WHERE id = 30")
+    (table,) = node.pruner._tables.values()
+    table.aside.try_soon(1000)
+    assert await node.pruner.tick() == INTERVAL, "no walk is due"
+    assert conn.execute("SELECT id FROM old_jobs ORDER BY id").fetchall() == [(10,), (20,)], (
+        "those are not expired any more"
+    )
+    assert node.reasons() == []
 
 
 async def test_a_table_that_refuses_every_deletion_is_left_alone(conn: psycopg.Connection, node: Node) -> None:
@@ -242,6 +252,20 @@ async def test_another_retention_is_noticed_in_the_middle_of_a_step(
     monkeypatch.setattr("cluster.coordinator.prune.search", changed_first)
     await node.walk(conn)
     assert number(conn) == 0
+
+
+async def test_a_row_that_is_to_be_kept_for_longer_by_now_stays(
+    conn: psycopg.Connection, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(conn, 2, "2 hours")
+
+    async def changed_first(*arguments: Any) -> Any:
+        conn.execute("UPDATE cluster.job_types SET retention = '1 day'")
+        return await search(*arguments)
+
+    monkeypatch.setattr("cluster.coordinator.prune.search", changed_first)
+    await node.walk(conn)
+    assert number(conn) == 2
 
 
 async def test_a_table_that_is_gone_ends_its_walk(conn: psycopg.Connection, node: Node) -> None:
