@@ -370,7 +370,7 @@ class _Table:
         self.unwritten.writing = [o for o in self.unwritten.writing if id(o) not in gone]
         if not self.unwritten.refused and not self.unwritten.pending:
             self.unwritten.refused_pause.worked()
-            self._troubles.end(self.job_type.name, "outcome_refused")
+            self._troubles.end(self, self.job_type.name, "outcome_refused")
 
     def put_back(self, outcomes: list[Outcome]) -> None:
         """To be tried again as soon as the type may be written."""
@@ -383,7 +383,7 @@ class _Table:
             self.unwritten.refused_pause.failed()
         refused.append(outcome)
         detail = f"row {outcome.claim.id}: {brief(error)}"
-        self._troubles.begin(self.job_type.name, "outcome_refused", detail, len(refused))
+        self._troubles.begin(self, self.job_type.name, "outcome_refused", detail, len(refused))
 
     def take_freed_keys(self) -> set[str]:
         keys, self.freed_keys = self.freed_keys, set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from cluster import events
@@ -25,11 +25,12 @@ FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_LOCKED = 1.0, 30.0, 2.0
 
 
 class _Entry(NamedTuple):
-    """since: seconds since the epoch, for people."""
+    """since: seconds since the epoch, for people. holders: who began it and has not ended it."""
 
     detail: str
     rows: int
     since: float
+    holders: frozenset[object]
 
 
 class Troubles:
@@ -40,8 +41,8 @@ class Troubles:
         self._named: dict[tuple[str, str], float] = {}
         """CLOCK_MONOTONIC seconds when each was last named in the log."""
 
-    def begin(self, job_type: str, reason: str, detail: str, rows: int = 0) -> None:
-        """It is there, or still there. rows: set aside for it; 0: the type as a whole."""
+    def begin(self, holder: object, job_type: str, reason: str, detail: str, rows: int = 0) -> None:
+        """It is there, or still there, for this holder. rows: set aside for it; 0: the type as a whole."""
         before = self._entries.get((job_type, reason))
         if before is None:
             now = time.monotonic()
@@ -50,12 +51,19 @@ class Troubles:
                 self._named[job_type, reason] = now
             events.trouble_began(job_type, reason, detail, rows, named=named)
         since = time.time() if before is None else before.since
-        self._entries[job_type, reason] = _Entry(detail, rows, since)
+        holders = frozenset() if before is None else before.holders
+        self._entries[job_type, reason] = _Entry(detail, rows, since, holders | {holder})
 
-    def end(self, job_type: str, reason: str) -> None:
-        """It is over, if it was there."""
-        entry = self._entries.pop((job_type, reason), None)
-        if entry is not None:
+    def end(self, holder: object, job_type: str, reason: str) -> None:
+        """It is over for this holder; with the last one, it is over."""
+        entry = self._entries.get((job_type, reason))
+        if entry is None:
+            return
+        left = entry.holders - {holder}
+        if left:
+            self._entries[job_type, reason] = entry._replace(holders=left)
+        else:
+            del self._entries[job_type, reason]
             events.trouble_over(job_type, reason, time.time() - entry.since)
 
     def listed(self) -> list[dict[str, Any]]:
@@ -105,10 +113,8 @@ class RowsAside:
         troubles: Troubles,
         job_type: str,
         reason: str,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._troubles, self._job_type, self._reason = troubles, job_type, reason
-        self._clock = clock
         self._rows: dict[int, tuple[float, float]] = {}
         """Until when each is set aside, and for how long."""
 
@@ -119,20 +125,20 @@ class RowsAside:
         """It has refused, perhaps again."""
         _, length = self._rows.pop(job_id, (0.0, 0.0))
         length = min(longest, max(first, length * 2))
-        self._rows[job_id] = self._clock() + length, length
-        self._troubles.begin(self._job_type, self._reason, f"row {job_id}: {detail}", len(self._rows))
+        self._rows[job_id] = time.monotonic() + length, length
+        self._troubles.begin(self, self._job_type, self._reason, f"row {job_id}: {detail}", len(self._rows))
 
     def ids(self) -> list[int]:
         """Those that are not to be tried now. A row that has not refused for twice its pause is forgotten."""
         if not self._rows:
             return []
-        now = self._clock()
+        now = time.monotonic()
         self._keep({job_id: row for job_id, row in self._rows.items() if now < row[0] + 2 * row[1]})
         return [job_id for job_id, (until, _) in self._rows.items() if now < until]
 
     def due(self) -> list[int]:
         """Those that may be tried again now."""
-        now = self._clock()
+        now = time.monotonic()
         return [job_id for job_id, (until, _) in self._rows.items() if until <= now]
 
     @property
@@ -142,7 +148,7 @@ class RowsAside:
 
     def next_at(self) -> float:
         """When the next is to be tried again; infinite: none is set aside."""
-        now = self._clock()
+        now = time.monotonic()
         return min((until for until, _ in self._rows.values() if until > now), default=float("inf"))
 
     def accepted(self, ids: Iterable[int]) -> None:
@@ -158,7 +164,7 @@ class RowsAside:
 
     def _keep(self, rows: dict[int, tuple[float, float]]) -> None:
         if len(rows) < len(self._rows) and not rows:
-            self._troubles.end(self._job_type, self._reason)
+            self._troubles.end(self, self._job_type, self._reason)
         self._rows = rows
 
 
@@ -183,14 +189,14 @@ class Hold:
     def begin(self, reason: str, detail: str) -> None:
         """It has failed, perhaps again. A lock may end at any moment."""
         if self._reason not in {"", reason}:
-            self._troubles.end(self._job_type, self._reason)
+            self._troubles.end(self, self._job_type, self._reason)
         self._reason = reason
-        self._troubles.begin(self._job_type, reason, detail)
+        self._troubles.begin(self, self._job_type, reason, detail)
         self._pause.failed(longest=LONGEST_PAUSE_LOCKED if reason == "table_locked" else math.inf)
 
     def end(self) -> None:
         """It has worked."""
         if self._reason:
-            self._troubles.end(self._job_type, self._reason)
+            self._troubles.end(self, self._job_type, self._reason)
             self._reason = ""
             self._pause.worked()

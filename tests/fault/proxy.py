@@ -63,7 +63,12 @@ class Proxy:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        self._loop.close()  # what still waits in it is dropped with it
+        pumps = asyncio.all_tasks(self._loop)
+        for pump in pumps:
+            pump.cancel()
+        self._loop.run_until_complete(asyncio.gather(*pumps, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0))  # sockets close a turn later
+        self._loop.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -73,10 +78,13 @@ class Proxy:
             return
         line = Line(server_writer, writer)
         pumps = [self._ask(line, reader, server_writer), self._answer(line, server_reader, writer)]
-        with contextlib.suppress(ConnectionError, OSError):
-            await asyncio.gather(*pumps)
-        if not line.dead:
-            line.close()
+        try:
+            with contextlib.suppress(ConnectionError, OSError):
+                await asyncio.gather(*pumps)
+        finally:
+            task = asyncio.current_task()
+            if not line.dead or (task is not None and task.cancelling()):
+                line.close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if isinstance(self._target, Path):

@@ -61,12 +61,12 @@ def gauge(job_type: str, reason: str) -> float | None:
 def test_a_trouble_is_named_once_and_shown_until_it_is_over(clock: SimpleNamespace, log: Log) -> None:
     troubles = Troubles()
     for rows in (1, 2, 3):
-        troubles.begin("AJob", "claim_refused", "row 1: no", rows)
+        troubles.begin(1, "AJob", "claim_refused", "row 1: no", rows)
     assert log.lines == [("trouble_began", "claim_refused")]
     assert gauge("AJob", "claim_refused") == 1
     assert [(item["rows"], item["since"]) for item in troubles.listed()] == [(3, 1000.0)]
-    troubles.end("AJob", "claim_refused")
-    troubles.end("AJob", "claim_refused")
+    troubles.end(1, "AJob", "claim_refused")
+    troubles.end(1, "AJob", "claim_refused")
     assert log.lines == [("trouble_began", "claim_refused"), ("trouble_over", "claim_refused")]
     assert gauge("AJob", "claim_refused") is None
     assert troubles.listed() == []
@@ -75,19 +75,19 @@ def test_a_trouble_is_named_once_and_shown_until_it_is_over(clock: SimpleNamespa
 def test_a_trouble_that_comes_and_goes_is_not_named_each_time(clock: SimpleNamespace, log: Log) -> None:
     troubles = Troubles()
     for _ in range(10):
-        troubles.begin("AJob", "query_failed", "no")
-        troubles.end("AJob", "query_failed")
+        troubles.begin(1, "AJob", "query_failed", "no")
+        troubles.end(1, "AJob", "query_failed")
         clock.now += 1
     assert log.lines.count(("trouble_began", "query_failed")) == 1
     clock.now += NAMED_FOR
-    troubles.begin("AJob", "query_failed", "no")
+    troubles.begin(1, "AJob", "query_failed", "no")
     assert log.lines.count(("trouble_began", "query_failed")) == 2
 
 
 def test_what_a_heartbeat_carries_is_small_and_can_be_stored_anywhere(clock: SimpleNamespace, log: Log) -> None:
     troubles = Troubles()
     for number in range(MOST_LISTED * 2):
-        troubles.begin(f"Jöb{number}", "claim_refused", "\x00\ud800ü" * 500)
+        troubles.begin(1, f"Jöb{number}", "claim_refused", "\x00\ud800ü" * 500)
     text = json.dumps(troubles.listed(), ensure_ascii=False)
     assert text.isascii()
     assert "\\u0000" not in text
@@ -121,6 +121,22 @@ def test_a_hold_has_one_reason_at_a_time(clock: SimpleNamespace, log: Log) -> No
     assert troubles.listed() == []
 
 
+def test_what_is_wrong_for_two_reasons_that_share_a_word_is_over_with_the_last(
+    clock: SimpleNamespace, log: Log
+) -> None:
+    """A table that may not be read may not be claimed from either."""
+    troubles = Troubles()
+    looks, claims = Hold(troubles, "AJob"), Hold(troubles, "AJob")
+    looks.begin("no_privilege", "denied")
+    claims.begin("no_privilege", "denied")
+    looks.end()
+    assert gauge("AJob", "no_privilege") == 1
+    assert [item["reason"] for item in troubles.listed()] == ["no_privilege"]
+    claims.end()
+    assert gauge("AJob", "no_privilege") is None
+    assert troubles.listed() == []
+
+
 def test_a_locked_table_is_tried_again_soon_however_long_it_lasts(clock: SimpleNamespace, log: Log) -> None:
     hold = Hold(Troubles(), "AJob")
     for _ in range(10):
@@ -129,7 +145,7 @@ def test_a_locked_table_is_tried_again_soon_however_long_it_lasts(clock: SimpleN
 
 
 def test_a_row_that_refuses_is_left_out_for_longer_each_time(clock: SimpleNamespace, log: Log) -> None:
-    aside = RowsAside(Troubles(), "AJob", "claim_refused", clock.monotonic)
+    aside = RowsAside(Troubles(), "AJob", "claim_refused")
     aside.add(1, "no")
     assert aside.ids() == [1]
     assert aside.next_at() == clock.now + FIRST_PAUSE
@@ -142,7 +158,7 @@ def test_a_row_that_refuses_is_left_out_for_longer_each_time(clock: SimpleNamesp
 
 def test_rows_that_refuse_no_more_end_the_trouble(clock: SimpleNamespace, log: Log) -> None:
     troubles = Troubles()
-    aside = RowsAside(troubles, "AJob", "claim_refused", clock.monotonic)
+    aside = RowsAside(troubles, "AJob", "claim_refused")
     for job_id in (1, 2):
         aside.add(job_id, "no")
     aside.accepted([1])
