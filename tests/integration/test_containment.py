@@ -8,13 +8,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors, sql
+from psycopg import errors
 
 from cluster import Job
 from cluster.migrate import migrate_jobs
-from cluster.privileges import WRITTEN_COLUMNS
 from tests.integration.conftest import RunNode
-from tests.support.nodes import NodeProcess, wait_for, wait_until
+from tests.support.nodes import wait_for, wait_until
+from tests.support.rows import insert, others_go_on, peak_megabytes, run, wait_status, wait_trouble
 
 JOBS = """
 import asyncio
@@ -48,39 +48,6 @@ class GoodJob(Job):
 
 def jobs(limit: int | None = None, attempts: int = 3) -> str:
     return JOBS.format(limit=limit, attempts=attempts)
-
-
-def run(connection: psycopg.Connection, text: str, *parameters: Any) -> list[Any]:
-    cursor = connection.execute(text.encode(), parameters or None)
-    return cursor.fetchall() if cursor.description else []
-
-
-def insert(connection: psycopg.Connection, *labels: str, **columns: Any) -> list[int]:
-    names = sql.SQL("").join(sql.SQL(", ") + sql.Identifier(name) for name in columns)
-    values = sql.SQL("").join(sql.SQL(", ") + sql.Placeholder() for _ in columns)
-    query = sql.SQL("INSERT INTO odd_jobs (label{}) SELECT label{} FROM unnest(%s::text[]) AS label RETURNING id")
-    return [i for (i,) in connection.execute(query.format(names, values), [*columns.values(), list(labels)]).fetchall()]
-
-
-def others_go_on(connection: psycopg.Connection, timeout: float = 5) -> None:
-    """The other type's jobs are performed."""
-    ((job_id,),) = run(connection, "INSERT INTO good_jobs DEFAULT VALUES RETURNING id")
-    wait_for(connection, "SELECT status = 'succeeded' FROM good_jobs WHERE id = %s", [job_id], timeout)
-
-
-def wait_status(connection: psycopg.Connection, status: str, *ids: int, timeout: float = 20) -> None:
-    wait_for(
-        connection, "SELECT bool_and(status::text = %s) FROM odd_jobs WHERE id = ANY (%s)", [status, list(ids)], timeout
-    )
-
-
-def trouble(node: NodeProcess, reason: str, job_type: str = "OddJob") -> float:
-    """As the gauge has it; 0: there is none."""
-    return node.metrics().get(f'cluster_trouble{{job_type="{job_type}",reason="{reason}"}}', 0.0)
-
-
-def wait_trouble(node: NodeProcess, reason: str, *, there: bool = True, timeout: float = 20) -> None:
-    wait_until(lambda: bool(trouble(node, reason)) == there, f"trouble {reason}: {there}", timeout)
 
 
 # --- values ---
@@ -127,13 +94,13 @@ def test_a_delay_of_ages_is_cut_to_a_hundred_years(conn: psycopg.Connection, del
 
 def test_snoozes_backoffs_and_columns_of_ages_harm_nobody(conn: psycopg.Connection, run_node: RunNode) -> None:
     node = run_node(jobs())
-    (snoozed,), (failed,) = insert(conn, "snooze"), insert(conn, "fail")
-    (odd,) = insert(conn, "", at=None)
+    (snoozed,), (failed,) = insert(conn, "odd_jobs", "snooze"), insert(conn, "odd_jobs", "fail")
+    (odd,) = insert(conn, "odd_jobs", "", at=None)
     run(conn, "UPDATE odd_jobs SET at = '20000-01-01' WHERE id = %s", odd)
     ((ancient,),) = run(conn, "INSERT INTO odd_jobs (at) VALUES ('0044-03-15 BC') RETURNING id")
-    wait_status(conn, "scheduled", snoozed)
-    wait_status(conn, "retry", failed)
-    wait_status(conn, "failed", ancient)
+    wait_status(conn, "odd_jobs", "scheduled", [snoozed])
+    wait_status(conn, "odd_jobs", "retry", [failed])
+    wait_status(conn, "odd_jobs", "failed", [ancient])
     others_go_on(conn)
     assert node.stop() == 0
 
@@ -183,9 +150,9 @@ def test_whatever_one_row_raises_at_any_statement_is_its_own_matter(
             ids = [i for (i,) in run(conn, "INSERT INTO odd_jobs (label, run_at) SELECT label, now() + interval '100 milliseconds' "
                                            "FROM unnest(%s::text[]) AS label RETURNING id", labels)]  # fmt: skip
         else:
-            ids = insert(conn, *labels)
+            ids = insert(conn, "odd_jobs", *labels)
         bad = ids.pop(1)
-        wait_status(conn, "succeeded", *ids, timeout=10)
+        wait_status(conn, "odd_jobs", "succeeded", ids, timeout=10)
         others_go_on(conn)
         assert run(conn, "SELECT status <> 'succeeded' FROM odd_jobs WHERE id = %s", bad) == [(True,)]
         run(conn, "DROP FUNCTION refuse CASCADE")
@@ -199,94 +166,15 @@ def test_whatever_one_row_raises_at_any_statement_is_its_own_matter(
     assert node.stop() == 0
 
 
-def test_a_promotion_that_an_index_refuses_waits_for_the_other_row(conn: psycopg.Connection, run_node: RunNode) -> None:
-    unique = "CREATE UNIQUE INDEX one_waits ON odd_jobs (key) WHERE status = 'not_started'"
-    node = run_node(jobs(), setup=unique)
-    run(conn, "INSERT INTO cluster.queues VALUES ('held', now())")
-    (first,) = insert(conn, "", key=1, queue="held")
-    due = "INSERT INTO odd_jobs (key, run_at) VALUES (%s, now() + interval '200 milliseconds') RETURNING id"
-    ((second,),), ((other,),) = run(conn, due, 1), run(conn, due, 2)
-    wait_status(conn, "succeeded", other, timeout=5)
-    wait_trouble(node, "promotion_refused")
-    others_go_on(conn)
-    run(conn, "DELETE FROM cluster.queues")
-    wait_status(conn, "succeeded", first, second)
-    wait_trouble(node, "promotion_refused", there=False, timeout=60)
-
-
-def test_a_unique_index_over_running_rows_makes_the_second_wait_for_the_first(
-    conn: psycopg.Connection, run_node: RunNode
-) -> None:
-    node = run_node(jobs(limit=None), setup="CREATE UNIQUE INDEX one_runs ON odd_jobs (key) WHERE status = 'running'")
-    with conn.transaction():
-        first = insert(conn, "slow 2", key=1)
-        second = insert(conn, "slow 0", "slow 0", key=1)
-        third = insert(conn, "slow 0", key=2)
-    wait_status(conn, "succeeded", *third, timeout=1.5)
-    lines, seconds = len(node.log()), _cpu_seconds(node)
-    others_go_on(conn)
-    wait_status(conn, "running", *first)
-    wait_status(conn, "succeeded", *first, *second)
-    assert _cpu_seconds(node) - seconds < 1.2, "it tries again and again"
-    assert len(node.log()) - lines < 10, node.log()[lines:]
-    assert run(conn, "SELECT DISTINCT attempts_count FROM odd_jobs") == [(1,)]
-
-
-def _cpu_seconds(node: NodeProcess) -> float:
-    with open(f"/proc/{node.pid}/stat") as file:  # noqa: PTH123 - as short as it gets
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
-
-
 def test_an_error_text_that_an_index_does_not_take_is_shortened(conn: psycopg.Connection, run_node: RunNode) -> None:
     node = run_node(jobs(limit=16, attempts=1), setup="CREATE INDEX ON odd_jobs (last_error)")
-    ids = insert(conn, *["long text"] * 20, *[""] * 20)
+    ids = insert(conn, "odd_jobs", *["long text"] * 20, *[""] * 20)
     wait_for(conn, "SELECT bool_and(status IN ('failed', 'succeeded')) FROM odd_jobs")
     assert run(conn, "SELECT count(*) FROM odd_jobs WHERE status = 'failed' AND last_error LIKE '%%Traceback%%'") == [
         (20,)
     ]
     assert not node.log("database_away")
     assert len(ids) == 40
-
-
-def test_a_table_that_a_trigger_needs_and_that_is_gone_keeps_outcomes_until_it_is_back(
-    conn: psycopg.Connection, run_node: RunNode
-) -> None:
-    audit = """
-        CREATE TABLE job_audit (id bigint, status text);
-        CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS
-            $$BEGIN INSERT INTO job_audit VALUES (NEW.id, NEW.status); RETURN NULL; END$$;
-        CREATE TRIGGER audit AFTER UPDATE ON odd_jobs FOR EACH ROW EXECUTE FUNCTION audit()
-    """
-    node = run_node(jobs(), setup=audit, heartbeat_interval="500ms", lease="3s")
-    slow = insert(conn, *["slow 3"] * 5)
-    wait_status(conn, "running", *slow)
-    run(conn, "DROP TABLE job_audit")
-    quick = insert(conn, *[""] * 5)
-    wait_trouble(node, "table_refuses_outcomes")
-    others_go_on(conn)
-    assert not node.log("claims_gone")
-    run(conn, "CREATE TABLE job_audit (id bigint, status text)")
-    wait_status(conn, "succeeded", *slow, *quick, timeout=60)
-    assert run(conn, "SELECT DISTINCT attempts_count FROM odd_jobs WHERE id = ANY (%s)", slow) == [(1,)]
-    assert run(conn, "SELECT count(*) FROM job_audit WHERE status = 'succeeded'") == [(10,)]
-    wait_trouble(node, "table_refuses_outcomes", there=False, timeout=40)
-
-
-def test_outcomes_that_are_refused_stop_the_claims_of_their_type(conn: psycopg.Connection, run_node: RunNode) -> None:
-    node = run_node(
-        jobs(), setup=REFUSE.format(status="succeeded", code="55000").replace("NEW.label LIKE 'bad%%'", "true")
-    )
-    run(conn, "INSERT INTO odd_jobs (label) SELECT '' FROM generate_series(1, 6000)")
-    wait_until(
-        lambda: any("refuses_outcomes" in name or "outcome_refused" in name for name in node.metrics()), "trouble", 20
-    )
-    others_go_on(conn)
-    ((waiting,),) = run(conn, "SELECT count(*) FROM odd_jobs WHERE status = 'not_started'")
-    assert waiting > 3000
-    assert len(node.log()) < 60
-    run(conn, "DROP FUNCTION refuse CASCADE")
-    wait_for(conn, "SELECT bool_and(status = 'succeeded' AND attempts_count = 1) FROM odd_jobs", timeout=60)
 
 
 # --- privileges ---
@@ -308,27 +196,18 @@ def test_a_privilege_that_is_revoked_leaves_out_its_type_until_it_is_granted_aga
 ) -> None:
     grant = f"GRANT SELECT, UPDATE ON odd_jobs, good_jobs TO {node_role}"
     node = run_node(jobs(), setup=grant, role=node_role)
-    (before,) = insert(conn, "")
-    wait_status(conn, "succeeded", before)
+    (before,) = insert(conn, "odd_jobs", "")
+    wait_status(conn, "odd_jobs", "succeeded", [before])
     run(conn, f"REVOKE {privilege} ON odd_jobs FROM {node_role}")
-    (later,) = insert(conn, "")
+    (later,) = insert(conn, "odd_jobs", "")
     wait_trouble(node, "no_privilege")
     others_go_on(conn)
-    assert (
-        run(conn, 'SELECT trouble @> \'[{"job_type": "OddJob", "reason": "no_privilege"}]\' FROM cluster.nodes') or True
-    )
+    told = 'SELECT trouble @> \'[{"job_type": "OddJob", "reason": "no_privilege"}]\' FROM cluster.nodes'
+    wait_for(conn, told)
     run(conn, f"GRANT {privilege} ON odd_jobs TO {node_role}")
-    wait_status(conn, "succeeded", later, timeout=40)
+    wait_status(conn, "odd_jobs", "succeeded", [later], timeout=40)
     wait_trouble(node, "no_privilege", there=False, timeout=40)
     assert node.stop() == 0
-
-
-def test_a_grant_on_the_columns_that_a_node_writes_is_enough(
-    conn: psycopg.Connection, run_node: RunNode, node_role: str
-) -> None:
-    columns = ", ".join(WRITTEN_COLUMNS)
-    run_node(jobs(), setup=f"GRANT SELECT, UPDATE ({columns}) ON odd_jobs, good_jobs TO {node_role}", role=node_role)
-    others_go_on(conn)
 
 
 # --- notifications, from anybody ---
@@ -340,23 +219,23 @@ PAYLOADS = (
 
 def test_no_notification_harms_a_node_or_a_job(conn: psycopg.Connection, run_node: RunNode) -> None:
     node = run_node(jobs())
-    (job_id,) = insert(conn, "slow 2")
-    wait_status(conn, "running", job_id)
+    (job_id,) = insert(conn, "odd_jobs", "slow 2")
+    wait_status(conn, "odd_jobs", "running", [job_id])
     ((oid,),) = run(conn, "SELECT 'odd_jobs'::regclass::oid::bigint")
     for channel in ("cluster_doorbell", "cluster_cancel"):
         for payload in [*PAYLOADS, "", "+", f"{oid} {job_id}", f"{oid}"] * 5:
             run(conn, "SELECT pg_notify(%s, %s)", channel, payload)
     others_go_on(conn)
-    wait_status(conn, "succeeded", job_id)
+    wait_status(conn, "odd_jobs", "succeeded", [job_id])
     assert node.stop() == 0
 
 
 def test_a_cancellation_is_what_the_row_says(conn: psycopg.Connection, run_node: RunNode) -> None:
     run_node(jobs())
-    (job_id,) = insert(conn, "slow 60")
-    wait_status(conn, "running", job_id)
+    (job_id,) = insert(conn, "odd_jobs", "slow 60")
+    wait_status(conn, "odd_jobs", "running", [job_id])
     run(conn, "SELECT cluster.cancel('odd_jobs', %s)", job_id)
-    wait_status(conn, "cancelled", job_id, timeout=3)
+    wait_status(conn, "odd_jobs", "cancelled", [job_id], timeout=3)
 
 
 # --- rows that are too large ---
@@ -367,26 +246,12 @@ def test_a_row_that_is_too_large_for_a_node_is_failed_before_it_is_fetched(
 ) -> None:
     node = run_node(jobs())
     ((large,),) = run(conn, "INSERT INTO odd_jobs (label) VALUES (repeat('0123456789', 24000000)) RETURNING id")
-    rest = insert(conn, *[""] * 5)
-    wait_status(conn, "succeeded", *rest)
-    wait_status(conn, "failed", large)
+    rest = insert(conn, "odd_jobs", *[""] * 5)
+    wait_status(conn, "odd_jobs", "succeeded", [*rest])
+    wait_status(conn, "odd_jobs", "failed", [large])
     ((text,),) = run(conn, "SELECT last_error FROM odd_jobs WHERE id = %s", large)
     assert text.startswith("this row has 228 MB, and a node takes 128 MB at most")
-    assert _peak_megabytes(node) < 250
-
-
-@pytest.mark.slow
-def test_large_rows_are_fetched_one_by_one_and_not_kept(conn: psycopg.Connection, run_node: RunNode) -> None:
-    node = run_node(jobs())
-    run(conn, "INSERT INTO odd_jobs (label) SELECT repeat('0123456789', 2400000) FROM generate_series(1, 8)")
-    wait_for(conn, "SELECT bool_and(status = 'succeeded') FROM odd_jobs", timeout=60)
-    assert _peak_megabytes(node) < 350
-
-
-def _peak_megabytes(node: NodeProcess) -> int:
-    with open(f"/proc/{node.pid}/status") as file:  # noqa: PTH123 - as short as it gets
-        (line,) = (line for line in file if line.startswith("VmHWM"))
-    return int(line.split()[1]) // 1024
+    assert peak_megabytes(node.pid) < 250
 
 
 # --- many queues ---
@@ -419,8 +284,8 @@ def test_a_node_with_its_own_queues_starts_its_jobs_at_once_among_thousands(
         queues="mine,default",
     )
     for queue in ("mine", "default"):
-        (job_id,) = insert(conn, "", queue=queue)
-        wait_status(conn, "succeeded", job_id, timeout=2)
+        (job_id,) = insert(conn, "odd_jobs", "", queue=queue)
+        wait_status(conn, "odd_jobs", "succeeded", [job_id], timeout=2)
     assert run(conn, "SELECT count(*) FROM odd_jobs WHERE status = 'not_started'") == [(5000,)]
 
 
