@@ -18,12 +18,12 @@ import psycopg
 
 from cluster.coordinator import look
 from cluster.coordinator.bounds import Bounds, Found, Place
-from cluster.coordinator.causes import Cause, brief
+from cluster.coordinator.causes import WHY_HELD, Cause, brief
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.look import MOST_FOREIGN, Aside, Head, Look, Seen
 from cluster.coordinator.parked import ParkedKeys
 from cluster.coordinator.shares import Share
-from cluster.coordinator.trouble import Hold, RowsAside, Troubles
+from cluster.coordinator.trouble import Hold, Pace, RowsAside, Troubles
 from cluster.statements import Queue
 
 FRESH_FOR = 1.0
@@ -42,10 +42,8 @@ APART_FOR = 1.0
 """Seconds after a refusal for which outcomes and claims are not written together: each finds out for itself what is wrong."""
 LOWEST_PRIORITY = 100
 
-WHY_HELD = {
-    Cause.LOCKED: "table_locked", Cause.DENIED: "no_privilege", Cause.PASSING: "query_failed", Cause.UNDEFINED: "table_missing",
-}  # fmt: skip
-"""Reasons of troubles that a cause explains by itself."""
+MOST_CLAIMED, MOST_PROMOTED = 10_000, 1000
+"""Rows in one statement."""
 
 
 class Miss(NamedTuple):
@@ -78,6 +76,8 @@ class Backlog:
         self.looks_held = Hold(troubles, job_type.name)
         self.claims_held = Hold(troubles, job_type.name)
         self.promotions_held = Hold(troubles, job_type.name)
+        self.claims_pace = Pace(MOST_CLAIMED)
+        self.promotions_pace = Pace(MOST_PROMOTED)
         self.failures = 0
         """Claims in a row that failed for what may pass."""
         self._apart_until = 0.0
@@ -292,6 +292,7 @@ class Backlog:
     def promoted(self, rows: int, due_in: float | None) -> None:
         """A promotion has worked. due_in: of the look behind it. A row that stays due must be locked."""
         self.promotions_held.end()
+        self.promotions_pace.worked()
         if not rows and due_in is not None and due_in < -OVERDUE:
             self._due_at = time.monotonic() + LOCKED_FOR
 
@@ -358,6 +359,7 @@ class Backlog:
         self._missed.pop(head.queue, None)
         self.claimed_at = time.monotonic()
         self.claims_held.end()
+        self.claims_pace.worked()
         self.failures = 0
 
     def missed(self, head: Head, row: int | None) -> None:

@@ -16,8 +16,10 @@ class Cause(Enum):
     """The connection, or the server as a whole. The statement may have taken effect."""
     LOCKED = auto()
     """Somebody holds a lock: on the table, if the statement skips locked rows."""
+    SLOW = auto()
+    """It did not end in time, or somebody cancelled it: a trigger takes long, or there are too many rows."""
     PASSING = auto()
-    """A deadlock, a timeout, a full disk: the same statement may work in a moment."""
+    """A deadlock, a full disk: the same statement may work in a moment."""
     STALE_PLAN = auto()
     """The table has changed since the statement was prepared: prepare it anew."""
     UNDEFINED = auto()
@@ -32,6 +34,13 @@ class Cause(Enum):
     """Anything else, such as a trigger whose own table is gone: not the row's fault."""
 
 
+WHY_HELD = {
+    Cause.LOCKED: "table_locked", Cause.SLOW: "too_slow", Cause.DENIED: "no_privilege", Cause.PASSING: "query_failed",
+    Cause.UNDEFINED: "table_missing",
+}  # fmt: skip
+"""Reasons of troubles that a cause explains by itself."""
+
+
 def cause_of(error: psycopg.Error, *, alive: bool = True) -> Cause:
     """alive: the connection can still be used."""
     code = error.sqlstate
@@ -44,6 +53,8 @@ def cause_of(error: psycopg.Error, *, alive: bool = True) -> Cause:
         return _OURS[code]
     if not inside and code == "0A000" and error.diag.source_function == "RevalidateCachedQuery":
         return Cause.STALE_PLAN
+    if code == "57014" and error.diag.source_function == "ProcessInterrupts":  # not raised by a trigger
+        return Cause.SLOW
     if code in _ANYWHERE:
         return _ANYWHERE[code]
     return _BY_CLASS.get(code[:2], Cause.TABLE)

@@ -313,7 +313,7 @@ class Claimer:
 
     def _demand(self, backlog: Backlog) -> Demand:
         """How many jobs can begin at once, and how many are wanted, as the pool says; under a limit, within this node's share."""
-        demand = self._placement.demand(backlog.job_type)
+        demand = self._placement.demand(backlog.job_type).at_most(backlog.claims_pace.rows)
         if backlog.limit is None:
             return demand
         if demand.jobs and backlog.room is not None and backlog.room < 2 * demand.jobs:

@@ -20,14 +20,14 @@ from psycopg import AsyncConnection
 
 from cluster import events, metrics
 from cluster.coordinator import arrays, pipeline
-from cluster.coordinator.causes import Cause, brief, cause_of
+from cluster.coordinator.causes import WHY_HELD, Cause, brief, cause_of
 from cluster.coordinator.claims import Claim, Outcome
 from cluster.coordinator.job_types import JobType, exists, forget
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
-from cluster.coordinator.refusal import ROWS_OWN, SHORT, is_lost, search
+from cluster.coordinator.refusal import NO_ROWS, ROWS_OWN, SHORT, is_lost, search
 from cluster.coordinator.session import Session
-from cluster.coordinator.trouble import Hold, Troubles
+from cluster.coordinator.trouble import Hold, Pace, Troubles
 from cluster.coordinator.unwritten import MOST_REFUSED, Unwritten, success_parameters
 from cluster.error_text import shorten, storable
 from cluster.frames import QUEUE, WAIT
@@ -159,7 +159,8 @@ class Finisher:
         """TransientDatabaseError: the session is lost, and all is pending again."""
         unwritten = table.unwritten
         unwritten.waits_until = None
-        unwritten.writing, unwritten.pending = unwritten.pending[:LARGEST_BATCH], unwritten.pending[LARGEST_BATCH:]
+        rows = table.pace.rows
+        unwritten.writing, unwritten.pending = unwritten.pending[:rows], unwritten.pending[rows:]
         if not table.job_type.oid:
             await self._keep_or_drop(table)
             return
@@ -178,8 +179,7 @@ class Finisher:
             async with self._session.use() as connection:
                 try:
                     self._settle(table, batch, await _written(connection, table.job_type, batch))
-                    table.hold.end()
-                    table.failures = 0
+                    table.worked()
                 except psycopg.Error as error:
                     if is_lost(connection, error):
                         raise
@@ -228,11 +228,13 @@ class Finisher:
             table.failures += 1
             at = time.monotonic() + PASSING_PAUSE * 2.0**table.failures
             table.unwritten.locked.append((at, batch.outcomes))
-        elif cause in _WHOLE:
+        elif cause is Cause.SLOW and table.pace.too_slow():
+            table.put_back(batch.outcomes)  # the next batch is smaller
+        elif cause in NO_ROWS:
             if cause is Cause.UNDEFINED and not await _is_there(connection, table.job_type):
                 forget(table.job_type)  # the claimer looks for it again
             table.put_back(batch.outcomes)
-            table.hold.begin(_WHOLE[cause], brief(error))
+            table.hold.begin(WHY_HELD[cause], brief(error))
         else:
             await self._write_one_by_one(connection, table, batch, error)
 
@@ -259,7 +261,7 @@ class Finisher:
         found = await search(connection, list(range(len(batch.outcomes))), write)
         if found.fault is not None:
             table.put_back(batch.outcomes)
-            table.hold.begin("table_refuses_outcomes", brief(found.fault))
+            table.hold.begin(WHY_HELD.get(cause_of(found.fault), "table_refuses_outcomes"), brief(found.fault))
             return
         table.hold.end()
         table.put_back([batch.outcomes[place] for place in found.untried])
@@ -334,12 +336,6 @@ class _Written(NamedTuple):
     keys: set[str]
 
 
-_WHOLE = {
-    Cause.LOCKED: "table_locked", Cause.DENIED: "no_privilege", Cause.UNDEFINED: "table_missing",
-}  # fmt: skip
-"""Causes that no single row explains, with the reason of the trouble."""
-
-
 class _Table:
     """What the finisher knows of one job type."""
 
@@ -348,6 +344,7 @@ class _Table:
         self.unwritten = Unwritten()
         self.hold = Hold(troubles, job_type.name)
         """While it lasts nothing of the type is written."""
+        self.pace = Pace(LARGEST_BATCH)
         self.locked_pause = LOCKED_PAUSE / 2
         self.failures = 0
         """In a row, for what may pass."""
@@ -371,6 +368,12 @@ class _Table:
         if not self.unwritten.refused and not self.unwritten.pending:
             self.unwritten.refused_pause.worked()
             self._troubles.end(self, self.job_type.name, "outcome_refused")
+
+    def worked(self) -> None:
+        """A statement has."""
+        self.hold.end()
+        self.pace.worked()
+        self.failures = 0
 
     def put_back(self, outcomes: list[Outcome]) -> None:
         """To be tried again as soon as the type may be written."""

@@ -301,6 +301,9 @@ async def _prepare_planner(connection: AsyncConnection[object]) -> None:
     await connection.execute("SET enable_seqscan = off")
     await connection.execute("SET jit = off")  # compiling them takes seconds, running them a millisecond
     await connection.execute("SET lock_timeout = '200ms'")
+    await connection.execute(
+        "SET statement_timeout = '2s'"
+    )  # nobody else's jobs wait longer for a table's slow trigger
     await connection.execute("SET synchronous_commit = on")
     await connection.execute("SET default_transaction_isolation = 'read committed'")
     await notice_silence(connection)

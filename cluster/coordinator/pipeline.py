@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cache
 from itertools import count
@@ -45,6 +46,7 @@ _Key = tuple[bytes, tuple[int, ...]]
 """A statement and the types of its values."""
 _prepared: WeakKeyDictionary[AsyncConnection[Any], dict[_Key, bytes]] = WeakKeyDictionary()
 _adapters: WeakKeyDictionary[AsyncConnection[Any], abc.Transformer] = WeakKeyDictionary()
+_answered: WeakKeyDictionary[AsyncConnection[Any], float] = WeakKeyDictionary()
 _numbers = count()
 
 
@@ -78,6 +80,11 @@ async def ask(connection: AsyncConnection[Any], commands: Sequence[Command]) -> 
     if answer.error is not None:
         raise answer.error
     return answer.results
+
+
+def answered_at(connection: AsyncConnection[Any]) -> float:
+    """CLOCK_MONOTONIC seconds when a transaction of a pipeline was last answered, worked or not; 0: none was yet."""
+    return _answered.get(connection, 0.0)
 
 
 class Answers:
@@ -135,6 +142,7 @@ class Answers:
                 refused = refused or error
                 _prepared.get(self._connection, {}).pop(key, None)
         results = await self._until_sync()
+        _answered[self._connection] = time.monotonic()
         error = refused or _error_of(self._connection, results)
         if isinstance(error, errors.InvalidSqlStatementName):
             _prepared.pop(self._connection, None)

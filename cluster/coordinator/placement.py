@@ -38,6 +38,9 @@ class Demand(NamedTuple):
     jobs: int
     whole: int
 
+    def at_most(self, jobs: int) -> Demand:
+        return self if self.jobs <= jobs else Demand(min(self.slots, jobs), jobs, min(self.whole, jobs))
+
 
 class _Whole(NamedTuple):
     """A claim that waits for a worker to itself."""

@@ -16,13 +16,12 @@ from psycopg import AsyncConnection
 from cluster import events, statements
 from cluster.coordinator import pipeline
 from cluster.coordinator.arrays import BigIntegers
-from cluster.coordinator.backlog import WHY_HELD
-from cluster.coordinator.causes import brief, cause_of
+from cluster.coordinator.causes import WHY_HELD, Cause, brief, cause_of
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
 from cluster.coordinator.refusal import Found, is_lost, search
 from cluster.coordinator.session import Session
-from cluster.coordinator.trouble import Hold, RowsAside, Troubles
+from cluster.coordinator.trouble import Hold, Pace, RowsAside, Troubles
 
 WINDOW = 2000
 """Rows looked at in one step."""
@@ -54,6 +53,7 @@ class _Table:
         self.step = step
         self.hold = Hold(troubles, step.job_type)
         """It can't be pruned at all."""
+        self.pace = Pace(WINDOW)
         self.aside = RowsAside(troubles, step.job_type, "prune_refused")
         """Rows that can't be deleted: another table references them, or a trigger says no."""
 
@@ -81,7 +81,7 @@ class Pruner:
                 await connection.execute(statements.statement("plan_pruning"))
                 for table in self._tables.values():
                     if table.hold.is_over and (due := table.aside.due()):
-                        await self._guarded(connection, table, self._try_again(connection, table, due[:WINDOW]))
+                        await self._guarded(connection, table, self._try_again(connection, table, due))
             leave = [oid for oid, table in self._tables.items() if not table.hold.is_over]
             cursor = await connection.execute(statements.statement("take_prune_step"), {"leave": leave})
             row = await cursor.fetchone()
@@ -100,7 +100,8 @@ class Pruner:
         except psycopg.Error as error:
             if is_lost(connection, error):
                 raise
-            table.hold.begin(WHY_HELD.get(cause_of(error), "table_refuses_pruning"), brief(error))
+            if cause_of(error) is not Cause.SLOW or not table.pace.too_slow():
+                table.hold.begin(WHY_HELD.get(cause_of(error), "table_refuses_pruning"), brief(error))
         else:
             table.hold.end()
 
@@ -113,16 +114,18 @@ class Pruner:
         (answer,) = await pipeline.ask(connection, [command])
         ((reached, expired, expires_at),) = pipeline.rows(pipeline.adapter_of(connection), answer)
         aside = set(table.aside.ids())
-        found = await self._delete(connection, table, [job_id for job_id in expired if job_id not in aside])
-        if found.untried and not table.aside.is_full:
-            reached = min(found.untried) - 1  # the search goes upwards: the next step goes on where it had to stop
+        wanted = [job_id for job_id in expired if job_id not in aside]
+        found = await self._delete(connection, table, wanted[: table.pace.rows])
+        untried = [*found.untried, *wanted[table.pace.rows :]]
+        if untried and not table.aside.is_full:
+            reached = min(untried) - 1  # the search goes upwards: the next step goes on where it had to stop
         refused = bool(found.refused or aside.intersection(expired))
         end = {**keeps, "table": step.table, "reached": reached, "expires_at": expires_at, "refused": refused}
         await pipeline.ask(connection, [Command(statements.text("end_prune_step").encode(), end)])
 
     async def _try_again(self, connection: AsyncConnection[Any], table: _Table, ids: list[int]) -> None:
         """Rows that could not be deleted, whether a walk comes by or not."""
-        await self._delete(connection, table, ids)
+        await self._delete(connection, table, ids[: table.pace.rows])
 
     async def _delete(self, connection: AsyncConnection[Any], table: _Table, ids: list[int]) -> Found:
         """Those that can be, and may still be. psycopg.Error: the table refuses it as a whole."""
@@ -141,6 +144,7 @@ class Pruner:
             events.pruned(step.job_type, gone)
         if found.fault is not None:
             raise found.fault
+        table.pace.worked()
         if found.refused and not table.aside:
             events.prune_skipped(step.job_type, [job_id for job_id, _ in found.refused], found.refused[0][1])
         for job_id, error in found.refused:

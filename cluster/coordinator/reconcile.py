@@ -17,14 +17,13 @@ from psycopg import AsyncConnection
 from cluster import events
 from cluster.coordinator import pipeline
 from cluster.coordinator.arrays import Instant
-from cluster.coordinator.backlog import WHY_HELD
-from cluster.coordinator.causes import Cause, brief, cause_of
+from cluster.coordinator.causes import WHY_HELD, Cause, brief, cause_of
 from cluster.coordinator.claims import Claim
 from cluster.coordinator.job_types import JobType, exists
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
-from cluster.coordinator.refusal import is_lost
+from cluster.coordinator.refusal import NO_ROWS, ROWS_OWN, is_lost
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Hold, RowsAside, Troubles
 
@@ -193,6 +192,8 @@ class Reconciler:
             if row.age > after and row.key not in known and row.id not in aside:
                 async with self._session.use() as connection:
                     await self._release(connection, job_type, lease, row)
+                if not self._holds[job_type].is_over:
+                    return
 
     async def _release(self, connection: AsyncConnection[Any], job_type: JobType, lease: Lease, row: Row) -> None:
         """Nobody performs it. If it refuses to wait again, another row may be in its way, for now or for good."""
@@ -205,7 +206,11 @@ class Reconciler:
                 if is_lost(connection, error):
                     raise
                 first = first or error
-                if cause_of(error) not in {Cause.ROW, Cause.TAKEN}:
+                cause = cause_of(error)
+                if cause in NO_ROWS and cause is not Cause.LOCKED:
+                    self._holds[job_type].begin(WHY_HELD[cause], brief(error))
+                    return
+                if cause not in ROWS_OWN:
                     break
                 reason = f"the database refuses to let this job wait again: {brief(first)}" if how == "later" else None
             else:

@@ -15,12 +15,11 @@ from psycopg import AsyncConnection
 from cluster import events
 from cluster.coordinator import pipeline
 from cluster.coordinator.arrays import BigIntegers
-from cluster.coordinator.backlog import WHY_HELD, Backlog
-from cluster.coordinator.causes import Cause, brief, cause_of
+from cluster.coordinator.backlog import Backlog
+from cluster.coordinator.causes import WHY_HELD, Cause, brief, cause_of
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.pipeline import Command
 from cluster.coordinator.round_trip import (
-    PROMOTE_BATCH,
     Plan,
     Refusal,
     RoundTrip,
@@ -40,7 +39,7 @@ MAY_PASS = 3
 """Failures in a row for what may pass by itself, such as a deadlock, before rows are tried one by one."""
 ROWS_OWN = {Cause.ROW, Cause.TAKEN}
 """Causes that lie in a row, or between it and another one."""
-NO_ROWS = {Cause.LOCKED, Cause.DENIED, Cause.UNDEFINED}
+NO_ROWS = {Cause.LOCKED, Cause.SLOW, Cause.DENIED, Cause.UNDEFINED}
 """Causes that no row explains: there is nothing to search for."""
 SHORT = 2000
 """Characters of what is written into a row that refuses longer texts, or may."""
@@ -56,6 +55,8 @@ async def settle_claim(
     backlog.keep_apart()
     if plan.successes:
         return  # they may be to blame: the finisher finds out, the next claim goes alone
+    if refusal.cause is Cause.SLOW and backlog.claims_pace.too_slow():
+        return  # the next one takes fewer
     if refusal.cause in NO_ROWS:
         backlog.claim_failed(refusal.cause, refusal.error)
         return
@@ -87,10 +88,12 @@ async def settle_claim(
 
 async def settle_promotion(connection: AsyncConnection[Any], backlog: Backlog, refusal: Refusal) -> None:
     """A promotion was refused: promotes what can be promoted. The other rows stay as they are."""
+    if refusal.cause is Cause.SLOW and backlog.promotions_pace.too_slow():
+        return  # the next one is about fewer
     if refusal.cause in NO_ROWS:
         backlog.promotions_held.begin(WHY_HELD[refusal.cause], brief(refusal.error))
         return
-    parameters = {"set_aside": BigIntegers(backlog.due_aside.ids()), "limit": PROMOTE_BATCH}
+    parameters = {"set_aside": BigIntegers(backlog.due_aside.ids()), "limit": backlog.promotions_pace.rows}
     listing = Command(backlog.job_type.statement("list_due_jobs"), parameters)
 
     async def promote(only: list[int]) -> int:

@@ -22,14 +22,13 @@ from psycopg import AsyncConnection
 from cluster import events, locks, statements
 from cluster.coordinator import pipeline
 from cluster.coordinator.arrays import BigIntegers
-from cluster.coordinator.backlog import WHY_HELD
-from cluster.coordinator.causes import brief, cause_of
+from cluster.coordinator.causes import WHY_HELD, Cause, brief, cause_of
 from cluster.coordinator.lease import GRACE
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
 from cluster.coordinator.refusal import ROWS_OWN, is_lost, search
 from cluster.coordinator.session import Session
-from cluster.coordinator.trouble import Hold, RowsAside, Troubles
+from cluster.coordinator.trouble import Hold, Pace, RowsAside, Troubles
 from cluster.lease_clock import boottime
 
 LOOK_INTERVAL, LONGEST_LOOK_INTERVAL = 0.6, 2.0
@@ -124,6 +123,7 @@ class _Table:
         self.job_type = name
         self.hold = Hold(troubles, name)
         """It can't be asked, or refuses as a whole."""
+        self.pace = Pace(BATCH)
         self.aside = RowsAside(troubles, name, "rescue_refused")
         self.address: tuple[str, str] = ("", "")
         self.most: dict[str, int] = {}
@@ -216,7 +216,7 @@ class Rescuer:
             for table, found in orphans.items():
                 async with self._writing.use() as connection:
                     await self._rescue(connection, table, found, crashed)
-        if any(len(found) == BATCH for found in orphans.values()):
+        if any(len(found) >= table.pace.rows and table.hold.is_over for table, found in orphans.items()):
             return 0.0
         held = [table.hold.until - time.monotonic() for table in tables if not table.hold.is_over]
         return max(0.0, min(held, default=math.inf))
@@ -301,7 +301,7 @@ class Rescuer:
             return False
 
         try:
-            found = await search(connection, [orphan.id for orphan in orphans], rescue)
+            found = await search(connection, [orphan.id for orphan in orphans[: table.pace.rows]], rescue)
             for job_id, error in found.refused:
                 if cause_of(error) not in ROWS_OWN or not await otherwise(job_id, error):
                     table.aside.add(job_id, brief(error))
@@ -310,8 +310,10 @@ class Rescuer:
                 raise
             table.hold.begin(WHY_HELD.get(cause_of(error), "table_refuses_rescue"), brief(error))
             return
-        if found.fault is not None:
-            cause = cause_of(found.fault)
-            table.hold.begin(WHY_HELD.get(cause, "table_refuses_rescue"), brief(found.fault))
-        else:
+        if found.fault is None:
             table.hold.end()
+            table.pace.worked()
+            return
+        cause = cause_of(found.fault)
+        if cause is not Cause.SLOW or not table.pace.too_slow():
+            table.hold.begin(WHY_HELD.get(cause, "table_refuses_rescue"), brief(found.fault))

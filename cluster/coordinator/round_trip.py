@@ -26,8 +26,6 @@ from cluster.coordinator.placement import Demand
 from cluster.coordinator.unwritten import success_parameters
 from cluster.frames import ID, RawRow, integer
 
-PROMOTE_BATCH = 1000
-
 
 class Plan(NamedTuple):
     """One claim. priority: the worst it may take; demand: what the node has room for.
@@ -187,8 +185,8 @@ class RoundTrip:
 def promotion(backlog: Backlog, only: list[int] | None = None) -> Command:
     """Makes rows that are due claimable; the looks after it see those. only: ids to choose from; None: all."""
     parameters = {
-        "limit": PROMOTE_BATCH, "due_from": backlog.bounds.due_from, "set_aside": BigIntegers(backlog.due_aside.ids()),
-        "only": None if only is None else BigIntegers(only),
+        "limit": backlog.promotions_pace.rows, "due_from": backlog.bounds.due_from,
+        "set_aside": BigIntegers(backlog.due_aside.ids()), "only": None if only is None else BigIntegers(only),
     }  # fmt: skip
     backlog.bounds.promoted()
     return Command(backlog.job_type.statement("promote_jobs"), parameters)

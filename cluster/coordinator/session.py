@@ -18,6 +18,7 @@ import psycopg
 from psycopg import AsyncConnection, errors, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from cluster.coordinator import pipeline
 from cluster.coordinator.causes import Cause, brief, cause_of
 
 KEEPALIVE = {
@@ -72,13 +73,14 @@ class Session:
         self._reader: int | None = None
         self._silent = False
         self._kept: list[socket.socket] = []
+        self._patience: asyncio.TimerHandle | None = None
         self._backends: list[tuple[int, datetime]] = []
         """Process id and start of the server's processes for this session and for those before that may not have ended."""
 
     @contextlib.asynccontextmanager
     async def use(self, deadline: float = 10.0) -> AsyncIterator[AsyncConnection[Any]]:
-        """The connection, for at most `deadline` seconds. TransientDatabaseError: the session is lost; psycopg.Error: what is wrong
-        with a statement is its owner's, see `causes`; the session goes on."""
+        """The connection, for at most `deadline` seconds without an answer from a pipeline. TransientDatabaseError: the session is
+        lost; psycopg.Error: what is wrong with a statement is its owner's, see `causes`; the session goes on."""
         async with self._turn:
             self._stop_listening()
             try:
@@ -95,12 +97,12 @@ class Session:
                 async with asyncio.timeout(deadline):
                     connection = await self._connect()
             # Cancelling would first ask the server to cancel, and wait for its answer: hang up instead.
-            left = deadline - (time.monotonic() - started)
-            timer = asyncio.get_running_loop().call_later(left, self._hang_up, connection)
+            self._lose_patience_at(started + deadline, connection, deadline)
             try:
                 yield connection
             finally:
-                timer.cancel()
+                if self._patience is not None:
+                    self._patience.cancel()
         except TimeoutError as error:
             await self.close()
             raise TransientDatabaseError(f"no connection to Postgres within {deadline:g} s", silent=True) from error
@@ -185,6 +187,16 @@ class Session:
                 await self.close()
 
     # --- silence ---
+
+    def _lose_patience_at(self, until: float, connection: AsyncConnection[Any], deadline: float) -> None:
+        """Many slow answers are no silence."""
+        until = max(until, pipeline.answered_at(connection) + deadline)
+        left = until - time.monotonic()
+        loop = asyncio.get_running_loop()
+        if left > 0:
+            self._patience = loop.call_later(left, self._lose_patience_at, until, connection, deadline)
+        else:
+            self._hang_up(connection)
 
     def _hang_up(self, connection: AsyncConnection[Any]) -> None:
         """Ends the wait for an answer that does not come.

@@ -22,6 +22,10 @@ MOST_ROWS = 10_000
 """Rows of one type that may be set aside for one reason; more of them, and the type waits as a whole."""
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE_LOCKED = 1.0, 30.0, 2.0
 """Seconds."""
+PAUSE_SLOW = 60.0
+"""Seconds until what was too slow even for one row is tried again: others wait for it, so it must be a small part of the time."""
+CAREFUL_FOR = 60.0
+"""Seconds for which a statement that was too slow with some rows is not tried with as many again."""
 
 
 class _Entry(NamedTuple):
@@ -92,14 +96,37 @@ class Pause:
         """It may be tried now."""
         return time.monotonic() >= self.until
 
-    def failed(self, longest: float = math.inf) -> None:
-        """Once more. longest: this time."""
-        self._length = min(self._longest, longest, max(self._first, self._length * 2))
+    def failed(self, shortest: float = 0.0, longest: float = math.inf) -> None:
+        """Once more. shortest, longest: this time."""
+        self._length = max(shortest, min(self._longest, longest, max(self._first, self._length * 2)))
         self.until = time.monotonic() + self._length
 
     def worked(self) -> None:
         """The next failure is the first again."""
         self._length = self.until = 0.0
+
+
+class Pace:
+    """How many rows one statement may be about. Where so many took too long, one, and then as many as work."""
+
+    def __init__(self, most: int) -> None:
+        self._usual = self._most = self.rows = most
+        self._careful_until = 0.0
+
+    def worked(self) -> None:
+        """It has ended in time."""
+        if self.rows < self._usual:
+            if time.monotonic() >= self._careful_until:
+                self._most = self._usual
+            self.rows = min(self._most, self.rows * 2)
+
+    def too_slow(self) -> bool:
+        """It has not. Whether fewer rows can be tried."""
+        if self.rows == 1:
+            return False
+        self._most, self.rows = max(1, self.rows // 4), 1
+        self._careful_until = time.monotonic() + CAREFUL_FOR
+        return True
 
 
 class RowsAside:
@@ -168,6 +195,11 @@ class RowsAside:
         self._rows = rows
 
 
+_SHORTEST = {"too_slow": PAUSE_SLOW}
+_LONGEST = {"table_locked": LONGEST_PAUSE_LOCKED}
+"""Pauses of a hold, by its reason."""
+
+
 class Hold:
     """One thing that is not done to a job type for now, because it failed for the type as a whole."""
 
@@ -192,7 +224,7 @@ class Hold:
             self._troubles.end(self, self._job_type, self._reason)
         self._reason = reason
         self._troubles.begin(self, self._job_type, reason, detail)
-        self._pause.failed(longest=LONGEST_PAUSE_LOCKED if reason == "table_locked" else math.inf)
+        self._pause.failed(_SHORTEST.get(reason, 0.0), _LONGEST.get(reason, math.inf))
 
     def end(self) -> None:
         """It has worked."""

@@ -28,6 +28,8 @@ class Obstacle:
     end: str
     reason: str = ""
     fails: bool = False
+    stall: float = 2.0
+    """Seconds that the others may have to wait for it, when nodes meet it."""
 
     @contextlib.contextmanager
     def stand(self, connection: psycopg.Connection[Any], *tables: str, role: str) -> Iterator[None]:
@@ -62,6 +64,13 @@ def _check(condition: str) -> tuple[str, str]:
         "ALTER TABLE {table} DROP CONSTRAINT refuse",
     )
 
+
+_TAKE_LONG = """
+    CREATE FUNCTION take_long_{table}() RETURNS trigger LANGUAGE plpgsql AS
+        $$BEGIN PERFORM pg_sleep(20); RETURN NEW; END$$;
+    CREATE TRIGGER take_long BEFORE UPDATE ON {table} FOR EACH ROW
+        WHEN ({condition}) EXECUTE FUNCTION take_long_{table}()
+"""
 
 OBSTACLES = {
     "odd_rows": Obstacle(
@@ -122,6 +131,20 @@ OBSTACLES = {
         "a trigger refuses that some rows are deleted",
         *_trigger("OLD.id % 7 = 0", event="DELETE"),
         reason="prune_refused",
+    ),
+    "slow_claims": Obstacle(
+        "a trigger takes 20 s for each claim of two types",
+        _TAKE_LONG.replace("{condition}", "NEW.status = 'running'"),
+        "DROP FUNCTION take_long_{table} CASCADE",
+        reason="too_slow",
+        stall=8.0,
+    ),
+    "slow_outcomes": Obstacle(
+        "a trigger takes 20 s for each outcome of two types",
+        _TAKE_LONG.replace("{condition}", "NEW.status = 'succeeded'"),
+        "DROP FUNCTION take_long_{table} CASCADE",
+        reason="too_slow",
+        stall=8.0,
     ),
     "revoked_update": Obstacle(
         "the nodes' role may not update two tables any more",

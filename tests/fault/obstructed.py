@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -58,12 +59,13 @@ class ObstacleStage(Stage):
         del number
         return {"poll_interval": 1}
 
-    def go_on(self, seconds: float, *left_out: str) -> None:
-        """For so long, jobs of types that are not left out begin all the time."""
-        for _ in range(round(seconds / 2)):
+    def go_on(self, seconds: float, stall: float, *left_out: str) -> None:
+        """For so long, jobs of types that are not left out begin all the time. stall: seconds without any that are let pass."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
             before = self._starts(left_out)
-            self.wait(2)
-            assert self._starts(left_out) > before, f"nothing but {', '.join(left_out)} began for 2 s"
+            self.wait(stall)
+            assert self._starts(left_out) > before, f"nothing but {', '.join(left_out)} began for {stall:g} s"
 
     def _starts(self, left_out: tuple[str, ...]) -> int:
         return sum(execution.job[0] not in left_out for execution in self.executions())
@@ -101,11 +103,11 @@ def _obstructed(stage: Stage, name: str, tables: tuple[str, ...], end: Callable[
         with obstacle.stand(connection, *tables, role=ROLE):
             stage.fault()
             _enqueue(connection, tables)
-            stage.go_on(4, *VICTIMS)
+            stage.go_on(4, obstacle.stall, *VICTIMS)
             if obstacle.reason:
                 wait_until(lambda: _is_told(connection, obstacle.reason), f"nodes tell of {obstacle.reason}", 15)
             end(stage)
-            stage.go_on(6, *VICTIMS)
+            stage.go_on(6, obstacle.stall, *VICTIMS)
             if obstacle.fails:
                 stage.may_fail |= set(_rows(connection))
         while sum(node.exit_code is None for node in stage.nodes) < living:

@@ -568,6 +568,8 @@ SCENARIOS = {
                 ("refuse_promotions", beside),
                 ("refuse_releases", drain_beside),
                 ("refuse_pruning", prune_beside),
+                ("slow_claims", beside),
+                ("slow_outcomes", beside),
                 ("revoked_update", beside),
                 ("revoked_select", beside),
             )

@@ -178,6 +178,45 @@ def test_outcomes_that_are_refused_stop_the_claims_of_their_type_only(
     assert node.stop() == 0
 
 
+# --- what takes long ---
+
+SLOW = """
+CREATE FUNCTION take_long_{table}() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END$$;
+CREATE TRIGGER take_long BEFORE UPDATE ON {table} FOR EACH ROW WHEN (NEW.status = '{status}')
+EXECUTE FUNCTION take_long_{table}()
+"""
+
+
+def test_a_trigger_that_takes_long_costs_its_own_type(conn: psycopg.Connection, run_node: RunNode) -> None:
+    """At a claim, at an outcome, at a promotion; each longer than a statement may take."""
+    node = run_node(SOURCE, **QUICK)
+    for table, status in (("odd_jobs", "running"), ("limited_jobs", "succeeded"), ("first_jobs", "not_started")):
+        run(conn, SLOW.format(table=table, status=status, seconds=30))
+    insert(conn, "odd_jobs", *[""] * 20)
+    insert(conn, "limited_jobs", *[""] * 20)
+    run(conn, "INSERT INTO first_jobs (run_at) SELECT now() + '300 ms' FROM generate_series(1, 20)")
+    for job_type in ("OddJob", "LimitedJob", "FirstJob"):
+        wait_trouble(node, "too_slow", job_type)
+    for _ in range(5):
+        others_go_on(conn, "good_jobs", "worse_jobs", timeout=1)
+    assert not node.log("database_away"), "the server was never silent"
+    assert node.stop() == 0
+
+
+def test_a_trigger_that_takes_some_time_for_each_row_gets_fewer_rows_at_once(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    node = run_node(SOURCE, **QUICK)
+    run(conn, SLOW.format(table="odd_jobs", status="running", seconds=0.05))
+    run(conn, SLOW.format(table="worse_jobs", status="succeeded", seconds=0.05))
+    ids = {table: insert(conn, table, *[""] * 100) for table in ("odd_jobs", "worse_jobs")}
+    for table, inserted in ids.items():
+        wait_status(conn, table, "succeeded", inserted, timeout=40)
+        assert run(conn, f"SELECT DISTINCT attempts_count FROM {table}") == [(1,)]
+    assert not node.log("trouble_began")
+    assert node.stop() == 0
+
+
 # --- release and rescue ---
 
 

@@ -61,6 +61,12 @@ def test_a_stale_plan_is_told_by_where_the_server_found_it() -> None:
     assert cause_of(Told("0A000")) is Cause.TABLE
 
 
+def test_what_was_cancelled_is_not_what_a_trigger_raises_with_that_code() -> None:
+    assert cause_of(Told("57014", function="ProcessInterrupts")) is Cause.SLOW
+    assert cause_of(Told("57014", function="ProcessInterrupts", inside=True)) is Cause.SLOW
+    assert cause_of(Told("57014", function="exec_stmt_raise", inside=True)) is Cause.PASSING
+
+
 def test_the_drivers_own_errors_are_the_connections_or_a_values() -> None:
     assert cause_of(psycopg.OperationalError("gone")) is Cause.LOST
     assert cause_of(psycopg.InterfaceError("closed")) is Cause.LOST

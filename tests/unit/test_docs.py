@@ -102,7 +102,7 @@ def test_all_reasons_of_troubles_are_documented() -> None:
     given = {
         name
         for source in sources
-        for name in re.findall(r'"(\w+_refused|table_\w+|no_privilege|query_failed)"', source)
+        for name in re.findall(r'"(\w+_refused|table_\w+|no_privilege|query_failed|too_slow)"', source)
     }
     section = (
         text_of("docs/operations.md").split("\n## Something is wrong with one job type\n", 1)[1].split("\n## ", 1)[0]

@@ -12,12 +12,15 @@ from prometheus_client import REGISTRY
 from cluster import events, metrics
 from cluster.coordinator import trouble
 from cluster.coordinator.trouble import (
+    CAREFUL_FOR,
     FIRST_PAUSE,
     LONGEST_PAUSE,
     LONGEST_PAUSE_LOCKED,
     MOST_LISTED,
     NAMED_FOR,
+    PAUSE_SLOW,
     Hold,
+    Pace,
     Pause,
     RowsAside,
     Troubles,
@@ -108,6 +111,30 @@ def test_pauses_grow_until_something_has_worked(clock: SimpleNamespace) -> None:
     pause.worked()
     pause.failed()
     assert pause.until - clock.now == FIRST_PAUSE
+
+
+def test_where_many_rows_were_too_slow_one_is_tried_and_then_as_many_as_work(clock: SimpleNamespace) -> None:
+    pace = Pace(1000)
+    pace.worked()
+    assert pace.rows == 1000
+    assert pace.too_slow()
+    sizes = []
+    for _ in range(12):
+        sizes.append(pace.rows)
+        pace.worked()
+    assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, *[250] * 4]
+    clock.now += CAREFUL_FOR
+    for _ in range(3):
+        pace.worked()
+    assert pace.rows == 1000
+
+
+def test_what_is_too_slow_for_one_row_is_tried_again_only_after_a_minute(clock: SimpleNamespace, log: Log) -> None:
+    pace, hold = Pace(1000), Hold(Troubles(), "AJob")
+    assert pace.too_slow()
+    assert not pace.too_slow()
+    hold.begin("too_slow", "canceled")
+    assert hold.until - clock.now == PAUSE_SLOW
 
 
 def test_a_hold_has_one_reason_at_a_time(clock: SimpleNamespace, log: Log) -> None:
