@@ -16,7 +16,8 @@ A claim that is with a worker has a ticket, a number that is never used again: i
     worker -> coordinator
         ("importing", module)             begins to import a module with jobs; before "ready"
         ("ready", threads)                the process can perform jobs; threads: of the forkserver, after its imports
-        ("done", [report])                see Report
+        ("succeeded", [ticket], [begun], [ended])  attempts that went as most do; CLOCK_MONOTONIC microseconds
+        ("done", [report])                others, see Report
         ("returned", [ticket])            never begun, no longer held
 """
 
@@ -26,11 +27,12 @@ import asyncio
 import contextlib
 import json
 import marshal
+import operator
 import os
 import struct
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 from cluster.backoff import LONGEST_DELAY
 from cluster.error_text import LONGEST
@@ -89,14 +91,27 @@ def read_reports(value: object) -> list[Report]:
     return [_read_report(item) for item in value]
 
 
+def read_successes(tickets: object, begun: object, ended: object) -> list[tuple[int, float, float]]:
+    """From a "succeeded" frame: ticket, begun and ended in CLOCK_MONOTONIC seconds. FrameError: it is none."""
+    if not (_are_integers(tickets) and _are_integers(begun) and _are_integers(ended)):
+        raise FrameError("successes")
+    if not len(tickets) == len(begun) == len(ended):
+        raise FrameError("successes of different lengths")
+    latest = (time.monotonic() + CLOCK_SLACK) * 1e6
+    if tickets and not (min(begun) >= 0 and all(map(operator.le, begun, ended)) and max(ended) <= latest):
+        raise FrameError("times of successes")
+    return [(ticket, since / 1e6, until / 1e6) for ticket, since, until in zip(tickets, begun, ended, strict=True)]
+
+
+def _are_integers(value: object) -> TypeGuard[list[int]]:
+    return type(value) is list and set(map(type, value)) <= {int}
+
+
 def read_tickets(value: object) -> list[int]:
     """From a "returned" frame. FrameError: it is none."""
-    if type(value) is not list or not all(type(item) is int for item in value):
+    if not _are_integers(value):
         raise FrameError("tickets")
     return value
-
-
-_SUCCESS = ["succeeded", "succeeded", None, None, 0, 0]
 
 
 def _read_report(item: object) -> Report:
@@ -105,8 +120,6 @@ def _read_report(item: object) -> Report:
     report = Report._make(item)
     if type(report.ticket) is not int or not _is_past(report.begun, report.ended):
         raise FrameError("a ticket, or a time")
-    if item[1:7] == _SUCCESS:
-        return report
     if not (_is_word(report.status, STATUSES) and _is_word(report.outcome, OUTCOMES)):
         raise FrameError("a status, or an outcome")
     if not (report.error is None or (type(report.error) is str and len(report.error) <= 2 * LONGEST)):

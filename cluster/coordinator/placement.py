@@ -187,18 +187,29 @@ class Placement:
         self._place_whole()
         self._room()
 
+    def succeeded(self, worker: WorkerProcess, successes: list[tuple[int, float, float]]) -> None:
+        """A worker has ended attempts: their tickets, begun, ended. A job may have been taken from it: then its claim is gone."""
+        claims = worker.claims
+        outcomes = [
+            Outcome(claim, "succeeded", "succeeded", None, None, 0, 0, begun, ended)
+            for ticket, begun, ended in successes
+            if (claim := claims.pop(ticket, None)) is not None
+        ]
+        self._took(worker, outcomes, [ticket for ticket, _, _ in successes] if worker.stops else [])
+
     def took(self, worker: WorkerProcess, reports: list[Report]) -> None:
-        """A worker has ended attempts. A report may be of a job that was taken from it: then the claim is gone."""
+        """The same, of other ends."""
         claims = worker.claims
         outcomes = [
             Outcome(claim, *report[1:]) for report in reports if (claim := claims.pop(report.ticket, None)) is not None
         ]
+        self._took(worker, outcomes, [report.ticket for report in reports])
+
+    def _took(self, worker: WorkerProcess, outcomes: list[Outcome], tickets: list[int]) -> None:
         worker.ended_jobs += len(outcomes)
-        for outcome in outcomes:
-            self._ended[outcome.claim.job_type] += 1
-        if worker.stops:
-            for report in reports:
-                worker.stops.pop(report.ticket, None)
+        self._ended.update([outcome.claim.job_type for outcome in outcomes])
+        for ticket in tickets:
+            worker.stops.pop(ticket, None)
         self._emptied(worker)
         self._finished(outcomes)
         self._room()

@@ -18,7 +18,7 @@ from cluster.coordinator.lease import Lease
 from cluster.coordinator.placement import STOP_GRACE, Placement
 from cluster.coordinator.process import Kill, WorkerProcess
 from cluster.errors import ClusterError, ExitCode
-from cluster.frames import FrameError, read_reports, read_tickets
+from cluster.frames import FrameError, read_reports, read_successes, read_tickets
 from cluster.spawn import WorkerOptions
 
 BLOCKED = 30.0
@@ -160,6 +160,8 @@ class Pool:
 
     def _receive(self, worker: WorkerProcess, frame: Sequence[Any]) -> None:
         match frame:
+            case ("succeeded", tickets, begun, ended):
+                self.placement.succeeded(worker, read_successes(tickets, begun, ended))
             case ("done", reports):
                 self.placement.took(worker, read_reports(reports))
             case ("returned", tickets):

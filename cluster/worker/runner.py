@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Coroutine, Generator, Sequence
 from functools import partial
+from itertools import count, repeat
 from typing import Any, NamedTuple
 
 import structlog
@@ -34,7 +35,7 @@ from cluster.frames import (
 from cluster.job import Row
 from cluster.lease_clock import boottime
 from cluster.notes import Notes
-from cluster.worker.perform import CANCELLED, Attempt, Performer, Verdict, refuse_row
+from cluster.worker.perform import CANCELLED, SUCCEEDED, Attempt, Performer, Verdict, refuse_row
 
 log = structlog.get_logger("cluster.worker")
 
@@ -44,13 +45,12 @@ GATHER = 0.002
 LARGEST_FRAME = 100
 
 
-class Waiting(NamedTuple):
-    """A claimed row that has not begun. type, fence: see frames."""
+class Batch(NamedTuple):
+    """What the rows of one frame have in common. fence: see frames."""
 
-    type: int
+    performer: Performer
     fence: float
     columns: Columns
-    row: RawRow
 
 
 class Runner:
@@ -61,14 +61,15 @@ class Runner:
         self._notes = notes
         self._loop = asyncio.get_running_loop()
         self._channel = worker_end(self._receive, self._lost_coordinator)
-        self._waiting: dict[int, Waiting] = {}
-        """By ticket, first come first."""
+        self._waiting: dict[int, tuple[Batch, RawRow]] = {}
+        """Claimed rows that have not begun, by ticket, first come first."""
         self._free = list(range(slots))
         self._attempts: dict[int, Attempt | str | None] = {}
         """Of every slot that is taken, by ticket. None: its first step is yet to come; a text: why it is to stop at that."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """By slot, so that none is collected while it runs."""
         self._reports: list[tuple[Any, ...]] = []
+        self._successes: list[tuple[int, int, int]] = []
         self._gone = asyncio.Event()
 
     @property
@@ -92,10 +93,8 @@ class Runner:
     def _receive(self, frame: Sequence[Any]) -> None:
         match frame:
             case ("perform", job_type, fence, oids, ticket, rows):
-                columns = Columns(oids)
-                self._waiting.update(
-                    (ticket + place, Waiting(job_type, fence, columns, row)) for place, row in enumerate(rows)
-                )
+                batch = Batch(self._performers[job_type], fence, Columns(oids))
+                self._waiting.update(zip(count(ticket), zip(repeat(batch), rows)))
                 self._fill()
             case ("stop", tickets, reason):
                 self._stop(tickets, reason)
@@ -110,7 +109,7 @@ class Runner:
             now = time.monotonic()
             for ticket in tickets:
                 if self._waiting.pop(ticket, None) is not None:
-                    self._report((ticket, *CANCELLED._replace(attempts=-1).of_report(), now, now))
+                    self._report(ticket, CANCELLED._replace(attempts=-1), now)
         else:
             self._return(tickets)
         for ticket in tickets:
@@ -125,18 +124,26 @@ class Runner:
         if returned:
             self._channel.send(("returned", returned))
 
-    def _report(self, report: tuple[Any, ...]) -> None:
+    def _report(self, ticket: int, verdict: Verdict, begun: float) -> None:
         """Reports go in one frame: those of one turn of the loop, or of a moment while more jobs wait than there are slots."""
-        self._reports.append(report)
-        if len(self._reports) == 1:
+        ended = time.monotonic()
+        if verdict is SUCCEEDED:
+            self._successes.append((ticket, int(begun * 1e6), int(ended * 1e6)))
+        else:
+            self._reports.append((ticket, *verdict.of_report(), begun, ended))
+        gathered = len(self._successes) + len(self._reports)
+        if gathered == 1:
             if self._waiting:
                 self._loop.call_later(GATHER, self._flush)
             else:
                 self._loop.call_soon(self._flush)
-        elif len(self._reports) == LARGEST_FRAME:
+        elif gathered == LARGEST_FRAME:
             self._flush()
 
     def _flush(self) -> None:
+        if self._successes:
+            successes, self._successes = self._successes, []
+            self._channel.send(("succeeded", *zip(*successes, strict=True)))
         if self._reports:
             reports, self._reports = self._reports, []
             self._channel.send(("done", reports))
@@ -147,21 +154,21 @@ class Runner:
         now = boottime()
         while self._free and self._waiting:
             ticket = next(iter(self._waiting))
-            waiting = self._waiting.pop(ticket)
-            if now >= waiting.fence:  # claimed under a lease that may be over: the row may be somebody else's
+            batch, row = self._waiting.pop(ticket)
+            if now >= batch.fence:  # claimed under a lease that may be over: the row may be somebody else's
                 self._channel.send(("returned", [ticket]))
                 continue
             slot = self._free.pop()
             self._attempts[ticket] = None
-            steps = Steps(self._perform(slot, ticket, waiting.type, waiting.columns, waiting.row), self._notes, slot)
+            steps = Steps(self._perform(slot, ticket, batch, row), self._notes, slot)
             self._tasks[slot] = self._loop.create_task(steps)
 
-    async def _perform(self, slot: int, ticket: int, job_type: int, columns: Columns, row: RawRow) -> None:
+    async def _perform(self, slot: int, ticket: int, batch: Batch, row: RawRow) -> None:
         job_id = integer(row[ID])
         begun = time.monotonic()
         self._notes.begin(slot, ticket, begun)
         try:
-            attempt = self._attempt(self._performers[job_type], job_id, columns, row)
+            attempt = self._attempt(batch.performer, job_id, batch.columns, row)
             if isinstance(attempt, Attempt):
                 told, self._attempts[ticket] = self._attempts[ticket], attempt
                 if isinstance(told, str):
@@ -176,7 +183,7 @@ class Runner:
             os._exit(1)
         self._notes.end(slot)
         self._free.append(slot)
-        self._report((ticket, *verdict.of_report(), begun, time.monotonic()))
+        self._report(ticket, verdict, begun)
         if self._waiting:
             self._fill()
 

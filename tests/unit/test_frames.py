@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from cluster.frames import (
     for_coordinator,
     for_worker,
     read_reports,
+    read_successes,
     read_tickets,
     worker_end,
 )
@@ -229,6 +231,29 @@ def test_a_report_with_a_value_that_no_worker_sends_is_refused(place: int, value
     for good in (SUCCESS, RETRY):
         with pytest.raises(FrameError):
             read_reports([[*good[:place], value, *good[place + 1 :]]])
+
+
+@given(ANYTHING, ANYTHING, ANYTHING)
+def test_whatever_stands_for_successes_is_read_or_refused(tickets: Any, begun: Any, ended: Any) -> None:
+    with contextlib.suppress(FrameError):
+        read_successes(tickets, begun, ended)
+
+
+def test_successes_have_times_in_seconds() -> None:
+    assert read_successes([7, 8], [1_500_000, 2_000_000], [2_500_000, 2_000_000]) == [(7, 1.5, 2.5), (8, 2.0, 2.0)]
+    assert read_successes([], [], []) == []
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ([1], [1], []), ([1], [1, 2], [3, 4]), (["1"], [1], [2]), ([True], [1], [2]), ([1], [1.0], [2]),
+        ([1], [-1], [2]), ([1], [3], [2]), ([1], [1], [10**300]), (None, [1], [2]), ({"1": 1}, [1], [2]),
+    ],
+)  # fmt: skip
+def test_successes_with_a_value_that_no_worker_sends_are_refused(columns: tuple[Any, ...]) -> None:
+    with pytest.raises(FrameError):
+        read_successes(*columns)
 
 
 def test_a_delay_is_cut_to_what_dates_can_hold() -> None:
