@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from typing import NamedTuple
 
 from cluster.coordinator.claims import Claim, Outcome
@@ -176,9 +177,9 @@ class Placement:
         if not share or not share[0][0].lease.valid:
             return
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + len(share)
-        worker.claims.update((ticket + place, claim) for place, (claim, _) in enumerate(share))
-        fence = share[0][0].lease.fence_at
-        worker.send(("perform", job_type.index, fence, oids, ticket, [row for _, row in share]))
+        claims, rows = zip(*share, strict=True)
+        worker.claims.update(zip(count(ticket), claims))
+        worker.send(("perform", job_type.index, claims[0].lease.fence_at, oids, ticket, rows))
 
     # --- what becomes of them ---
 
@@ -332,6 +333,6 @@ def _deal(
     if rest:
         fastest = max(worker.rate for worker in workers)
         places = [place for place, worker in enumerate(workers) if worker.rate >= fastest / 4]
-        for number, row in enumerate(rest):
-            shares[places[number % len(places)]].append(row)
+        for number, place in enumerate(places):
+            shares[place] += rest[number :: len(places)]
     return list(zip(workers, shares, strict=True))

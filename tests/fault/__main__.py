@@ -19,7 +19,7 @@ from tests.fault.limits import prove_limits
 from tests.fault.requirements import missing
 from tests.fault.results import append, write_guarantees
 from tests.fault.scenarios import SCENARIOS, Scenario
-from tests.fault.soak import soak
+from tests.fault.soak import ALL, soak
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         help="instead: prove that limits hold while 8 nodes make so many claims; default: %(const)s",
     )  # fmt: skip
     parser.add_argument(
-        "--soak", type=int, nargs="?", const=30, metavar="MINUTES",
+        "--soak", type=int, nargs="?", const=2 * len(ALL), metavar="MINUTES",
         help="instead: the long run, in which something else is wrong every other minute; default: %(const)s",
     )  # fmt: skip
     parser.add_argument("--pg-bin", type=Path, help="bin directory of the Postgres to test with")
