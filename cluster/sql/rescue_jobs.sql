@@ -21,7 +21,7 @@ UPDATE {table} AS job SET
         WHEN %(how)s::text = 'failed' THEN %(reason)s::text
         WHEN found.crash = 1 AND crashes_count + 1 >= %(max_crashes)s
             THEN 'its node ' || locked_by || ' was lost with this job alone; ' || crashes_count + 1 || ' crashes, so it is not tried again'
-        ELSE 'its node ' || coalesce(locked_by::text, '') || ' was lost; this attempt may not have begun' END,
+        ELSE coalesce('its node ' || locked_by, 'its node, nobody knows which,') || ' was lost; this attempt may not have begun' END,
     crashes_count = crashes_count + found.crash,
     finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR %(how)s::text = 'failed' OR attempts_count >= greatest(1, %(max_attempts)s)
                             OR found.crash = 1 AND crashes_count + 1 >= %(max_crashes)s THEN now() END,

@@ -86,6 +86,19 @@ async def test_a_claim_whose_answer_was_lost_goes_back(conn: psycopg.Connection,
     assert status(conn) == "not_started"
 
 
+@pytest.mark.parametrize("locked_at", ["infinity", "-infinity", "2999-01-01", "0001-01-01 BC"])
+async def test_a_claim_that_somebody_dates_anew_goes_back_and_harms_no_other(
+    locked_at: str, conn: psycopg.Connection, node: Node
+) -> None:
+    async with node.session.use() as connection:
+        await job_types.resolve(connection, node.types)
+        conn.execute("INSERT INTO compared_jobs DEFAULT VALUES")
+        await node.claim(connection)
+    conn.execute("UPDATE compared_jobs SET locked_at = %s::timestamptz WHERE id = 1", [locked_at])
+    await node.reconciler.tick()
+    assert conn.execute("SELECT DISTINCT status::text FROM compared_jobs").fetchall() == [("not_started",)]
+
+
 async def test_what_is_claimed_before_the_comparison_gets_its_turn_is_known(
     conn: psycopg.Connection, node: Node
 ) -> None:
