@@ -1,12 +1,14 @@
-"""What `cluster.configure` sets for a whole application: the database of its clients, its logger, option defaults.
+"""What `cluster.configure` sets for a whole application: the database of its clients, its logger, option defaults, and
+whom to tell of failures.
 
 Call it where nodes see it too, such as in the package that holds the jobs.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import structlog
@@ -17,22 +19,41 @@ from cluster.job import Job, set_defaults
 _database_url: str | None = None
 
 
+OnFailure = Callable[[Job, BaseException, bool], None]
+_on_failure: OnFailure | None = None
+
+
 def configure(
-    *, database_url: str | None = None, logger: Any = None, defaults: Mapping[str, Any] | None = None
+    *,
+    database_url: str | None = None,
+    logger: Any = None,
+    defaults: Mapping[str, Any] | None = None,
+    on_failure: OnFailure | None = None,
 ) -> None:
     """Sets what is given and leaves the rest as it is.
 
     database_url: for every Client and AsyncClient made afterwards without one. logger: of structlog or of `logging`;
     `Job.log` binds to it. defaults: options, such as {"max_attempts": 5}, of all job classes that do not set them
-    themselves. SettingsError, JobDefinitionError: nothing was set.
+    themselves. on_failure: a plain function, called as on_failure(job, error, final) after every attempt that fails, where the job
+    ran; an error of its own is logged and changes nothing. SettingsError, JobDefinitionError: nothing was set.
     """
-    global _database_url
+    global _database_url, _on_failure
+    given: object = on_failure
+    if given is not None and (not callable(given) or inspect.iscoroutinefunction(given)):
+        raise SettingsError(f"on_failure is a plain function, on_failure(job, error, final), not {given!r:.80}")
     bindable = None if logger is None else _bindable(logger)
     set_defaults(defaults or {})
     if bindable is not None:
         Job.__logger__ = bindable
     if database_url is not None:
         _database_url = database_url
+    if on_failure is not None:
+        _on_failure = on_failure
+
+
+def failure_handler() -> OnFailure | None:
+    """That of `configure`."""
+    return _on_failure
 
 
 def default_database_url() -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from types import TracebackType
 
 LONGEST = 20_000
 """Characters of last_error. The beginning says where it started, the end what it was; the middle repeats."""
+LONGEST_LINE = 300
+_MARGIN = re.compile(r" *\| ")
+"""Before the lines of an exception group."""
 
 
 def describe(error: BaseException, skip: int = 0) -> str:
@@ -22,6 +26,24 @@ def _inner(trace: TracebackType | None, skip: int) -> TracebackType | None:
     while skip and trace is not None and trace.tb_next is not None:
         trace, skip = trace.tb_next, skip - 1
     return trace
+
+
+def last_line(text: str) -> str:
+    """What the error was, of a text for `last_error`: `ValueError: no such customer`. The first line, if it is no traceback."""
+    frame = text.rfind('File "')
+    if frame < 0 or text.startswith("timed out"):
+        return text.partition("\n")[0][:LONGEST_LINE]
+    # Behind its last frame, the first line that is not indented; those of an exception group stand behind a margin.
+    margin = _MARGIN.match(text[text.rfind("\n", 0, frame) + 1 : frame])
+    width = len(margin[0]) if margin else 0
+    lines = [line[width:] for line in text[frame:].split("\n")[1:]]
+    return next((line for line in lines if line and not line[0].isspace()), "")[:LONGEST_LINE]
+
+
+def place(text: str) -> str:
+    """Where it was raised, of a traceback: `File "jobs.py", line 7`; empty: it is none."""
+    frame = text.rfind('File "')
+    return "" if frame < 0 else text[frame : text.find("\n", frame)].rpartition(", in ")[0]
 
 
 def shorten(text: str, longest: int = LONGEST) -> str:

@@ -1,14 +1,16 @@
 """Everything that happens in a node, a function each: its log line and its metric. One line per event, none per no-op.
 
-What happens to every job is counted, never logged; what an operator would want to know is logged.
+What happens to every job is counted; what an operator would want to know is logged, an attempt that fails included.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from cluster import metrics
+from cluster.error_text import last_line, place
 from cluster.logs import get_logger
 
 log = get_logger("cluster")
@@ -122,7 +124,7 @@ def job_set_aside(job_type: str, job_id: int, error: Exception) -> None:
         _set_aside[job_type] = named_at, others + 1
         return
     _set_aside[job_type] = now, 0
-    log.error("job_set_aside", job_type=job_type, id=job_id, error=str(error).partition("\n")[0], others=others,
+    log.error("job_set_aside", job_type=job_type, job_id=job_id, error=str(error).partition("\n")[0], others=others,
               hint="a trigger or constraint refuses the cluster's update of this row")  # fmt: skip
 
 
@@ -131,14 +133,83 @@ _set_aside: dict[str, tuple[float, int]] = {}
 """By type: CLOCK_MONOTONIC seconds of the last line, and how many came since."""
 
 
+def job_retry(job_type: str, job_id: int, attempt: int, error: str, seconds: float) -> None:
+    """An attempt has failed, and is written. error: as in last_error. seconds: until the next."""
+    line = last_line(error)
+    if _failures.may_be_told(job_type, "job_retry", _kind(error, line)):
+        log.warning(
+            "job_retry", job_type=job_type, job_id=job_id, attempt=attempt, error=line, next_in=round(seconds, 3)
+        )
+
+
+def job_failed(job_type: str, job_id: int, attempt: int, status: str, error: str) -> None:
+    """The same, and it was the last one."""
+    line = last_line(error)
+    if _failures.may_be_told(job_type, "job_failed", _kind(error, line)):
+        more = {"exception": error} if "\n" in error else {}
+        log.error("job_failed", job_type=job_type, job_id=job_id, attempt=attempt, status=status, error=line, **more)
+
+
+def job_finished(job_type: str, job_id: int, attempt: int, outcome: str, seconds: float) -> None:
+    """Of every job, where CLUSTER_LOG_JOBS asks for it."""
+    if _failures.may_be_told(job_type, "job_finished", outcome):
+        log.info("job_finished", job_type=job_type, job_id=job_id, attempt=attempt, outcome=outcome,
+                 seconds=round(seconds, 3))  # fmt: skip
+
+
+def tell_left_out(*, all_of_them: bool = False) -> None:
+    """How many lines about jobs were left out, once their minute is over. Called twice a second, and at the end of a node."""
+    for (job_type, event, error), count in _failures.over(all_of_them=all_of_them):
+        log.warning("job_lines_left_out", job_type=job_type, left_out=event, error=error, count=count)
+
+
+class Seldom:
+    """Lets some lines of a kind pass in each minute, and counts the others."""
+
+    MOST, SECONDS, MOST_KINDS = 5, 60.0, 1000
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kinds: dict[tuple[str, str, str], tuple[float, int]] = {}
+        """Since when each is counted, and how many there were."""
+
+    def may_be_told(self, job_type: str, event: str, error: str) -> bool:
+        """Whether this one is among the first."""
+        kind = (job_type, event, error)
+        if kind not in self._kinds and len(self._kinds) >= self.MOST_KINDS:
+            kind = (job_type, event, "others")
+        began, count = self._kinds.get(kind, (self._clock(), 0))
+        self._kinds[kind] = began, count + 1
+        return count < self.MOST
+
+    def over(self, *, all_of_them: bool = False) -> list[tuple[tuple[str, str, str], int]]:
+        """The kinds whose minute is over, as far as some were left out, and how many; they begin anew."""
+        if not self._kinds:
+            return []
+        before = self._clock() - self.SECONDS
+        over = [kind for kind, (began, _) in self._kinds.items() if all_of_them or began <= before]
+        counted = [(kind, self._kinds.pop(kind)[1] - self.MOST) for kind in over]
+        return [(kind, count) for kind, count in counted if count > 0]
+
+
+_failures = Seldom()
+
+
+def _kind(error: str, line: str) -> str:
+    """The same for errors that differ in what they name only: the class and the place; or the first words."""
+    at = place(error)
+    return f"{line.partition(':')[0]} at {at}" if at else re.sub(r"\d+", "#", line)[:100]
+
+
 def worker_started(pid: int, seconds: float) -> None:
     log.debug("worker_started", pid=pid, seconds=round(seconds, 3))
 
 
-def worker_ended(pid: int, reason: str, cause: str, jobs: int) -> None:
+def worker_ended(pid: int, reason: str, cause: str, jobs: list[str], held: int) -> None:
+    """jobs: that it was performing. held: those and what it had been given beyond them."""
     metrics.worker_exits.labels(reason).inc()
     level = log.debug if reason == "stopped" else log.warning
-    level("worker_ended", pid=pid, reason=reason, cause=cause, jobs=jobs)
+    level("worker_ended", pid=pid, reason=reason, cause=cause, jobs=jobs[:20], held=held)
 
 
 def worker_boot_failed(count: int, module: str, *, hung: bool) -> None:
@@ -160,7 +231,7 @@ def prune_skipped(job_type: str, ids: list[int], error: Exception) -> None:
 
 
 def cancel_requested(job_type: str, job_id: int) -> None:
-    log.info("cancel_requested", job_type=job_type, id=job_id)
+    log.info("cancel_requested", job_type=job_type, job_id=job_id)
 
 
 def lease_lost(node: str, reason: str) -> None:
@@ -188,4 +259,4 @@ def claims_gone(job_type: str, ids: list[int]) -> None:
 
 
 def claim_given_back(job_type: str, job_id: int) -> None:
-    log.warning("claim_given_back", job_type=job_type, id=job_id, hint="the answer to its claim was lost")
+    log.warning("claim_given_back", job_type=job_type, job_id=job_id, hint="the answer to its claim was lost")

@@ -162,7 +162,7 @@ class Job:
     @property
     def log(self) -> structlog.stdlib.BoundLogger:
         """A logger that carries the job's type, id and attempt."""
-        logger = self.__logger__.bind(job_type=type(self).__name__, id=self.id, attempt=self.attempt)
+        logger = self.__logger__.bind(job_type=type(self).__name__, job_id=self.id, attempt=self.attempt)
         return typing.cast("structlog.stdlib.BoundLogger", logger)
 
     def perform_now(self) -> Any:

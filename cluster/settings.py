@@ -110,6 +110,7 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
 DatabaseUrl = Annotated[str, AfterValidator(_libpq_url), Field(repr=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 LogFormat = Annotated[Literal["console", "json"], BeforeValidator(_lower)]
+LogJobs = Annotated[Literal["failed", "all"], BeforeValidator(_lower)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
 
 
@@ -192,6 +193,10 @@ class Settings(BaseSettings):
 
     log_level: LogLevel = "info"
     """The least important level that is still logged. Default: info."""
+
+    log_jobs: LogJobs = "failed"
+    """Which attempts get a log line when they end: those that `failed`, or `all`; of one kind, five a minute.
+    Default: failed."""
 
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
     _libpq_configured: bool = PrivateAttr(default=False)

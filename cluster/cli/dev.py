@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cluster.settings import Settings
 
 # Where a developer waits for a reload, and nobody else should reach the probes; the environment may say otherwise.
-DEFAULTS = {"CLUSTER_SHUTDOWN_TIMEOUT": "5s", "CLUSTER_HTTP_HOST": "127.0.0.1"}
+DEFAULTS = {"CLUSTER_SHUTDOWN_TIMEOUT": "5s", "CLUSTER_HTTP_HOST": "127.0.0.1", "CLUSTER_LOG_JOBS": "all"}
 
 
 def dev(

@@ -30,7 +30,7 @@ from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Hold, Pace, Troubles
 from cluster.coordinator.unwritten import MOST_REFUSED, Unwritten, success_parameters
 from cluster.error_text import shorten, storable
-from cluster.frames import QUEUE, WAIT
+from cluster.frames import ATTEMPTS, QUEUE, WAIT, integer
 
 LARGEST_BATCH = 2000
 LOCKED_PAUSE = 0.005
@@ -40,6 +40,7 @@ LONGEST_LOCKED_PAUSE = 0.5
 MAY_PASS = 3
 """Failures in a row for what may pass by itself, such as a deadlock, before rows are tried one by one."""
 PASSING_PAUSE = 0.05
+_FAILURES = {"retry", "failed", "timed_out", "crashed"}
 WAITS_AGAIN = {"retry", "scheduled", "not_started"}
 WAIT_FOR_TAKEN = 1.0
 """Seconds that a job waits as `retry` which can't become claimable at once, since another row is in its way."""
@@ -52,6 +53,7 @@ class Finisher:
 
     limit_freed: called when a limited type may have room again, or these keys.
     waits: seconds for which successes of a type may wait for the claimer to write them with its next claim; 0: it will not.
+    names_all: every job gets a line in the log, not only one that fails.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Finisher:
         troubles: Troubles,
         limit_freed: Callable[[JobType, set[str]], None],
         waits: Callable[[JobType], float],
+        *,
+        names_all: bool = False,
     ) -> None:
         self.wakeup = Wakeup()
         self.written = 0
@@ -68,6 +72,7 @@ class Finisher:
         self._session = session
         self._limit_freed = limit_freed
         self._waits = waits
+        self._names_all = names_all
         self._tables = {job_type: _Table(job_type, troubles) for job_type in types}
         self._alarm: asyncio.TimerHandle | None = None
         """Wakes this loop when the claimer has not taken what waits for it."""
@@ -300,7 +305,7 @@ class Finisher:
             table.hold.end()
             events.claims_lost(table.job_type.name, [outcome.claim.id for outcome in lost])
 
-    # --- metrics ---
+    # --- metrics and log ---
 
     def _count(self, job_type: JobType, written: list[Outcome]) -> None:
         """Per batch and label set, not per job."""
@@ -318,6 +323,14 @@ class Finisher:
             metrics.run_seconds.observe((*labels, name), [outcome.ended - outcome.begun for outcome in outcomes])
             waits = [max(0.0, _seconds(o.claim.head[WAIT]) + o.begun - o.claim.claimed_at) for o in outcomes]
             metrics.wait_seconds.observe(labels, waits)
+            if name in _FAILURES:
+                for outcome in outcomes:
+                    _tell_failure(job_type, outcome)
+            elif self._names_all:
+                for o in outcomes:
+                    events.job_finished(
+                        job_type.name, o.claim.id, integer(o.claim.head[ATTEMPTS]), name, o.ended - o.begun
+                    )
 
 
 class _Batch(NamedTuple):
@@ -453,6 +466,14 @@ async def _is_there(connection: AsyncConnection[Any], job_type: JobType) -> bool
                 "locked_at", "locked_by", "cancel_requested_at", "updated_at"]],
     )  # fmt: skip
     return await cursor.fetchone() == (12,)
+
+
+def _tell_failure(job_type: JobType, outcome: Outcome) -> None:
+    attempt = integer(outcome.claim.head[ATTEMPTS])
+    if outcome.status == "retry":
+        events.job_retry(job_type.name, outcome.claim.id, attempt, outcome.error or "", outcome.delay or 0.0)
+    else:
+        events.job_failed(job_type.name, outcome.claim.id, attempt, outcome.status, outcome.error or "")
 
 
 def _seconds(value: bytes | None) -> float:

@@ -109,7 +109,10 @@ class Node:
         queues = None if "*" in settings.queues else list(settings.queues)
         self._backlogs = [Backlog(job_type, queues, self._troubles, self._count_live_nodes) for job_type in self._types]
         self._doorbell = Doorbell(settings.direct_database_url, self._backlogs, self._ring, self._cancel)
-        self._finisher = Finisher(self._finishes, self._types, self._troubles, self._limit_freed, self._waits)
+        self._finisher = Finisher(
+            self._finishes, self._types, self._troubles, self._limit_freed, self._waits,
+            names_all=settings.log_jobs == "all",
+        )  # fmt: skip
         self._pool = Pool(
             self._worker_options(app_dir),
             settings.processes,
@@ -178,10 +181,11 @@ class Node:
                 server.shutdown()
 
     async def _turn(self) -> None:
-        """Shows the probes that the loop turns."""
+        """Shows the probes that the loop turns, and tells of what the log has left out."""
         while True:
             self._health.turned_at = time.monotonic()
             self._health.ready = self._claimer.lease is not None and self._claimer.lease.valid and self._pool.is_ready
+            events.tell_left_out()
             await asyncio.sleep(0.5)
 
     async def _drain(self) -> None:
@@ -224,6 +228,7 @@ class Node:
         if self._finisher.waiting == 0:
             with contextlib.suppress(Exception):  # a row that says live is rescued; nothing depends on this
                 await self._heartbeat.deregister()
+        events.tell_left_out(all_of_them=True)
         events.node_stopped(self._node, self._finisher.written, self._finisher.released)
 
     @property

@@ -130,10 +130,12 @@ class Pool:
             worker.kill_reason = Kill("forkserver_died", None)
         cause, kill = worker.cause_of_death(), worker.kill_reason
         reason = "crashed" if kill is None else kill.reason
-        events.worker_ended(
-            worker.pid, "stopped" if kill == Kill("released", None) else reason, cause, len(worker.claims)
-        )
-        outcomes = outcomes_after(Death(worker.claims, worker.notes.in_progress(), cause, kill))
+        begun = worker.notes.in_progress()
+        performing = [worker.claims[note.ticket] for note in begun if note.ticket in worker.claims]
+        jobs = [f"{claim.job_type.name} {claim.id}" for claim in performing]
+        told = "stopped" if kill == Kill("released", None) else reason
+        events.worker_ended(worker.pid, told, cause, jobs, len(worker.claims))
+        outcomes = outcomes_after(Death(worker.claims, begun, cause, kill))
         worker.claims.clear()
         self.placement.lost(outcomes)
         self._resized()

@@ -18,6 +18,7 @@ import pydantic
 import structlog
 
 from cluster.backoff import LONGEST_DELAY, seconds_after
+from cluster.configuration import failure_handler
 from cluster.error_text import describe, shorten
 from cluster.job import Definition, Job, definition, explain, validate_fields
 from cluster.outcomes import Cancel, Fail, Snooze
@@ -98,11 +99,18 @@ class Attempt:
             if self._thread is not None:
                 _raise_in_thread(self._thread, StopRequested)
 
+    def _name_in_logs(self) -> None:
+        """On every line that is logged in this context, whoever logs it. The runner has made the context for this attempt."""
+        structlog.contextvars.bind_contextvars(
+            job_type=self.performer.definition.name, job_id=self.job.id, attempt=self.number
+        )
+
     # --- async jobs ---
 
     async def perform(self, task: asyncio.Task[Any]) -> Verdict:
         """Performs an async job in the current task, which is given."""
         self._task = task
+        self._name_in_logs()
         cause: BaseException | None = None
         try:
             if self.stopped is not None:
@@ -117,6 +125,8 @@ class Attempt:
             _leave_forked_child()
             verdict = self._returned(result)
         self._task = None
+        if cause is not None:
+            self._tell_of_failure(verdict, cause)
         if self.performer.definition.hooks and verdict is not RELEASED:
             for name, arguments in self._hooks_after(verdict, cause):
                 try:
@@ -129,6 +139,7 @@ class Attempt:
 
     def perform_in_thread(self) -> Verdict:
         """Performs a sync job in the current thread, which ends with it."""
+        self._name_in_logs()
         cause: BaseException | None = None
         try:
             with _THREADS:
@@ -147,6 +158,8 @@ class Attempt:
         else:
             _leave_forked_child()
             verdict = self._returned(result)
+        if cause is not None:
+            self._tell_of_failure(verdict, cause)
         if self.performer.definition.hooks and verdict is not RELEASED:
             for name, arguments in self._hooks_after(verdict, cause):
                 try:
@@ -203,15 +216,27 @@ class Attempt:
         """The hooks to call now, in order, with their arguments."""
         calls: list[tuple[str, tuple[Any, ...]]] = [("after_perform", ())]
         if error is not None:
-            cause = TimeoutError(verdict.error) if self.stopped == "timed_out" else error
-            calls.insert(0, ("after_failure", (cause, verdict.status != "retry")))
+            calls.insert(0, ("after_failure", (self._cause(verdict, error), verdict.status != "retry")))
         elif verdict is SUCCEEDED:
             calls.insert(0, ("after_success", ()))
         return [call for call in calls if call[0] in self.performer.definition.hooks]
 
+    def _tell_of_failure(self, verdict: Verdict, error: BaseException) -> None:
+        """Tells the application's on_failure. To be cancelled or released is no failure."""
+        handler = failure_handler()
+        if handler is None or verdict is RELEASED or verdict is CANCELLED:
+            return
+        try:
+            handler(self.job, self._cause(verdict, error), verdict.status != "retry")
+        except BaseException:  # noqa: BLE001 - the outcome stands
+            self._hook_failed("on_failure")
+
+    def _cause(self, verdict: Verdict, error: BaseException) -> BaseException:
+        return TimeoutError(verdict.error) if self.stopped == "timed_out" else error
+
     def _hook_failed(self, name: str) -> None:
         _leave_forked_child()
-        log.exception("hook_failed", job_type=self.performer.definition.name, id=self.job.id, hook=name)
+        log.exception("hook_failed", job_type=self.performer.definition.name, job_id=self.job.id, hook=name)
 
 
 def refuse_row(error: BaseException) -> Verdict:

@@ -179,7 +179,7 @@ class Runner:
             del self._attempts[ticket]
         except BaseException:
             # Without an outcome the row would stay running for good; a crash with this attempt in progress is noticed.
-            log.critical("attempt_without_outcome", id=job_id, exc_info=True)
+            log.critical("attempt_without_outcome", job_id=job_id, exc_info=True)
             os._exit(1)
         self._notes.end(slot)
         self._free.append(slot)

@@ -331,7 +331,7 @@ def test_a_job_knows_its_id_attempt_row_and_logger(node: NodeProcess, db: psycop
     assert json.loads(seen.value) == [
         row.id, 1, "somewhere", 7, "2026-01-01 00:00:00+00:00", 1, str(row.created_at.astimezone(UTC)),
     ]  # fmt: skip
-    (line,) = [line for line in node.log("identity") if line["id"] == row.id]
+    (line,) = [line for line in node.log("identity") if line["job_id"] == row.id]
     assert (line["job_type"], line["attempt"], line["extra"]) == ("IdentityJob", 1, "yes")
 
 
