@@ -83,6 +83,10 @@ def without_direct_connection(reason: str) -> None:
     log.warning("polling_only", reason=reason, hint="set CLUSTER_DIRECT_DATABASE_URL to a connection without a pooler")
 
 
+def unsuitable_setting(name: str, value: str, remedy: str) -> None:
+    log.warning("unsuitable_setting", setting=name, value=value, hint=f"behind a pooler a node can't set it: {remedy}")
+
+
 def commits_not_durable() -> None:
     log.warning(
         "commits_not_durable",

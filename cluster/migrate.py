@@ -17,6 +17,7 @@ from psycopg import Connection, errors, sql
 from cluster import locks, statements, tables
 from cluster.errors import SchemaMisfitError
 from cluster.job import Job, definition
+from cluster.neighbours import check_neighbours
 
 LOCK_TIMEOUT = "5s"
 """A migration that waits longer for a table's lock would make everyone else queue behind it."""
@@ -47,7 +48,10 @@ def known_migrations() -> tuple[Migration, ...]:
 
 
 def migrate_schema(connection: Connection[Any]) -> list[str]:
-    """Applies the missing migrations of schema `cluster`; returns their names. connection: in autocommit."""
+    """Applies the missing migrations of schema `cluster`; returns their names. connection: in autocommit.
+
+    SchemaMisfitError: others could make code of theirs run here; see `neighbours`."""
+    check_neighbours(connection)
     applied = []
     for migration in known_migrations():
         with connection.transaction():

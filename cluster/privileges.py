@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from psycopg import Connection, sql
@@ -39,8 +39,11 @@ class _Need(NamedTuple):
     columns: tuple[str, ...] = ()
 
 
-def check_privileges(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> None:
-    """SchemaMisfitError: the connection's role lacks what a node needs; names role, privilege and table, or columns of it."""
+def check_privileges(connection: Connection[Any], job_classes: Sequence[type[Job]]) -> None:
+    """SchemaMisfitError: the connection's role lacks what a node needs; names role, privilege and table, or columns of it.
+
+    Also: row-level security hides rows from it.
+    """
     lacking = [*_lacking(connection, job_classes)]
     if lacking:
         row = connection.execute("SELECT current_user").fetchone()
@@ -48,6 +51,27 @@ def check_privileges(connection: Connection[Any], job_classes: Iterable[type[Job
         lacks = ", ".join(lacking)
         grants = "; ".join(f"GRANT {what} TO {role}" for what in lacking)
         raise SchemaMisfitError(f"role {role} lacks {lacks}, which a node needs: {grants}")
+    _check_row_security(connection, job_classes)
+
+
+def quoted_table(job_class: type[Job]) -> str:
+    """Its name, in SQL."""
+    return identifier(definition(job_class).table).as_string(None)
+
+
+def _check_row_security(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> None:
+    """A job that is hidden from its node would never run, and one that runs would be taken for lost."""
+    own = [sql.Identifier("cluster", table).as_string(None) for table in OWN_TABLES]
+    tables = [*own, *map(quoted_table, job_classes)]
+    rows = connection.execute(
+        "SELECT quote_ident(current_user), name FROM unnest(%s::text[]) AS name WHERE row_security_active(name)",
+        [tables],
+    )
+    for role, table in rows.fetchall():
+        raise SchemaMisfitError(
+            f"row-level security of table {table} hides rows from role {role}, and a node must see them all: "
+            f"ALTER ROLE {role} BYPASSRLS, or ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"
+        )
 
 
 def _lacking(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> Iterator[str]:

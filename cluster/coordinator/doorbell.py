@@ -7,6 +7,7 @@ until they commit, so nobody can go on watch past a row that is not visible yet.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
@@ -23,6 +24,8 @@ from cluster.coordinator.session import Session, notice_silence
 RINGS_CHANNEL, CANCEL_CHANNEL = "cluster_doorbell", "cluster_cancel"
 OFTEN = 800.0
 """Rings a second beyond which being on watch costs producers more than looking costs this node."""
+EVERYWHERE_INTERVAL = 0.01
+"""Seconds between two looks at everything because of rings that name no table: anybody may send as many as he likes."""
 _NOTIFY = "SELECT pg_notify(%s, %s)"
 _CALL = "+"
 """In front of a ring from coordinator to coordinator: for everybody, on watch or not."""
@@ -52,6 +55,9 @@ class Doorbell:
         self._connections = 0
         self._rings = 0.0
         self._rung_at = 0.0
+        self._doubted_at = -math.inf
+        self._doubts: asyncio.TimerHandle | None = None
+        """Will look everywhere for rings that came too soon after others."""
 
     @property
     def often_rung(self) -> bool:
@@ -140,6 +146,8 @@ class Doorbell:
                 pass
 
     async def close(self) -> None:
+        if self._doubts is not None:
+            self._doubts.cancel()
         await self._session.close()
 
     # --- the connection ---
@@ -194,14 +202,23 @@ class Doorbell:
             return
         everywhere = payload in {"", _CALL}
         rung = [] if everywhere else [b for b in self._backlogs if b.watched and b.table in parse_numbers(payload)]
-        if not everywhere and not rung:
+        if everywhere:
+            self._changed = self._changed or payload == ""
+            if self._doubts is None:
+                wait = self._doubted_at + EVERYWHERE_INTERVAL - time.monotonic()
+                self._doubts = asyncio.get_running_loop().call_later(max(0.0, wait), self._rung_everywhere)
+            return
+        if not rung:
             return
         self._rings, self._rung_at = self._rings_lately() + 1, time.monotonic()
         for backlog in rung:
             backlog.rung()
-        if everywhere:
-            self._doubt()
-        self._changed = self._changed or payload == ""
+        events.rang()
+        self._ring()
+
+    def _rung_everywhere(self) -> None:
+        self._doubts, self._doubted_at = None, time.monotonic()
+        self._doubt()
         events.rang()
         self._ring()
 

@@ -12,6 +12,7 @@ import signal
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import uvloop
@@ -23,6 +24,7 @@ from cluster.coordinator.claim import DEADLINE, Claimer
 from cluster.coordinator.doorbell import Doorbell
 from cluster.coordinator.finish import Finisher
 from cluster.coordinator.heartbeat import Heartbeat, Load
+from cluster.coordinator.held_locks import HeldLocks
 from cluster.coordinator.http import Health, serve
 from cluster.coordinator.job_types import JobType, job_types
 from cluster.coordinator.lease import Lease
@@ -32,17 +34,20 @@ from cluster.coordinator.pool import Pool
 from cluster.coordinator.prune import Pruner
 from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.rescue import Rescuer
-from cluster.coordinator.session import Session, TransientDatabaseError, notice_silence
+from cluster.coordinator.session import SETTINGS, Session, TransientDatabaseError, notice_silence
 from cluster.coordinator.trouble import Troubles
 from cluster.errors import ClusterError, DatabaseUnreachableError, SchemaMisfitError
 from cluster.job import Job
-from cluster.privileges import check_privileges
+from cluster.neighbours import check_neighbours
+from cluster.privileges import check_privileges, quoted_table
 from cluster.settings import Settings
 from cluster.spawn import WorkerOptions
 
 _VERSION = version("jobcluster")
 LONGEST_CLAIM = DEADLINE + 1
 """Seconds from the stop of claiming until no claim can be under way."""
+SHORTEST_TIMEOUT = 15_000
+"""Milliseconds: a shorter timeout of the server's would end round trips that are only slow."""
 
 
 def run_node(settings: Settings, job_classes: list[type[Job]], app_dir: Path, import_seconds: float) -> None:
@@ -80,7 +85,9 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
     with connection:
         try:
             migrate.check_schema(connection, job_classes)
+            check_neighbours(connection, [quoted_table(job_class) for job_class in job_classes])
             check_privileges(connection, job_classes)
+            _check_pooled_settings(connection)
         except psycopg.errors.InsufficientPrivilege as error:
             raise SchemaMisfitError(
                 f"role {connection.info.user}: {error.diag.message_primary}; a node needs that"
@@ -90,6 +97,24 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
         others = [table for name, _, table in rows if name not in known]
         if others:
             events.unroutable_tables(others)
+
+
+def _check_pooled_settings(connection: psycopg.Connection[Any]) -> None:
+    """What can't be set behind a pooler. SchemaMisfitError: nothing could be claimed."""
+    row = connection.execute("SELECT pg_backend_pid(), quote_ident(current_user)").fetchone()
+    assert row is not None
+    pid, role = row
+    if pid == connection.info.backend_pid:
+        return
+    rows = connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY (%s)", [list(SETTINGS)])
+    for name, value in rows.fetchall():
+        remedy = f"ALTER ROLE {role} SET {name} = '{SETTINGS[name]}'"
+        if name == "default_transaction_read_only" and value == "on":
+            raise SchemaMisfitError(f"{name} is on behind the pooler, and a node writes: {remedy}")
+        if name == "default_transaction_isolation" and value != SETTINGS[name]:
+            events.unsuitable_setting(name, value, remedy)
+        elif name.endswith("_timeout") and 0 < int(value) < SHORTEST_TIMEOUT:
+            events.unsuitable_setting(name, f"{value} ms", remedy)
 
 
 class Node:
@@ -132,6 +157,7 @@ class Node:
             deregistered=self._deregistered,
         )  # fmt: skip
         self._rescuer = Rescuer(self._heartbeat.session, self._finishes, self._troubles)
+        self._held_locks = HeldLocks(self._heartbeat.session, self._types, self._troubles)
         self._reconciler = Reconciler(
             self._claims, self._types, self._troubles, self._placement, lambda: self._heartbeat.lease,
             self._finisher.claims, settings.heartbeat_interval.total_seconds(),
@@ -164,6 +190,7 @@ class Node:
                     services.create_task(repeat("finish", self._finisher.tick, self._finisher.wakeup)),
                     services.create_task(repeat("prune", self._pruner.tick, self._pruner.wakeup)),
                     services.create_task(repeat("claim", self._claimer.tick, self._claimer.wakeup)),
+                    services.create_task(repeat("held_locks", self._held_locks.tick, Wakeup())),
                     services.create_task(repeat("doorbell", self._keep_listening, Wakeup())),
                     services.create_task(repeat("rescue", self._rescuer.tick, self._rescuer.wakeup)),
                     services.create_task(repeat("reconcile", self._reconciler.tick, self._reconciler.wakeup)),
@@ -310,7 +337,4 @@ async def _prepare_planner(connection: AsyncConnection[object]) -> None:
         "SET statement_timeout = '2s'"
     )  # nobody else's jobs wait longer for a table's slow trigger
     await connection.execute("SET synchronous_commit = on")
-    await connection.execute("SET default_transaction_isolation = 'read committed'")
     await notice_silence(connection)
-    if connection.info.server_version >= 170000:
-        await connection.execute("SET transaction_timeout = '15s'")  # longer than any round trip may take

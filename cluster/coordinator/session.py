@@ -27,6 +27,12 @@ KEEPALIVE = {
     "tcp_user_timeout": "6000", "connect_timeout": "5",
 }  # fmt: skip
 
+SETTINGS = {
+    "statement_timeout": "0", "idle_session_timeout": "0", "idle_in_transaction_session_timeout": "15s",
+    "default_transaction_read_only": "off", "default_transaction_isolation": "read committed",
+}  # fmt: skip
+"""Of each session, whatever role and database say; behind a pooler they are checked at the start. Our deadlines end what hangs."""
+
 Setup = Callable[[AsyncConnection[Any]], Awaitable[None]]
 
 
@@ -159,6 +165,7 @@ class Session:
         pid, started = await _backend(connection)
         self.pooled = pid != connection.info.backend_pid
         if not self.pooled:
+            await _set_up(connection)
             connection.prepare_threshold = 0
             connection.prepared_max = None  # as many as there are job types: evicting one would cost more
             if not self._sign_of_life:
@@ -264,6 +271,17 @@ async def notice_silence(connection: AsyncConnection[Any]) -> None:
         ("tcp_user_timeout", 10_000),
     ):
         await connection.execute(f"SET {name} = {value}")
+
+
+async def _set_up(connection: AsyncConnection[Any]) -> None:
+    """Row security that would hide rows from this role is an error of the statement, never rows that are silently not there."""
+    settings = SETTINGS | {"row_security": "off"}
+    if connection.info.server_version >= 170000:
+        settings["transaction_timeout"] = "15s"  # longer than any round trip may take
+    await connection.execute(
+        "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)",
+        [list(settings), list(settings.values())],
+    )
 
 
 async def _backend(connection: AsyncConnection[Any]) -> tuple[int, datetime]:

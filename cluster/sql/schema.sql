@@ -29,11 +29,11 @@ DECLARE
 BEGIN
     PERFORM cluster.require_job_table(job_table);
     EXECUTE format('SELECT status FROM %s WHERE id = $1 FOR NO KEY UPDATE', job_table) INTO current USING job_id;
-    IF current IN ('scheduled', 'not_started', 'retry') THEN
+    IF current::text IN ('scheduled', 'not_started', 'retry') THEN
         EXECUTE format('UPDATE %s SET status = ''cancelled'', finished_at = now(), updated_at = now() WHERE id = $1', job_table)
             USING job_id;
         RETURN 'cancelled';
-    ELSIF current = 'running' THEN
+    ELSIF current::text = 'running' THEN
         EXECUTE format('UPDATE %s SET cancel_requested_at = coalesce(cancel_requested_at, now()), updated_at = now() WHERE id = $1', job_table)
             USING job_id;
         PERFORM pg_notify('cluster_cancel', job_table::oid || ' ' || job_id);
@@ -45,7 +45,7 @@ CREATE FUNCTION cluster.check_new_job() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF NEW.status <> 'not_started' OR NEW.attempts_count <> 0 OR NEW.crashes_count <> 0
+    IF NEW.status::text <> 'not_started' OR NEW.attempts_count <> 0 OR NEW.crashes_count <> 0
         OR num_nonnulls(NEW.locked_at, NEW.locked_by, NEW.started_at, NEW.finished_at, NEW.cancel_requested_at) > 0
     THEN
         RAISE EXCEPTION 'a new job may not set status, locked_at, locked_by, attempts_count, crashes_count, started_at, finished_at or cancel_requested_at'
@@ -209,7 +209,7 @@ CREATE FUNCTION cluster.require_job_table(job_table regclass) RETURNS void
     LANGUAGE plpgsql STABLE
     AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM cluster.job_types t WHERE t.job_table = require_job_table.job_table) THEN
+    IF NOT EXISTS (SELECT FROM cluster.job_types t WHERE t.job_table::oid = require_job_table.job_table::oid) THEN
         RAISE EXCEPTION '% is not a job table', job_table
             USING ERRCODE = 'wrong_object_type', HINT = 'Job tables are listed in cluster.job_types.';
     END IF;
@@ -221,7 +221,7 @@ CREATE FUNCTION cluster.reschedule_job() RETURNS trigger
 BEGIN
     IF NEW.run_at <= now() THEN
         NEW.status := 'not_started';
-    ELSIF NEW.status = 'not_started' THEN
+    ELSIF NEW.status::text = 'not_started' THEN
         NEW.status := 'scheduled';
     END IF;
     IF NOT pg_try_advisory_xact_lock_shared(1751, TG_RELID::integer) THEN
@@ -240,10 +240,10 @@ BEGIN
     EXECUTE format('SELECT status FROM %s WHERE id = $1 FOR NO KEY UPDATE', job_table) INTO current USING job_id;
     IF current IS NULL THEN
         RETURN NULL;
-    ELSIF current NOT IN ('succeeded', 'failed', 'timed_out', 'cancelled') THEN
+    ELSIF current::text NOT IN ('succeeded', 'failed', 'timed_out', 'cancelled') THEN
         RAISE EXCEPTION 'job % of % is %, not finished', job_id, job_table, current
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = CASE WHEN current = 'running' THEN 'Cancel it first.' ELSE 'To run it now, set its run_at to now().' END;
+                  HINT = CASE WHEN current::text = 'running' THEN 'Cancel it first.' ELSE 'To run it now, set its run_at to now().' END;
     END IF;
     EXECUTE format('UPDATE %s SET status = ''not_started'', run_at = now(), attempts_count = 0, crashes_count = 0, locked_by = NULL, '
         'started_at = NULL, finished_at = NULL, cancel_requested_at = NULL, updated_at = now() WHERE id = $1', job_table) USING job_id;
@@ -342,7 +342,7 @@ CREATE FUNCTION cluster.unpark_job() RETURNS trigger
     AS $$
 BEGIN
     NEW.parked := false;
-    IF NEW.status = 'not_started' AND NOT pg_try_advisory_xact_lock_shared(1751, TG_RELID::integer) THEN
+    IF NEW.status::text = 'not_started' AND NOT pg_try_advisory_xact_lock_shared(1751, TG_RELID::integer) THEN
         PERFORM pg_notify('cluster_doorbell', TG_RELID::text);
     END IF;
     RETURN NEW;
