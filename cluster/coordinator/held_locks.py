@@ -60,7 +60,7 @@ class HeldLocks:
                 named.add(names[lock.key])
                 who = f"role {lock.role}, server process {lock.pid}, holds"
                 advice = f"SELECT pg_terminate_backend({lock.pid})"
-                self._troubles.begin(names[lock.key], REASON, f"{who} {_WHAT[lock.kind]}; {advice}")
+                self._troubles.begin(self, names[lock.key], REASON, f"{who} {_WHAT[lock.kind]}; {advice}")
         for name in self._named - named:
-            self._troubles.end(name, REASON)
+            self._troubles.end(self, name, REASON)
         self._named = named

@@ -333,8 +333,6 @@ async def _prepare_planner(connection: AsyncConnection[object]) -> None:
     await connection.execute("SET enable_seqscan = off")
     await connection.execute("SET jit = off")  # compiling them takes seconds, running them a millisecond
     await connection.execute("SET lock_timeout = '200ms'")
-    await connection.execute(
-        "SET statement_timeout = '2s'"
-    )  # nobody else's jobs wait longer for a table's slow trigger
+    await connection.execute("SET statement_timeout = '2s'")  # others wait no longer for a table's slow trigger
     await connection.execute("SET synchronous_commit = on")
     await notice_silence(connection)
