@@ -401,7 +401,9 @@ def test_a_job_logs_to_the_configured_structlog_logger() -> None:
 
     configure(logger=structlog.wrap_logger(None, processors=[keep]).bind(app="shop"))
     EmailJob(customer_id=1).log.info("sent", size=3)
-    assert events == [{"event": "sent", "app": "shop", "job_type": "EmailJob", "job_id": None, "attempt": None, "size": 3}]
+    assert events == [
+        {"event": "sent", "app": "shop", "job_type": "EmailJob", "job_id": None, "attempt": None, "size": 3}
+    ]
 
 
 @pytest.mark.usefixtures("restored")
