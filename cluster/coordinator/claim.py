@@ -339,7 +339,8 @@ class Claimer:
 
     def _can_write(self, backlog: Backlog) -> bool:
         keeps = backlog.job_type.job_class.retention != timedelta(0)
-        return self.lease is not None and keeps and not backlog.is_apart
+        held = self._finisher.is_held(backlog.job_type)
+        return self.lease is not None and keeps and not backlog.is_apart and not held
 
     def _swappable(self, backlog: Backlog) -> bool:
         return self._finisher.unwritten(backlog.job_type).has_successes and self._can_swap(backlog)

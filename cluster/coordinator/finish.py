@@ -119,6 +119,10 @@ class Finisher:
         """For the claimer to take from."""
         return self._tables[job_type].unwritten
 
+    def is_held(self, job_type: JobType) -> bool:
+        """Outcomes of the type are not to be written for now."""
+        return not self._tables[job_type].hold.is_over
+
     def is_stuck(self, job_type: JobType) -> bool:
         """So many outcomes can't be written that no more jobs of the type must be claimed."""
         table = self._tables[job_type]

@@ -260,7 +260,7 @@ def test_a_row_whose_claim_a_trigger_refuses_is_failed_and_the_others_run(
     row = job(db, table, bad)
     assert "refuses to let this job run: not this one" in row.last_error
     assert row.attempts_count == 0
-    wait_event(node, "job_set_aside", job_type=f"{name.title().replace('_', '')}Job", id=bad)
+    wait_event(node, "job_set_aside", job_type=f"{name.title().replace('_', '')}Job", job_id=bad)
     others_go_on(db, table)
 
 
@@ -269,7 +269,7 @@ def test_a_row_that_a_trigger_never_lets_change_stays_and_the_others_run(
 ) -> None:
     bad, good = refuse(db, "refused_whole_jobs", "true")
     wait_status(db, "refused_whole_jobs", "succeeded", *good)
-    wait_event(node, "job_set_aside", job_type="RefusedWholeJob", id=bad)
+    wait_event(node, "job_set_aside", job_type="RefusedWholeJob", job_id=bad)
     assert job(db, "refused_whole_jobs", bad).status == "not_started"
     others_go_on(db, "refused_whole_jobs")
 
@@ -283,7 +283,7 @@ def test_a_row_whose_success_a_trigger_refuses_is_failed_and_the_others_succeed(
     wait_status(db, table, "succeeded", *good)
     wait_status(db, table, "failed", bad)
     assert "refuses the outcome 'succeeded' of this job: not this one" in job(db, table, bad).last_error
-    wait_event(node, "job_set_aside", job_type=f"{name.title().replace('_', '')}Job", id=bad)
+    wait_event(node, "job_set_aside", job_type=f"{name.title().replace('_', '')}Job", job_id=bad)
     others_go_on(db, table)
 
 
@@ -307,7 +307,7 @@ def test_a_row_whose_success_a_check_refuses_is_failed_and_the_others_succeed(
     wait_status(db, "checked_jobs", "succeeded", *ids)
     wait_status(db, "checked_jobs", "failed", bad)
     assert "never_done" in job(db, "checked_jobs", bad).last_error
-    wait_event(node, "job_set_aside", job_type="CheckedJob", id=bad)
+    wait_event(node, "job_set_aside", job_type="CheckedJob", job_id=bad)
     others_go_on(db, "checked_jobs")
 
 

@@ -197,6 +197,7 @@ def test_a_trigger_that_takes_long_costs_its_own_type(conn: psycopg.Connection, 
     run(conn, "INSERT INTO first_jobs (run_at) SELECT now() + '300 ms' FROM generate_series(1, 20)")
     for job_type in ("OddJob", "LimitedJob", "FirstJob"):
         wait_trouble(node, "too_slow", job_type)
+    others_go_on(conn, timeout=8)  # what was tried side by side is over
     for _ in range(5):
         others_go_on(conn, "good_jobs", "worse_jobs", timeout=1)
     assert not node.log("database_away"), "the server was never silent"
