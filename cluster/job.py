@@ -117,9 +117,12 @@ class Job:
         cls.__init__ = Job.__init__  # type: ignore[method-assign]
         cls.__definition__ = _define(cls) if hasattr(cls, "perform") else None
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *positional: Any, **arguments: Any) -> None:
         definition(type(self))
         fields: Mapping[str, FieldInfo] = type(self).__pydantic_fields__  # type: ignore[attr-defined]
+        if positional:
+            name = type(self).__name__
+            raise JobArgumentError(f"{name} takes its fields by name: {name}({', '.join(f'{f}=…' for f in fields)})")
         unknown = [name for name in arguments if name not in fields]
         if unknown:
             raise JobArgumentError(
@@ -285,6 +288,15 @@ def _define(cls: type[Job]) -> Definition:
         raise JobDefinitionError(
             f"{cls.__qualname__}.perform has a yield in it, so calling it would do nothing: return instead"
         )
+    for name, parameter in [*inspect.signature(perform).parameters.items()][1:]:
+        if parameter.default is parameter.empty and parameter.kind not in {
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        }:
+            raise JobDefinitionError(
+                f"{cls.__qualname__}.perform takes {name!r}, which nobody gives it: make it a field, `{name}: int` in the class,"
+                f" and read self.{name}"
+            )
     for name in hooks:
         if not is_async and inspect.iscoroutinefunction(getattr(cls, name)):
             raise JobDefinitionError(

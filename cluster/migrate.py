@@ -6,7 +6,7 @@ Every migration runs in a transaction of its own under an advisory lock, so any 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -71,7 +71,9 @@ def migrate_schema(connection: Connection[Any]) -> list[str]:
 _BOOKKEEPING = """
 DO $$ BEGIN
     IF to_regclass('cluster.migrations') IS NULL THEN
-        CREATE SCHEMA IF NOT EXISTS cluster;
+        IF to_regnamespace('cluster') IS NULL THEN
+            CREATE SCHEMA cluster;  -- not with IF NOT EXISTS, which needs the privilege on the database even if it is there
+        END IF;
         CREATE TABLE cluster.migrations (
             version integer PRIMARY KEY, name text NOT NULL, kind text NOT NULL, checksum text NOT NULL,
             applied_at timestamptz NOT NULL DEFAULT now()
@@ -88,25 +90,25 @@ def migrate_jobs(connection: Connection[Any], job_classes: Iterable[type[Job]]) 
     """
     done: list[str] = []
     for job_class in job_classes:
-        try:
-            with connection.transaction():
-                _lock(connection)
-                for change in tables.changes(connection, job_class):
-                    connection.execute(change)
-                    done.append(change.as_string(connection))
-        except (
-            psycopg.ProgrammingError,
-            psycopg.IntegrityError,
-            psycopg.DataError,
-            psycopg.NotSupportedError,
-        ) as error:
-            raise SchemaMisfitError(
-                f"table {definition(job_class).table} of {job_class.__name__}: {error.diag.message_primary}{_advice(error)}"
-            ) from error
-        problems = tables.misfits(connection, [job_class])
-        if problems:
-            raise SchemaMisfitError(f"{'; '.join(problems)}: migrate only adds; change the column or the class")
+        with connection.transaction():
+            _lock(connection)
+            done += _make_fit(connection, job_class)
     return done
+
+
+def _make_fit(connection: Connection[Any], job_class: type[Job]) -> Iterator[str]:
+    """In a transaction, which is to be rolled back if it can't."""
+    try:
+        for change in tables.changes(connection, job_class):
+            connection.execute(change)
+            yield change.as_string(connection)
+    except (psycopg.ProgrammingError, psycopg.IntegrityError, psycopg.DataError, psycopg.NotSupportedError) as error:
+        raise SchemaMisfitError(
+            f"table {definition(job_class).table} of {job_class.__name__}: {error.diag.message_primary}{_advice(error)}"
+        ) from error
+    problems = tables.misfits(connection, [job_class])
+    if problems:
+        raise SchemaMisfitError(f"{'; '.join(problems)}: migrate only adds; change the column or the class")
 
 
 def _advice(error: psycopg.Error) -> str:
@@ -117,7 +119,10 @@ def _advice(error: psycopg.Error) -> str:
 
 
 def planned_changes(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> list[str]:
-    """What migrate would run, as SQL to read or to keep in one's own migrations. Changes nothing."""
+    """What migrate would run, as SQL to read or to keep in one's own migrations. Changes nothing.
+
+    SchemaMisfitError: what migrate would refuse.
+    """
     planned: list[str] = []
     with connection.transaction(force_rollback=True):
         present = _applied(connection) if _has_bookkeeping(connection) else {}
@@ -126,9 +131,7 @@ def planned_changes(connection: Connection[Any], job_classes: Iterable[type[Job]
         planned += [_with_record(migration) for migration in known_migrations() if migration.version not in present]
         migrate_schema(connection)
         for job_class in job_classes:
-            for change in tables.changes(connection, job_class):
-                connection.execute(change)
-                planned.append(change.as_string(connection))
+            planned += _make_fit(connection, job_class)
     return planned
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from psycopg import Connection, sql
 
 from cluster.columns import Column
+from cluster.errors import SchemaMisfitError
 from cluster.job import Job, definition
 from cluster.job_checks import STANDARD_COLUMNS
 
@@ -136,12 +137,17 @@ def _job_type_change(connection: Connection[Any], job_class: type[Job]) -> Itera
     if current == tuple(values.values()):
         return
     other = connection.execute(
-        "SELECT FROM cluster.job_types WHERE name = %s AND job_table IS DISTINCT FROM to_regclass(%s)",
+        "SELECT job_table::text FROM cluster.job_types WHERE name = %s AND job_table IS DISTINCT FROM to_regclass(%s)",
         [job_class.__name__, table],
     ).fetchone()
-    if other is not None:  # the class has moved to another table: the old one goes on under its own name
-        yield sql.SQL("UPDATE cluster.job_types SET name = job_table::text WHERE name = {}").format(
-            sql.Literal(job_class.__name__)
+    if other is not None:  # of another service, whose pauses and limits would be confused with this one's
+        free_it = sql.SQL("UPDATE cluster.job_types SET name = job_table::text WHERE name = {}").format(
+            job_class.__name__
+        )
+        raise SchemaMisfitError(
+            f"table {definition(job_class).table}: {job_class.__name__} is the class of table {other[0]} already, and a name stands"
+            " for one table in a database: rename one of the classes; or, if it has moved here, let the old table have its own name"
+            f" first: {free_it.as_string(connection)}"
         )
     yield sql.SQL(
         "INSERT INTO cluster.job_types (job_table, {columns}) VALUES ({table}::regclass, {values})"

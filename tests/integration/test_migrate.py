@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Annotated, Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -175,6 +176,26 @@ def test_the_sql_of_a_dry_run_can_be_piped_into_psql(empty: psycopg.Connection, 
 def test_a_dry_run_with_nothing_to_do_prints_nothing(conn: psycopg.Connection) -> None:
     migrate_jobs(conn, [StockJob])
     assert planned_changes(conn, [StockJob]) == []
+
+
+def test_a_dry_run_says_what_migrate_would_refuse(conn: psycopg.Connection) -> None:
+    migrate_jobs(conn, [StockJob])
+    conn.execute("ALTER TABLE stock_jobs ALTER COLUMN item_id TYPE text")
+    before = shape(conn)
+    assert "column item_id of table stock_jobs is text, but the class needs bigint" in misfit(
+        lambda: planned_changes(conn, [StockJob])
+    )
+    assert shape(conn) == before
+
+
+def test_a_role_that_owns_the_schema_needs_no_right_to_create_in_the_database(empty: psycopg.Connection) -> None:
+    role = f"migrator_{uuid4().hex[:8]}"
+    empty.execute(f"CREATE ROLE {role}; CREATE SCHEMA cluster AUTHORIZATION {role}".encode())
+    try:
+        empty.execute(f"SET ROLE {role}".encode())
+        assert migrate_schema(empty)
+    finally:
+        empty.execute(f"RESET ROLE; DROP OWNED BY {role} CASCADE; DROP ROLE {role}".encode())
 
 
 # --- tables and columns ---
@@ -394,8 +415,14 @@ def test_a_renamed_table_gets_no_second_index(conn: psycopg.Connection) -> None:
     assert value(conn, "SELECT array_agg(job_table::text) FROM cluster.job_types") == ["new_jobs"]
 
 
-def test_a_class_that_moves_to_another_table_leaves_the_old_one_listed(conn: psycopg.Connection) -> None:
+def test_two_classes_of_one_name_are_refused_and_both_tables_named(conn: psycopg.Connection) -> None:
+    """Two services in one database would rename each other's row, and a pause would hit the wrong one."""
     migrate_jobs(conn, [made(table="old_jobs")])
+    for refusal in (migrate_jobs, planned_changes):
+        text = misfit(lambda refusal=refusal: refusal(conn, [made(table="new_jobs")]))  # type: ignore[misc]
+        assert "table new_jobs: StockJob is the class of table old_jobs already" in text
+    assert value(conn, "SELECT to_regclass('new_jobs') IS NULL")
+    conn.execute(text.rpartition(": ")[2].encode())
     migrate_jobs(conn, [made(table="new_jobs")])
     assert conn.execute("SELECT name, job_table::text FROM cluster.job_types ORDER BY name").fetchall() == [
         ("StockJob", "new_jobs"),

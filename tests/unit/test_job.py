@@ -391,6 +391,31 @@ def test_wrong_defaults_are_refused_and_none_is_set() -> None:
     assert Job.priority == 50
 
 
+@pytest.mark.parametrize(
+    "perform",
+    [
+        "async def perform(self, customer_id): ...",
+        "def perform(self, customer_id: int) -> None: ...",
+        "async def perform(self, *, customer_id): ...",
+    ],
+)
+def test_a_perform_that_takes_an_argument_is_refused_when_defined(perform: str) -> None:
+    with pytest.raises(JobDefinitionError, match="perform takes 'customer_id', which nobody gives it: make it a field"):
+        exec(f"class LikeCeleryJob(Job):\n    {perform}", {"Job": Job})
+
+
+def test_a_perform_may_take_what_it_can_do_without() -> None:
+    class FreeJob(Job):
+        async def perform(self, dry_run: bool = False, *more: object, **others: object) -> None: ...
+
+    assert isinstance(FreeJob(), Job)
+
+
+def test_fields_are_given_by_name() -> None:
+    with pytest.raises(JobArgumentError, match=r"EmailJob takes its fields by name: EmailJob\(customer_id=…"):
+        EmailJob(7)  # type: ignore[call-arg]
+
+
 @pytest.mark.usefixtures("restored")
 def test_a_job_logs_to_the_configured_structlog_logger() -> None:
     events: list[dict[str, Any]] = []
