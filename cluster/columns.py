@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
-from pydantic import TypeAdapter
+from pydantic import SecretBytes, SecretStr, TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cluster.errors import JobDefinitionError
+from cluster.errors import JobArgumentError, JobDefinitionError
 
 OnDelete = Literal["cascade", "restrict", "set null", "set default", "no action"]
 
@@ -97,7 +98,8 @@ class Column:
     """One column that a field of a job class stands for.
 
     default: the column's default as SQL; None: the column has none, so an INSERT must give a value (or NULL, if nullable).
-    to_database: from the validated Python value to what psycopg sends; None: the value goes as it is.
+    to_database: from the validated Python value to what psycopg sends, or JobArgumentError if that would not come back as the same
+    value; None: the value goes as it is.
     """
 
     name: str
@@ -128,14 +130,16 @@ class Column:
 
 
 def column_of(name: str, field: FieldInfo) -> Column:
-    """The column for one pydantic field. JobDefinitionError: the type has no column type."""
+    """The column for one pydantic field. JobDefinitionError: the type has no column type, or its values would not come back."""
+    if field.alias is not None or field.validation_alias is not None or field.serialization_alias is not None:
+        raise JobDefinitionError(f"field {name}: no alias, please: a field has the name of its column")
     annotation, metadata, nullable = _unwrap(field.annotation, list(field.metadata))
     column_type, to_database = _column_type(name, annotation, metadata)
     return Column(
         name=name,
         type=column_type,
         nullable=nullable or field.default is None,
-        default=_default(field, to_database),
+        default=_default(name, field, to_database),
         checks=tuple(_checks(sql.Identifier(name), annotation, metadata, column_type)),
         references=next((item for item in metadata if isinstance(item, References)), None),
         to_database=to_database,
@@ -163,9 +167,14 @@ def _column_type(name: str, annotation: Any, metadata: list[Any]) -> tuple[Colum
     if isinstance(annotation, type):
         if issubclass(annotation, Enum):
             return _enum_type(name, [member.value for member in annotation]), lambda member: member.value
+        if issubclass(annotation, (SecretStr, SecretBytes)):
+            raise JobDefinitionError(
+                f"field {name}: a secret would arrive as asterisks, and stand in the table if it did not: keep a reference to it"
+            )
         for python_type, column_type in _TYPES.items():
             if issubclass(annotation, python_type):
-                return _with_precision(column_type, metadata), None
+                zone = _ZONES.get(python_type)
+                return _with_precision(column_type, metadata), None if zone is None else partial(zone, name)
     if get_origin(annotation) is Literal:
         return _enum_type(name, list(get_args(annotation))), None
     return _by_json_schema(name, annotation)
@@ -196,12 +205,46 @@ def _by_json_schema(name: str, annotation: Any) -> tuple[ColumnType, Callable[[A
         raise JobDefinitionError(
             f"field {name}: no column type for {annotation!r}: use a type that has a JSON form"
         ) from error
+
+    def to_json(value: Any) -> Any:
+        """By alias, as it is read."""
+        dumped = adapter.dump_python(value, mode="json", by_alias=True)
+        try:
+            back = adapter.validate_python(dumped)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise JobArgumentError(f"{name}: {value!r:.80} would not fit its own row: {reason}") from error
+        compares = type(value).__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
+        if back != value and compares:
+            raise JobArgumentError(
+                f"{name}: {value!r:.80} would come back as {back!r:.80}: its JSON form does not hold all of it"
+            )
+        return dumped
+
     if schema.get("type") == "string":
-        return _TEXT, lambda value: adapter.dump_python(value, mode="json")
-    return _JSONB, lambda value: Jsonb(adapter.dump_python(value, mode="json"))
+        return _TEXT, to_json
+    return _JSONB, lambda value: Jsonb(to_json(value))
 
 
-def _default(field: FieldInfo, to_database: Callable[[Any], Any] | None) -> sql.Composable | None:
+def _with_zone(name: str, value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise JobArgumentError(
+            f"{name}: {value} has no time zone, so it would be another moment in a session of another zone: give it one, as in"
+            " datetime.now(UTC)"
+        )
+    return value
+
+
+def _without_zone(name: str, value: time) -> time:
+    if value.tzinfo is not None:
+        raise JobArgumentError(f"{name}: {value} has a time zone, which its column has not: use a datetime")
+    return value
+
+
+_ZONES: dict[type, Callable[[str, Any], Any]] = {datetime: _with_zone, time: _without_zone}
+
+
+def _default(name: str, field: FieldInfo, to_database: Callable[[Any], Any] | None) -> sql.Composable | None:
     """Only constants become column defaults; other factories are called by Python, once per job."""
     if field.default_factory is list or field.default_factory is dict or isinstance(field.default_factory, CopyOf):
         value: Any = typing.cast("Callable[[], Any]", field.default_factory)()
@@ -211,7 +254,10 @@ def _default(field: FieldInfo, to_database: Callable[[Any], Any] | None) -> sql.
         value = field.default
     if value is None:
         return None
-    return sql.Literal(to_database(value) if to_database else value)
+    try:
+        return sql.Literal(to_database(value) if to_database else value)
+    except JobArgumentError as error:
+        raise JobDefinitionError(f"the default of field {error}") from error
 
 
 def _checks(

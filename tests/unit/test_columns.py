@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 
 from cluster import Job, References
 from cluster.columns import Column
-from cluster.errors import JobDefinitionError
+from cluster.errors import JobArgumentError, JobDefinitionError
 from cluster.job import definition
 
 
@@ -185,3 +185,84 @@ def test_models_and_collections_are_sent_as_json() -> None:
     assert sent(Address, {"street": "a"}).obj == {"street": "a"}
     assert sent(list[date], [date(2026, 1, 2)]).obj == ["2026-01-02"]
     assert sent(set[int], {1}).obj == [1]
+
+
+# --- what would not come back ---
+
+NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001 - what is refused
+
+
+class Aliased(pydantic.BaseModel):
+    street: str = pydantic.Field(alias="strasse")
+
+
+class Computed(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    width: int
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def area(self) -> int:
+        return self.width * self.width
+
+
+class Forgetful(pydantic.BaseModel):
+    street: str
+    note: str = pydantic.Field(default="", exclude=True)
+
+
+class Guarded(pydantic.BaseModel):
+    password: pydantic.SecretStr
+
+
+class OneWay(pydantic.BaseModel):
+    names: list[str]
+
+    @pydantic.field_serializer("names")
+    def joined(self, names: list[str]) -> str:
+        return ",".join(names)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given"),
+    [
+        (Address, Address(street="x")), (Aliased, Aliased(strasse="x")), (set[int], {1, 2}), (tuple[int, str], (1, "a")),
+        (dict[str, datetime], {"a": NAIVE}), (Forgetful, Forgetful(street="x")), (Path, Path("/tmp")),
+    ],
+)  # fmt: skip
+def test_values_that_come_back_are_sent(annotation: Any, given: Any) -> None:
+    assert column(annotation).value(given) is not None
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given", "said"),
+    [
+        (Computed, Computed(width=2), "would not fit its own row: Extra inputs are not permitted"),
+        (Forgetful, Forgetful(street="x", note="lost"), "its JSON form does not hold all of it"),
+        (Guarded, Guarded(password=pydantic.SecretStr("x")), "its JSON form does not hold all of it"),
+        (OneWay, OneWay(names=["a"]), "would not fit its own row"),
+        (datetime, NAIVE, "has no time zone"),
+        (datetime | None, NAIVE, "has no time zone"),
+        (time, time(12, tzinfo=UTC), "has a time zone"),
+    ],
+)
+def test_values_that_would_not_come_back_are_refused(annotation: Any, given: Any, said: str) -> None:
+    with pytest.raises(JobArgumentError, match=rf"^value: .*{said}"):
+        column(annotation).value(given)
+
+
+@pytest.mark.parametrize("annotation", [pydantic.SecretStr, pydantic.SecretBytes, pydantic.SecretStr | None])
+def test_a_secret_is_refused_when_defined(annotation: Any) -> None:
+    with pytest.raises(JobDefinitionError, match="field value: a secret would arrive as asterisks"):
+        column(annotation)
+
+
+@pytest.mark.parametrize("alias", ["alias", "validation_alias", "serialization_alias"])
+def test_a_field_with_an_alias_is_refused_when_defined(alias: str) -> None:
+    with pytest.raises(JobDefinitionError, match="field value: no alias, please"):
+        column(str, value=pydantic.Field(**{alias: "other"}))  # type: ignore[call-overload]
+
+
+def test_a_default_that_would_not_come_back_is_refused_when_defined() -> None:
+    with pytest.raises(JobDefinitionError, match=r"the default of field value: .* has no time zone"):
+        column(datetime, value=NAIVE)
