@@ -6,6 +6,8 @@ Owns the slots and the rows that wait for one. Talks to the coordinator only, ne
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import decimal
 import os
 import threading
 import time
@@ -60,6 +62,8 @@ class Runner:
         self._performers = performers
         self._notes = notes
         self._loop = asyncio.get_running_loop()
+        self._context = _context_of_imports()
+        """In which every attempt begins: nothing that another has set."""
         self._channel = worker_end(self._receive, self._lost_coordinator)
         self._waiting: dict[int, tuple[Batch, RawRow]] = {}
         """Claimed rows that have not begun, by ticket, first come first."""
@@ -161,7 +165,7 @@ class Runner:
             slot = self._free.pop()
             self._attempts[ticket] = None
             steps = Steps(self._perform(slot, ticket, batch, row), self._notes, slot)
-            self._tasks[slot] = self._loop.create_task(steps)
+            self._tasks[slot] = self._loop.create_task(steps, context=self._context.copy())
 
     async def _perform(self, slot: int, ticket: int, batch: Batch, row: RawRow) -> None:
         job_id = integer(row[ID])
@@ -219,6 +223,15 @@ class Runner:
 
         threading.Thread(target=run, name=f"{attempt.performer.definition.name}-{attempt.job.id}", daemon=True).start()
         return await done
+
+
+def _context_of_imports() -> contextvars.Context:
+    """What the imports of the job modules have set. But for a decimal context, which is an object that copies would share."""
+    context = contextvars.Context()
+    for variable, value in contextvars.copy_context().items():
+        if not isinstance(value, decimal.Context):
+            context.run(variable.set, value)
+    return context
 
 
 class Columns:

@@ -734,6 +734,8 @@ def test_a_sync_job_stuck_in_native_code_is_killed_and_its_process_replaced(
 def test_neighbours_of_a_job_stuck_in_native_code_lose_no_attempt(
     node: NodeProcess, db: psycopg.Connection, gate: Gate
 ) -> None:
+    # A job of another test may have ended a process just now, and all four would go to the other.
+    wait_for(db, "SELECT slots = 2 * 16 FROM cluster.nodes WHERE state = 'live'")
     neighbours = [insert(db, "gate_jobs") for _ in range(4)]
     for job_id in neighbours:
         wait_notes(db, "GateJob", job_id=job_id)
@@ -1568,3 +1570,36 @@ def test_old_rows_are_pruned_but_for_those_that_another_table_references(
     wait_until(
         lambda: {job_id for line in node.log("prune_skipped") for job_id in line["ids"]} == {10, 20}, "both are named"
     )
+
+
+CONTEXTS = """
+import contextvars, decimal
+from cluster import Fail, Job
+
+TENANT = contextvars.ContextVar("tenant", default="nobody")
+LEVEL = contextvars.ContextVar("level")
+LEVEL.set("of the imports")
+
+class LeavingJob(Job):
+    max_concurrency = None
+    async def perform(self):
+        TENANT.set("somebody")
+        LEVEL.set("another")
+        decimal.getcontext().prec = 3
+
+class FindingJob(Job):
+    max_concurrency = None
+    async def perform(self):
+        return Fail(f"{TENANT.get()}, {LEVEL.get()}, {decimal.getcontext().prec} digits")
+"""
+
+
+def test_an_attempt_finds_no_context_of_another(conn: psycopg.Connection, run_node: RunNode) -> None:
+    run_node(CONTEXTS, processes=1, concurrency=1)
+    for _ in range(5):
+        conn.execute("INSERT INTO leaving_jobs DEFAULT VALUES")
+        conn.execute("INSERT INTO finding_jobs DEFAULT VALUES")
+    wait_for(conn, "SELECT count(*) = 5 FROM finding_jobs WHERE status = 'failed'")
+    wait_for(conn, "SELECT count(*) = 5 FROM leaving_jobs WHERE status = 'succeeded'")
+    found = conn.execute("SELECT DISTINCT last_error FROM finding_jobs").fetchall()
+    assert found == [("nobody, of the imports, 28 digits",)]
