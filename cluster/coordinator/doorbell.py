@@ -25,7 +25,7 @@ RINGS_CHANNEL, CANCEL_CHANNEL = "cluster_doorbell", "cluster_cancel"
 OFTEN = 800.0
 """Rings a second beyond which being on watch costs producers more than looking costs this node."""
 EVERYWHERE_INTERVAL = 0.01
-"""Seconds between two looks at everything because of rings that name no table: anybody may send as many as he likes."""
+"""Seconds between two looks at everything because of rings that name no table: anybody may send any number."""
 _NOTIFY = "SELECT pg_notify(%s, %s)"
 _CALL = "+"
 """In front of a ring from coordinator to coordinator: for everybody, on watch or not."""

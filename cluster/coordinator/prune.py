@@ -79,9 +79,9 @@ class Pruner:
             if not self._is_walking:
                 await connection.execute(statements.statement("prune_nodes"))
                 await connection.execute(statements.statement("plan_pruning"))
-                for table in self._tables.values():
+                for table in self._tables.values():  # what could not be deleted, whether a walk comes by or not
                     if table.hold.is_over and (due := table.aside.due()):
-                        await self._guarded(connection, table, self._try_again(connection, table, due))
+                        await self._guarded(connection, table, self._delete(connection, table, due[: table.pace.rows]))
             leave = [oid for oid, table in self._tables.items() if not table.hold.is_over]
             cursor = await connection.execute(statements.statement("take_prune_step"), {"leave": leave})
             row = await cursor.fetchone()
@@ -93,7 +93,7 @@ class Pruner:
         self._is_walking = row is not None
         return PAUSE if self._is_walking else self._interval
 
-    async def _guarded(self, connection: AsyncConnection[Any], table: _Table, doing: Awaitable[None]) -> None:
+    async def _guarded(self, connection: AsyncConnection[Any], table: _Table, doing: Awaitable[object]) -> None:
         """What fails is tried again later: by another node, which may be luckier, or by this one once its hold is over."""
         try:
             await doing
@@ -122,10 +122,6 @@ class Pruner:
         refused = bool(found.refused or aside.intersection(expired))
         end = {**keeps, "table": step.table, "reached": reached, "expires_at": expires_at, "refused": refused}
         await pipeline.ask(connection, [Command(statements.text("end_prune_step").encode(), end)])
-
-    async def _try_again(self, connection: AsyncConnection[Any], table: _Table, ids: list[int]) -> None:
-        """Rows that could not be deleted, whether a walk comes by or not."""
-        await self._delete(connection, table, ids[: table.pace.rows])
 
     async def _delete(self, connection: AsyncConnection[Any], table: _Table, ids: list[int]) -> Found:
         """Those that can be, and may still be. psycopg.Error: the table refuses it as a whole."""

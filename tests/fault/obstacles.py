@@ -65,12 +65,18 @@ def _check(condition: str) -> tuple[str, str]:
     )
 
 
-_TAKE_LONG = """
-    CREATE FUNCTION take_long_{table}() RETURNS trigger LANGUAGE plpgsql AS
-        $$BEGIN PERFORM pg_sleep(20); RETURN NEW; END$$;
-    CREATE TRIGGER take_long BEFORE UPDATE ON {table} FOR EACH ROW
-        WHEN ({condition}) EXECUTE FUNCTION take_long_{table}()
-"""
+def _take_long(status: str) -> tuple[str, str]:
+    """For each row that becomes so, longer than a statement may take."""
+    return (
+        f"""
+            CREATE FUNCTION take_long_{{table}}() RETURNS trigger LANGUAGE plpgsql AS
+                $$BEGIN PERFORM pg_sleep(20); RETURN NEW; END$$;
+            CREATE TRIGGER take_long BEFORE UPDATE ON {{table}} FOR EACH ROW
+                WHEN (NEW.status = '{status}') EXECUTE FUNCTION take_long_{{table}}()
+        """,
+        "DROP FUNCTION take_long_{table} CASCADE",
+    )
+
 
 OBSTACLES = {
     "odd_rows": Obstacle(
@@ -134,15 +140,13 @@ OBSTACLES = {
     ),
     "slow_claims": Obstacle(
         "a trigger takes 20 s for each claim of two types",
-        _TAKE_LONG.replace("{condition}", "NEW.status = 'running'"),
-        "DROP FUNCTION take_long_{table} CASCADE",
+        *_take_long("running"),
         reason="too_slow",
         stall=8.0,
     ),
     "slow_outcomes": Obstacle(
         "a trigger takes 20 s for each outcome of two types",
-        _TAKE_LONG.replace("{condition}", "NEW.status = 'succeeded'"),
-        "DROP FUNCTION take_long_{table} CASCADE",
+        *_take_long("succeeded"),
         reason="too_slow",
         stall=8.0,
     ),
