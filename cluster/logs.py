@@ -1,7 +1,8 @@
 """How log lines look: one event, one line, as text for people or as JSON for machines.
 
 Every process configures it once, after it was forked or spawned. structlog events and stdlib records, of this
-package, of libraries and of job code, pass through one handler on the root logger, so lines never mix.
+package, of libraries and of job code, pass through one handler on the root logger, so lines never mix. A reader that stops costs
+lines, see `log_stream`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+from cluster.log_stream import DroppingHandler
 
 _FIRST_KEYS = ("time", "level", "event", "logger")
 
@@ -31,7 +34,7 @@ def configure_logs(format: Literal["console", "json"], level: str, stream: TextI
         structlog.stdlib.add_logger_name,
         structlog.processors.StackInfoRenderer(),
     ]
-    handler = logging.StreamHandler(stream)
+    handler = DroppingHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
