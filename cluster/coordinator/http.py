@@ -1,10 +1,20 @@
-"""/livez, /readyz and /metrics of a node, answered by threads of their own: they must speak when the loop does not."""
+"""/livez, /readyz and /metrics of a node, answered by a thread with a loop of its own: they must speak when the node's does not.
+
+One request for each connection, and little patience: whoever dribbles bytes keeps nobody else from an answer.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
+import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from email.message import Message
+from http import HTTPStatus
+from http.client import HTTPException, parse_headers
+from pathlib import Path
 
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
@@ -13,10 +23,16 @@ from cluster.errors import SettingsError
 
 STALLED = 10.0
 """Seconds without a turn of the coordinator's loop after which it counts as dead."""
+PATIENCE = 5.0
+"""Seconds for a request to come, and for its answer to be read."""
+MOST_CONNECTIONS = 64
+"""Beyond them the one that has waited longest is closed."""
+LONGEST_HEAD = 16 * 1024
+_PLAIN = "text/plain; charset=utf-8"
 
 
 class Health:
-    """What the probes tell. Written by the loop, read by the server's threads; single values, so no lock."""
+    """What the probes tell. Written by the loop, read by the server's thread; single values, so no lock."""
 
     def __init__(self) -> None:
         self.turned_at = time.monotonic()
@@ -27,50 +43,136 @@ class Health:
         return time.monotonic() - self.turned_at < STALLED
 
 
-class _Handler(BaseHTTPRequestHandler):
-    health: Health
+class ProbeServer:
+    """Answers from its start until it is closed."""
 
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == "/livez":
-            self._answer(self.health.alive, "alive", "the coordinator's loop does not turn")
-        elif path == "/readyz":
-            self._answer(self.health.ready, "ready", "starting, draining, or without a lease")
-        elif path == "/metrics":
-            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-            self._send(200, content_type, encode(REGISTRY))
+    def __init__(self, listening: socket.socket, health: Health) -> None:
+        self._health = health
+        self._listening = listening
+        self._loop = asyncio.SelectorEventLoop()
+        self._ended = asyncio.Event()
+        self._connections: dict[asyncio.StreamWriter, None] = {}
+        """In the order in which they came."""
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Returns when nothing answers any more."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        with contextlib.closing(self._loop):
+            self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        if self._listening.family == socket.AF_UNIX:
+            server = await asyncio.start_unix_server(self._answer, sock=self._listening, limit=LONGEST_HEAD)
         else:
-            self._send(404, "text/plain; charset=utf-8", b"/livez, /readyz or /metrics\n")
+            server = await asyncio.start_server(self._answer, sock=self._listening, limit=LONGEST_HEAD)
+        await self._ended.wait()
+        server.close()
+        for writer in self._connections:
+            writer.transport.abort()
 
-    def _answer(self, good: bool, yes: str, no: str) -> None:
-        self._send(200 if good else 503, "text/plain; charset=utf-8", f"{yes if good else no}\n".encode())
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections[writer] = None
+        if len(self._connections) > MOST_CONNECTIONS:
+            next(iter(self._connections)).transport.abort()
+        try:
+            with contextlib.suppress(OSError, EOFError):  # TimeoutError is one
+                async with asyncio.timeout(PATIENCE):
+                    writer.write(await self._response(reader))
+                    await writer.drain()
+                    writer.close()
+                    await writer.wait_closed()
+        finally:
+            self._connections.pop(writer, None)
+            writer.transport.abort()
 
-    def _send(self, status: int, content_type: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    async def _response(self, reader: asyncio.StreamReader) -> bytes:
+        """EOFError: the client has gone before its request had come."""
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "a request for a probe is short\n")
+        line, _, rest = head.partition(b"\r\n")
+        try:
+            method, target, protocol = line.decode("ascii").split(" ")
+            headers = parse_headers(io.BytesIO(rest))
+        except (ValueError, HTTPException):
+            return _response(HTTPStatus.BAD_REQUEST, "this is no HTTP request\n")
+        if not protocol.startswith("HTTP/1."):
+            return _response(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.1 is spoken here\n")
+        if method not in ("GET", "HEAD"):
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED, "GET or HEAD\n")
+        response = self._page(target.partition("?")[0], headers)
+        return response if method == "GET" else response[: response.index(b"\r\n\r\n") + 4]
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's signature
-        """Probes come every few seconds: no line for them."""
+    def _page(self, path: str, headers: Message) -> bytes:
+        match path:
+            case "/livez" if self._health.alive:
+                return _response(HTTPStatus.OK, "alive\n")
+            case "/livez":
+                return _response(HTTPStatus.SERVICE_UNAVAILABLE, "the coordinator's loop does not turn\n")
+            case "/readyz" if self._health.ready:
+                return _response(HTTPStatus.OK, "ready\n")
+            case "/readyz":
+                return _response(HTTPStatus.SERVICE_UNAVAILABLE, "starting, draining, or without a lease\n")
+            case "/metrics":
+                encode, content_type = choose_encoder(headers.get("Accept", ""))
+                return _response(HTTPStatus.OK, encode(REGISTRY), content_type)
+            case _:
+                return _response(HTTPStatus.NOT_FOUND, "/livez, /readyz or /metrics\n")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    allow_reuse_address = True
+def _response(status: HTTPStatus, body: str | bytes, content_type: str = _PLAIN) -> bytes:
+    raw = body.encode() if isinstance(body, str) else body
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {content_type}\r\nContent-Length: {len(raw)}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + raw
 
 
-def serve(host: str, port: int, health: Health) -> ThreadingHTTPServer | None:
-    """Starts answering; None: port 0, switched off. SettingsError: the address can't be had."""
+def serve(host: str, port: int, health: Health) -> ProbeServer | None:
+    """Starts answering; None: port 0, switched off. SettingsError: the address can't be had.
+
+    host: a name or address, `::` for IPv6 and IPv4, or the path of a Unix socket, which needs no port.
+    """
     if port == 0:
         return None
-    handler = type("Handler", (_Handler,), {"health": health})
     try:
-        server = _Server((host, port), handler)
+        listening = _listen(host, port)
     except OSError as error:
+        where = host if host.startswith("/") else f"{host}:{port}"
         raise SettingsError(
-            f"CLUSTER_HTTP_HOST and CLUSTER_HTTP_PORT: can't listen on {host}:{port} ({error.strerror}); choose another, 0 is off"
+            f"CLUSTER_HTTP_HOST and CLUSTER_HTTP_PORT: can't listen on {where} ({error.strerror or error});"
+            " choose another, 0 is off"
         ) from error
-    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
-    return server
+    return ProbeServer(listening, health)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if host.startswith("/"):
+        return _listen_at(Path(host))
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(address[:2], family=family, dualstack_ipv6=both, backlog=MOST_CONNECTIONS)
+
+
+def _listen_at(path: Path) -> socket.socket:
+    """A socket that a dead node has left there is replaced."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            raise OSError(None, "another process listens there")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen(MOST_CONNECTIONS)
+    return listening

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +18,8 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from cluster.coordinator.http import Health, serve
+from cluster.errors import SettingsError
 from cluster.migrate import migrate_jobs
 from tests.integration.conftest import RunNode
 from tests.support.nodes import NodeProcess, job_classes, running_node, wait_for, wait_until, write_jobs
@@ -209,3 +215,84 @@ def test_port_0_switches_the_pages_off(conn: psycopg.Connection, database_url: s
         assert node.stop() == 0
     finally:
         node.clean_up()
+
+
+def asked(node: NodeProcess, request: bytes) -> bytes:
+    """What comes back on a connection of its own, until it is closed."""
+    with socket.create_connection(("127.0.0.1", node.http_port), timeout=10) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+        (b"HEAD /livez HTTP/1.0\r\n\r\n", 200),
+        (b"POST /livez HTTP/1.1\r\n\r\n", 405),
+        (b"GET /livez HTTP/2.0\r\n\r\n", 505),
+        (b"\x16\x03\x01 what is this\r\n\r\n", 400),
+        (b"GET /livez\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"\r\n", 400),
+        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", 431),
+    ],
+)
+def test_whatever_is_asked_is_answered_or_refused(request_: bytes, status: int, node: NodeProcess) -> None:
+    answer = asked(node, request_)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert answer.endswith(b"\r\n\r\n") == request_.startswith(b"HEAD")
+
+
+def test_slow_clients_keep_nobody_from_an_answer(node: NodeProcess) -> None:
+    with ExitStack() as slow:
+        for _ in range(200):
+            client = slow.enter_context(socket.create_connection(("127.0.0.1", node.http_port), timeout=10))
+            client.sendall(b"GET /livez HT")
+        begun = time.monotonic()
+        assert node.get("/livez") == 200
+        assert time.monotonic() - begun < 2
+        client.settimeout(10)
+        assert client.recv(100) == b"", "the last of them is closed in the end"
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("host", ["socket", *(["::", "::1"] if has_ipv6() else [])])
+def test_the_pages_speak_ipv6_and_through_a_unix_socket(host: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "http.sock")
+    health = Health()
+    free = socket.create_server(("", 0))
+    port = free.getsockname()[1]
+    free.close()
+    for _ in range(2):  # the second one finds the file of the first
+        server = serve(path if host == "socket" else host, port, health)
+        assert server is not None
+        places: list[tuple[socket.AddressFamily, str | tuple[str, int]]] = {
+            "::": [(socket.AF_INET6, ("::1", port)), (socket.AF_INET, ("127.0.0.1", port))],
+            "::1": [(socket.AF_INET6, ("::1", port))],
+            "socket": [(socket.AF_UNIX, path)],
+        }[host]  # type: ignore[assignment]
+        for family, address in places:
+            with socket.socket(family) as client:
+                client.settimeout(10)
+                client.connect(address)
+                client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+                assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        server.close()
+
+
+def test_an_address_that_is_taken_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=rf"can't listen on 127\.0\.0\.1:{port} .*choose another"):
+            serve("127.0.0.1", port, Health())
+    path = str(tmp_path / "http.sock")
+    server = serve(path, 1, Health())
+    assert server is not None
+    with pytest.raises(SettingsError, match="another process listens there"):
+        serve(path, 1, Health())
+    server.close()
