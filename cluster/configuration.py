@@ -60,9 +60,9 @@ def default_database_url() -> str:
     """That of `configure`, else that of the environment; empty: libpq's own variables and defaults."""
     if _database_url is not None:
         return _database_url
-    from cluster.settings import load_settings  # slow to import, and a URL is mostly given
+    from cluster.settings import database_url  # slow to import, and a URL is mostly given
 
-    return load_settings().database_url
+    return database_url()
 
 
 def _bindable(logger: Any) -> Any:  # Any: structlog's loggers share no class

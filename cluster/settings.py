@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -163,7 +164,8 @@ class Settings(BaseSettings):
     the platform grants before SIGKILL (Kubernetes: 30s). Default: 25s."""
 
     http_host: str = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from outside the pod
-    """Address of the node's metrics and probes. Default: 0.0.0.0, all of them."""
+    """Address of the node's metrics and probes; `::` is IPv6 and IPv4; a path is that of a Unix socket.
+    Default: 0.0.0.0, all of IPv4."""
 
     http_port: Port = 9464
     """Port of the node's metrics and probes; 0 turns them off. Default: 9464."""
@@ -199,6 +201,9 @@ class Settings(BaseSettings):
     Default: failed."""
 
     _sources: dict[str, Source] = PrivateAttr(default_factory=dict)
+    _files: dict[str, Path] = PrivateAttr(default_factory=dict)
+    """Where a secret stands that was read from a file."""
+    _strangers: tuple[str, ...] = PrivateAttr(default=())
     _libpq_configured: bool = PrivateAttr(default=False)
 
     @classmethod
@@ -223,6 +228,27 @@ class Settings(BaseSettings):
         """Whether anybody said which Postgres to use: a URL, or libpq's own variables."""
         return bool(self.database_url) or self._libpq_configured
 
+    @property
+    def strangers(self) -> tuple[str, ...]:
+        """Variables of the environment that begin with CLUSTER_, and are neither settings nor close to one."""
+        return self._strangers
+
+    def read_database_url(self) -> str:
+        """The URL, read anew if it stands in a file: passwords change. The last one that was read if the file can't be."""
+        return self._read("database_url")
+
+    def read_direct_database_url(self) -> str:
+        """As read_database_url."""
+        return self._read("direct_database_url" if "direct_database_url" in self._sources else "database_url")
+
+    def _read(self, name: str) -> str:
+        path = self._files.get(name)
+        if path is not None:
+            with contextlib.suppress(SettingsError, ValueError):  # it may be half written
+                return _libpq_url(_secret(path, _variable(name)))
+        last: str = getattr(self, name)
+        return last
+
     def describe(self) -> list[tuple[str, str, str, str]]:
         """Variable, value (passwords as `***`), source and meaning of every setting, in the class's order."""
         return [
@@ -237,11 +263,12 @@ class Settings(BaseSettings):
 
 
 class _Given(NamedTuple):
-    """One value as somebody gave it; `label` is how an error message calls the place."""
+    """One value as somebody gave it; `label` is how an error message calls the place. file: in which it stands."""
 
     value: object
     source: Source
     label: str
+    file: Path | None = None
 
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: object) -> Settings:
@@ -253,7 +280,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: object)
     environ = os.environ if environ is None else environ
     if unknown := overrides.keys() - Settings.model_fields.keys():
         raise TypeError(f"no such setting: {', '.join(sorted(unknown))}")
-    problems = _unknown_variables(environ)
+    problems, strangers = _unknown_variables(environ)
     given: dict[str, _Given] = {}
     for name in Settings.model_fields:
         try:
@@ -271,12 +298,44 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: object)
     if problems:
         raise SettingsError("; ".join(problem for problem in problems if problem))
     settings._sources.update({name: found.source for name, found in given.items()})
+    settings._files.update({name: found.file for name, found in given.items() if found.file is not None})
+    settings._strangers = strangers
     settings._libpq_configured = any(environ.get(name) for name in LIBPQ_VARIABLES)
     return settings
 
 
+def database_url() -> str:
+    """That of the environment alone, whatever else is set there: an application that enqueues needs no more."""
+    about_database = f"{PREFIX}DATABASE_URL"
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(PREFIX) or name.startswith(about_database)
+    }
+    return load_settings(own).database_url
+
+
 def mask_url(url: str) -> str:
-    """The URL or conninfo string with every password in it as `***`."""
+    """The URL or conninfo string with every secret in it as `***`.
+
+    As it was written, if libpq reads the result like that; else in libpq's own notation, or nothing of it.
+    """
+    try:
+        masked = {key: "***" if _is_secret(key) else value for key, value in conninfo_to_dict(url).items()}
+        pretty = _mask_as_written(url)
+        with contextlib.suppress(psycopg.ProgrammingError):
+            if conninfo_to_dict(pretty) == masked:
+                return pretty
+        return make_conninfo("", **masked)
+    except psycopg.ProgrammingError:
+        return "***"
+
+
+def _is_secret(keyword: str) -> bool:
+    return any(part in keyword for part in ("password", "secret", "scram_"))
+
+
+def _mask_as_written(url: str) -> str:
     if "://" in url:
         url = re.sub(r"(://[^:/]*:).*@", r"\1***@", url)
         return re.sub(r"(?i)([?&]\w*(?:password|secret)=)[^&]*", r"\1***", url)
@@ -307,9 +366,10 @@ def _given_secret(name: str, environ: Mapping[str, str]) -> _Given | None:
     if value:
         return _Given(value, "environment", variable)
     if named_file:
-        return _Given(_secret(Path(named_file), f"{variable}_FILE"), "file", f"{variable}_FILE={named_file!r}")
-    if path := _credential(variable, environ):
-        return _Given(_secret(path, variable), "file", f"{variable} (from {str(path)!r})")
+        path = Path(named_file)
+        return _Given(_secret(path, f"{variable}_FILE"), "file", f"{variable}_FILE={named_file!r}", path)
+    if found := _credential(variable, environ):
+        return _Given(_secret(found, variable), "file", f"{variable} (from {str(found)!r})", found)
     if name == "database_url" and (value := _value(environ, "DATABASE_URL")):
         return _Given(value, "environment", "DATABASE_URL")
     return None
@@ -351,18 +411,21 @@ def _secret(path: Path, variable: str) -> str:
     return content
 
 
-def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
+def _unknown_variables(environ: Mapping[str, str]) -> tuple[list[str], tuple[str, ...]]:
+    """What is wrong with those that are close to a setting, and the names of the others, which may be somebody else's."""
     known = {_variable(name) for name in Settings.model_fields}
     known |= {f"{_variable(name)}_FILE" for name in SECRETS}
     by_suffix = {name.removeprefix(PREFIX): name for name in known}
-    problems = []
+    problems, strangers = [], []
     for variable in sorted(environ):
         if variable in known or not variable.startswith(PREFIX) or not _value(environ, variable):
             continue
         close = get_close_matches(variable.removeprefix(PREFIX), by_suffix, n=1)
-        advice = f"did you mean {by_suffix[close[0]]}?" if close else "unset it"
-        problems.append(f"{variable} is not a setting: {advice}")
-    return problems
+        if close:
+            problems.append(f"{variable} is not a setting: did you mean {by_suffix[close[0]]}?")
+        else:
+            strangers.append(variable)
+    return problems, tuple(strangers)
 
 
 def _problem(detail: dict[str, Any], given: Mapping[str, _Given]) -> str:

@@ -45,9 +45,13 @@ class Doorbell:
     """
 
     def __init__(
-        self, url: str, backlogs: Sequence[Backlog], ring: Callable[[], None], cancel: Callable[[int, int], None]
+        self,
+        read_url: Callable[[], str],
+        backlogs: Sequence[Backlog],
+        ring: Callable[[], None],
+        cancel: Callable[[int, int], None],
     ) -> None:
-        self._session = Session(url, "doorbell", setup=self._listen, listening=self._arrived)
+        self._session = Session(read_url, "doorbell", setup=self._listen, listening=self._arrived)
         self._backlogs = backlogs
         self._ring = ring
         self._cancel = cancel

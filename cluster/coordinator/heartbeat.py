@@ -62,7 +62,7 @@ class Heartbeat:
         self.lease: Lease | None = None
         self.draining = False
         self.session = Session(
-            settings.direct_database_url,
+            settings.read_direct_database_url,
             "heartbeat",
             setup=self._prepare,
             listening=self._session_says,

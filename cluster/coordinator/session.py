@@ -53,12 +53,13 @@ class Session:
     """One connection in autocommit. Uses queue up: one at a time has it.
 
     listening: called when something arrives on the idle connection, and when it turns out to be lost.
+    read_url: of the server; asked at each connect, since passwords change.
     sign_of_life: others take its end for this node's, so when it falls silent it is kept on the server until `let_go`.
     """
 
     def __init__(
         self,
-        url: str,
+        read_url: Callable[[], str],
         name: str,
         *,
         setup: Setup | None = None,
@@ -69,7 +70,7 @@ class Session:
         """A pooler sits between: the session's state is not ours, so no prepared statements, settings, LISTEN or locks."""
         self.alone = False
         """Every session before this one has ended on the server: what they sent has been committed or never will be."""
-        self._url = url
+        self._read_url = read_url
         self._name = name
         self._setup = setup
         self._listening = listening
@@ -146,7 +147,7 @@ class Session:
 
     def _parameters(self) -> dict[str, Any]:
         """Of the connection; what the URL says goes before our own."""
-        return {**KEEPALIVE, "application_name": f"jobcluster {self._name}", **conninfo_to_dict(self._url)}
+        return {**KEEPALIVE, "application_name": f"jobcluster {self._name}", **conninfo_to_dict(self._read_url())}
 
     async def _connect(self) -> AsyncConnection[Any]:
         connection = await AsyncConnection.connect(

@@ -38,7 +38,7 @@ class Node:
 
     def __init__(self, url: str) -> None:
         self.troubles = Troubles()
-        self.session = Session(url, "finish", setup=_short_waits)
+        self.session = Session(lambda: url, "finish", setup=_short_waits)
         self.pruner = Pruner(self.session, self.troubles, INTERVAL)
 
     async def step(self, conn: psycopg.Connection[Any]) -> bool:

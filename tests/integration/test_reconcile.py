@@ -34,7 +34,7 @@ class Node:
     """Claims in one session, as a real one does, and knows of what it has claimed only until that has ended."""
 
     def __init__(self, url: str) -> None:
-        self.session = Session(url, "claim")
+        self.session = Session(lambda: url, "claim")
         self.lease = Lease(uuid4(), boottime(), 60)
         self.types = job_types.job_types([ComparedJob])
         self.known: list[Claim] = []

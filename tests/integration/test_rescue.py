@@ -44,7 +44,7 @@ class RescuedJob(Job):
 @pytest.fixture
 async def rescuer(conn: psycopg.Connection, database_url: str) -> AsyncIterator[Rescuer]:
     migrate_jobs(conn, [RescuedJob])
-    watching, writing = Session(database_url, "heartbeat"), Session(database_url, "finish")
+    watching, writing = Session(lambda: database_url, "heartbeat"), Session(lambda: database_url, "finish")
     yield Rescuer(watching, writing, Troubles())
     await watching.close()
     await writing.close()

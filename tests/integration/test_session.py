@@ -12,7 +12,7 @@ from cluster.coordinator.session import Session, TransientDatabaseError
 
 async def test_a_lost_session_has_ended_on_the_server_before_its_successor_works(database_url: str) -> None:
     """Otherwise what it had sent could still commit, and what it had locked would stay so."""
-    session = Session(database_url, "test")
+    session = Session(lambda: database_url, "test")
     with pytest.raises(TransientDatabaseError) as raised:
         async with session.use(0.2) as connection:
             await connection.execute("SELECT pg_sleep(60)")

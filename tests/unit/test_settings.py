@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cluster.cpus import available_cpus
 from cluster.errors import ExitCode, SettingsError
-from cluster.settings import Settings, load_settings, mask_url
+from cluster.settings import Settings, database_url, load_settings, mask_url
 
 URL = "postgresql://app:geheim@db:5432/app"
 
@@ -253,7 +253,6 @@ def test_a_secret_given_twice_is_refused(tmp_path: Path) -> None:
 def test_a_misspelt_variable_is_refused_with_a_suggestion() -> None:
     message = refusal({"CLUSTER_CONCURENCY": "3"})
     assert message == "CLUSTER_CONCURENCY is not a setting: did you mean CLUSTER_CONCURRENCY?"
-    assert refusal({"CLUSTER_SNARK": "1"}) == "CLUSTER_SNARK is not a setting: unset it"
 
 
 def test_a_file_variable_for_something_that_is_no_secret_is_refused() -> None:
@@ -322,7 +321,14 @@ def test_describe_explains_every_variable_and_shows_no_secret() -> None:
     ("url", "masked"),
     [
         ("postgresql://u:p@h/d", "postgresql://u:***@h/d"),
-        ("postgresql://u:p@q:r/s@h:1,i:2/d", "postgresql://u:***@h:1,i:2/d"),
+        ("postgresql://u:p%40q%2Fs@h:1,i:2/d", "postgresql://u:***@h:1,i:2/d"),
+        ("postgresql://u:p@q:r/s@h:1,i:2/d", "user=u password=*** dbname=s@h:1,i:2/d host=q port=r"),
+        ("postgresql://h/d?user=u&p%61ssword=p", "user=u password=*** dbname=d host=h"),
+        (
+            "postgresql://u:p@h/d?options=-csearch_path%3Da@b",
+            "user=u password=*** dbname=d host=h options=-csearch_path=a@b",
+        ),
+        ("host=h password='p d", "***"),
         ("postgresql://u@h:5432/d", "postgresql://u@h:5432/d"),
         ("postgresql://h/d?password=p&sslmode=require", "postgresql://h/d?password=***&sslmode=require"),
         ("postgresql:///d?user=u&sslpassword=p", "postgresql:///d?user=u&sslpassword=***"),
@@ -378,3 +384,29 @@ def test_processes_default_to_the_cpus_of_the_container(
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(8)), raising=False)
     assert available_cpus(write(tmp_path, files)) == cpus
+
+
+def test_a_stranger_among_the_variables_is_named_and_not_refused() -> None:
+    assert load_settings({"CLUSTER_SNARK": "1"}).strangers == ("CLUSTER_SNARK",)
+
+
+def test_a_url_in_a_file_is_read_anew_and_the_last_one_kept_while_it_cant_be(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text(URL)
+    settings = load_settings({"CLUSTER_DATABASE_URL_FILE": str(file)})
+    assert settings.read_database_url() == settings.read_direct_database_url() == URL
+    rotated = URL.replace("geheim", "neu")
+    file.write_text(rotated)
+    assert settings.read_database_url() == settings.read_direct_database_url() == rotated
+    for broken in ("", "postgresql://app:geheim@db/app?half"):
+        file.write_text(broken)
+        assert settings.read_database_url() == URL
+    file.unlink()
+    assert settings.read_database_url() == URL
+
+
+def test_an_application_that_enqueues_needs_the_databases_url_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLUSTER_DATABASE_URL", URL)
+    for name in ("CLUSTER_CONCURENCY", "CLUSTER_NAME", "CLUSTER_LEASE"):
+        monkeypatch.setenv(name, "x")
+    assert database_url() == URL
