@@ -5,6 +5,7 @@ The functions write rows of job tables in the connection's current transaction a
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from copy import copy
@@ -99,6 +100,8 @@ class Client:
             check=ConnectionPool.check_connection,
             kwargs=_CONNECTION_OPTIONS,
         )
+        # A client of a module lives until the interpreter ends, which would wait for the pool's threads.
+        self._close = weakref.finalize(self, self._pool.close)
 
     def __enter__(self) -> Self:
         self._pool.open()
@@ -109,7 +112,7 @@ class Client:
 
     def close(self) -> None:
         """Ends the connections. A closed client can't be used again."""
-        self._pool.close()
+        self._close()
 
     def enqueue(
         self,

@@ -19,6 +19,10 @@ class ExitCode(IntEnum):
     SCHEMA_MISFIT = 5
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing has begun yet that would have to end first. What catches every Exception lets it pass."""
+
+
 class ClusterError(Exception):
     """Root of all errors raised by this package; the command line prints it as one line."""
 

@@ -26,7 +26,7 @@ from cluster.cli import (
     status,
 )
 from cluster.cli.database import is_unreachable
-from cluster.errors import ClusterError, ExitCode
+from cluster.errors import ClusterError, ExitCode, Terminated
 
 START = "Start a project"
 RUN = "Run jobs"
@@ -50,6 +50,8 @@ class ClusterGroup(TyperGroup):
             if is_unreachable(error):
                 _end(f"the connection to Postgres broke: {error}: try again", ExitCode.DATABASE_UNREACHABLE)
             _end(_refusal(error), ExitCode.ERROR)
+        except Terminated:
+            raise typer.Exit(143) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 

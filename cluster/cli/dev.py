@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,18 +63,16 @@ def _project_server() -> EmbeddedPostgres:
 
 @contextmanager
 def _running(server: EmbeddedPostgres | None, session: DevSession) -> Iterator[None]:
-    """Stops the server in the end if it was started here: another command may have."""
-    try:
-        started = server is not None and server.start()
-    except ClusterError:
-        if session.interrupted:  # a Ctrl-C reaches initdb and pg_ctl as well
-            raise typer.Exit(130) from None
-        raise
-    try:
+    """With the server up. The last session of a folder stops it."""
+    with ExitStack() as use:
+        try:
+            if server is not None:
+                use.enter_context(server.used())
+        except ClusterError:
+            if session.interrupted:  # a Ctrl-C reaches initdb and pg_ctl as well
+                raise typer.Exit(130) from None
+            raise
         yield
-    finally:
-        if started and server is not None:
-            server.stop()
 
 
 def _addresses(settings: Settings, server: EmbeddedPostgres | None) -> dict[str, str]:

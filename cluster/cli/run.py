@@ -22,6 +22,7 @@ def run(
 
     SIGTERM or Ctrl-C: finish what runs, then exit; a second time: stop the jobs and give them back.
     """
+    from cluster import events
     from cluster.cli.database import explained, settings_with_database
     from cluster.discovery import import_jobs
     from cluster.logs import configure_logs
@@ -36,6 +37,8 @@ def run(
         log_level=log_level,
     )
     configure_logs(settings.log_format, settings.log_level)
+    if settings.strangers:
+        events.unknown_variables(list(settings.strangers))
     app_dir = Path.cwd()
     began = time.monotonic()
     job_classes = import_jobs(settings.jobs, app_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -9,8 +10,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -85,6 +86,24 @@ class EmbeddedPostgres:
             self._choose_port()
             self._launch()
         return True
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Up as long as anybody uses it: the first of them starts it, the last one out stops it."""
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        users = self.data_dir.with_name(self.data_dir.name + ".users")
+        descriptor = os.open(users, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            self.start()
+            try:
+                yield
+            finally:
+                with suppress(BlockingIOError):  # others use it
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    self.stop()
+        finally:
+            os.close(descriptor)
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Return when the server's last process has gone; a mode that takes too long becomes `immediate`."""

@@ -27,6 +27,7 @@ from cluster.cli.app import app
 from cluster.cli.generated_code import job_from
 from cluster.embedded import free_port, project_server, running_project_url
 from cluster.errors import ClusterError
+from tests.support import as_init
 from tests.support.nodes import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -634,6 +635,40 @@ def test_sigterm_ends_a_node_with_0(migrated: Call, project: Path, database_url:
         assert node.wait() == 0
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("init", [False, True] if as_init.POSSIBLE else [False])
+def test_a_signal_while_jobs_are_imported_ends_the_start(
+    number: signal.Signals, code: int, init: bool, tmp_path: Path, database_url: str
+) -> None:
+    (tmp_path / "jobs.py").write_text("import time; print('importing', flush=True); time.sleep(1000)")
+    command = [sys.executable, "-m", "cluster", "run", "--jobs", "jobs", "--http-port", "0"]
+    with subprocess.Popen(
+        [*(as_init.AS_INIT if init else ()), *command],
+        cwd=tmp_path, env=environment(database_url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        wait_for_line(process, "importing")
+        node = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()) if init else process.pid
+        os.kill(node, number)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, "Traceback" in errors) == (code, False)
+
+
+@pytest.mark.slow
+def test_of_two_devs_in_one_folder_the_last_one_out_stops_the_database(dev_project: Path) -> None:
+    with (
+        started("dev", cwd=dev_project, CLUSTER_PROCESSES="1", CLUSTER_LOG_FORMAT="json") as first,
+        started("dev", cwd=dev_project, CLUSTER_PROCESSES="1", CLUSTER_LOG_FORMAT="json") as second,
+    ):
+        wait_for_line(first, "node_started")
+        wait_for_line(second, "node_started")
+        first.send_signal(signal.SIGINT)
+        assert first.wait() == 0
+        assert running_project_url(dev_project) is not None
+        second.send_signal(signal.SIGINT)
+        assert second.wait() == 0
+    assert running_project_url(dev_project) is None
+
+
 @pytest.fixture
 def dev_project(tmp_path: Path) -> Iterator[Path]:
     """A folder for `cluster dev`, whose Postgres and data are gone in the end, root's included."""
@@ -642,7 +677,8 @@ def dev_project(tmp_path: Path) -> Iterator[Path]:
     server = project_server(tmp_path)
     server.stop("immediate")
     shutil.rmtree(server.data_dir, ignore_errors=True)
-    server.data_dir.with_name(server.data_dir.name + ".lock").unlink(missing_ok=True)
+    for kind in ("lock", "users"):
+        server.data_dir.with_name(f"{server.data_dir.name}.{kind}").unlink(missing_ok=True)
 
 
 @pytest.mark.slow
