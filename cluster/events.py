@@ -21,8 +21,14 @@ def node_started(node: str, version: str, jobs: list[str], queues: list[str], pr
     log.info("node_started", node=node, version=version, jobs=jobs, queues=queues, processes=processes)
 
 
+def unknown_variables(names: list[str]) -> None:
+    """They begin with CLUSTER_, and are neither settings nor misspelt ones."""
+    log.warning("unknown_variables", names=names, hint="no setting has such a name: `cluster settings` shows them all")
+
+
 def node_draining(node: str, running: int, timeout: float) -> None:
-    log.info("node_draining", node=node, running=running, timeout=timeout)
+    hint = "a second SIGTERM or Ctrl-C stops what runs and gives it back" if running else "nothing runs"
+    log.info("node_draining", node=node, running=running, timeout=timeout, hint=hint)
 
 
 def node_stopped(node: str, finished: int, released: int) -> None:
@@ -212,8 +218,14 @@ def worker_started(pid: int, seconds: float) -> None:
 def worker_ended(pid: int, reason: str, cause: str, jobs: list[str], held: int) -> None:
     """jobs: that it was performing. held: those and what it had been given beyond them."""
     metrics.worker_exits.labels(reason).inc()
-    level = log.debug if reason == "stopped" else log.warning
+    level = log.debug if reason in ("stopped", "replaced") else log.warning
     level("worker_ended", pid=pid, reason=reason, cause=cause, jobs=jobs[:20], held=held)
+
+
+def job_holds_loop(job_type: str, job_id: int, seconds: float, neighbours: int, stacks: str) -> None:
+    """neighbours: jobs of the same worker, which wait. stacks: of its threads, as faulthandler writes them."""
+    log.warning("job_holds_loop", job_type=job_type, job_id=job_id, seconds=round(seconds, 1), neighbours=neighbours,
+                hint="an async job must not block: await, or make it a plain `def perform`", stack=stacks)  # fmt: skip
 
 
 def worker_boot_failed(count: int, module: str, *, hung: bool) -> None:

@@ -1,6 +1,7 @@
 """What a worker process is doing, in shared memory that outlives it.
 
-Written by the worker, for every attempt; read by its coordinator, above all when the worker has died or hangs.
+Written by the worker, for every attempt; read by its coordinator, above all when the worker has died or hangs. The other way
+goes what the worker must know while its loop stands still: that its job is to stop.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-_BEAT, _ON_STACK, _FIRST_SLOT = 0, 1, 2
+_BEAT, _ON_STACK, _STOP_TICKET, _STOP_REASON, _FIRST_SLOT = range(5)
 _TICKET, _BEGUN, _SLOT_SIZE = 0, 1, 2
+
+
+STOP_REASONS = ("timed_out", "cancelled", "released")
 
 
 class Note(NamedTuple):
@@ -49,6 +53,15 @@ class Notes:
 
     def beat(self) -> None:
         self._array[_BEAT] = time.monotonic_ns()
+
+    def ask_to_stop(self, ticket: int, reason: str) -> None:
+        """By the coordinator. Only one attempt at a time can be asked this way."""
+        self._array[_STOP_REASON] = STOP_REASONS.index(reason)
+        self._array[_STOP_TICKET] = ticket
+
+    def asked_to_stop(self, ticket: int) -> str | None:
+        """Why this attempt is to stop; None: it is not."""
+        return STOP_REASONS[self._array[_STOP_REASON]] if self._array[_STOP_TICKET] == ticket else None
 
     @property
     def last_beat(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,22 @@ MODULE_AT, LONGEST_MODULE = 8, 200
 """Where in the memory that the coordinator shares with its forkserver the name of the module lies that is being imported; before it
 is the time at which the forkserver is to end."""
 
+# Real-time signals where there are some, since libraries take the others.
+_REAL_TIME: int | None = getattr(signal, "SIGRTMAX", None)
+FENCE_SIGNAL: int = _REAL_TIME or signal.SIGUSR1
+"""To the forkserver: the time at which it is to end has moved."""
+STOP_SIGNAL: int = _REAL_TIME - 1 if _REAL_TIME else signal.SIGUSR2
+"""To a worker: its notes say which job of its main thread is to stop, and why."""
+STACK_SIGNAL: int = _REAL_TIME - 2 if _REAL_TIME else signal.SIGUSR1
+"""To a worker that was given a file: it writes there what its threads are doing, whatever that is."""
+
 
 @dataclass(frozen=True)
 class WorkerOptions:
     """What a worker process is told at its start. Plain data: it is pickled.
 
-    jobs: class names in the order in which frames number them. parent: pid of the coordinator.
+    jobs: class names in the order in which frames number them. parent: pid of the coordinator. stacks: file for the stacks of its
+    threads; empty: none.
     """
 
     modules: tuple[str, ...]
@@ -30,6 +41,7 @@ class WorkerOptions:
     log_format: Literal["console", "json"]
     log_level: str
     parent: int
+    stacks: str
 
 
 def worker(options: WorkerOptions, connection: socket.socket, array: Any) -> None:

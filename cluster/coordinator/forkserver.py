@@ -18,7 +18,14 @@ import multiprocess
 from multiprocess import forkserver
 
 from cluster.coordinator.lease import Lease
-from cluster.spawn import LONGEST_MODULE, MODULE_AT, PRELOAD_MODULE, PRELOAD_VARIABLE, WorkerOptions
+from cluster.spawn import (
+    FENCE_SIGNAL,
+    LONGEST_MODULE,
+    MODULE_AT,
+    PRELOAD_MODULE,
+    PRELOAD_VARIABLE,
+    WorkerOptions,
+)
 
 _DEADLINE = struct.Struct("=d")
 
@@ -35,7 +42,7 @@ class Forkserver:
         self._options = options
         self._lease: Lease | None = None
         self._up: int | None = None
-        """Pid of the forkserver that is known to listen to signals: before, SIGUSR1 would end it."""
+        """Pid of the forkserver that is known to listen to signals: before, FENCE_SIGNAL would end it."""
         self._memory = os.memfd_create("jobcluster-fence") if sys.platform == "linux" else -1
         self._write(0.0)
         self.context.set_forkserver_preload([PRELOAD_MODULE])
@@ -51,9 +58,9 @@ class Forkserver:
         """The kernel is to end it, and all workers with it, when this lease can no longer be trusted."""
         self._lease = lease
         self._write(0.0 if lease.ended else lease.fence_at)
-        if self._up is not None and self._up == self.pid and self._memory >= 0:
+        if self._up is not None and self._up == self.pid and FENCE_SIGNAL is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._up, signal.SIGUSR1)
+                os.kill(self._up, FENCE_SIGNAL)
 
     def forked(self, pid: int | None) -> None:
         """It has started a worker, so it is itself up: it is told again what it may have missed while starting."""

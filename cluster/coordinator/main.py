@@ -128,12 +128,12 @@ class Node:
         self._stops = 0
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
-        self._claims = Session(settings.database_url, "claim", setup=self._prepare_claims)
-        self._finishes = Session(settings.database_url, "finish", setup=_prepare_planner)
+        self._claims = Session(settings.read_database_url, "claim", setup=self._prepare_claims)
+        self._finishes = Session(settings.read_database_url, "finish", setup=_prepare_planner)
         self._troubles = Troubles()
         queues = None if "*" in settings.queues else list(settings.queues)
         self._backlogs = [Backlog(job_type, queues, self._troubles, self._count_live_nodes) for job_type in self._types]
-        self._doorbell = Doorbell(settings.direct_database_url, self._backlogs, self._ring, self._cancel)
+        self._doorbell = Doorbell(settings.read_direct_database_url, self._backlogs, self._ring, self._cancel)
         self._finisher = Finisher(
             self._finishes, self._types, self._troubles, self._limit_freed, self._waits,
             names_all=settings.log_jobs == "all",
@@ -169,7 +169,7 @@ class Node:
     def _worker_options(self, app_dir: Path) -> WorkerOptions:
         return WorkerOptions(
             modules=self._settings.jobs, app_dir=app_dir, jobs=tuple(self._by_name), slots=self._settings.concurrency,
-            log_format=self._settings.log_format, log_level=self._settings.log_level, parent=0,
+            log_format=self._settings.log_format, log_level=self._settings.log_level, parent=0, stacks="",
         )  # fmt: skip
 
     # --- life ---
@@ -205,7 +205,7 @@ class Node:
             for session in (self._claims, self._finishes, self._heartbeat.session, self._doorbell):
                 await session.close()
             if server is not None:
-                server.shutdown()
+                server.close()
 
     async def _turn(self) -> None:
         """Shows the probes that the loop turns, and tells of what the log has left out."""

@@ -5,6 +5,7 @@ Owns every claim from its answer until its outcome is handed to the finisher. Th
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from cluster.coordinator.claims import Claim, Outcome
 from cluster.coordinator.crash import cancelled, released
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.lease import Lease
-from cluster.coordinator.process import WorkerProcess
+from cluster.coordinator.process import Kill, WorkerProcess
 from cluster.frames import COLUMNS, CRASHES, ID, RawRow, Report, integer
 
 STOP_GRACE = 3.0
@@ -24,6 +25,8 @@ PREFETCH = 0.05
 """Seconds of work to have beyond the slots, at the rate measured: a few round trips."""
 LONGEST_PREFETCH = 1000
 RATE_INTERVAL = 0.05
+REPLACED = Kill("replaced", None)
+"""After a plain job was stopped half-way: locks that it had taken, and what it had started, go with the process."""
 BEGIN_WITHIN = 0.25
 """Seconds after which a claim that has not begun goes back: others may have room for it."""
 _NO_CRASHES = (b"\0\0\0\0", b"\0\0")
@@ -180,6 +183,17 @@ class Placement:
         claims, rows = zip(*share, strict=True)
         worker.claims.update(zip(count(ticket), claims))
         worker.send(("perform", job_type.index, claims[0].lease.fence_at, oids, ticket, rows))
+        if job_type.exclusive and job_type.timeout is not None:
+            worker.overrun = asyncio.get_running_loop().call_later(job_type.timeout, self._overran, worker, ticket)
+
+    def _overran(self, worker: WorkerProcess, ticket: int) -> None:
+        """The time of a job is up that has a worker's main thread: the worker itself does not look at the clock meanwhile."""
+        self._interrupt(worker, ticket, time.monotonic() + STOP_GRACE, "timed_out")
+
+    def _interrupt(self, worker: WorkerProcess, ticket: int, deadline: float, reason: str) -> None:
+        if ticket in worker.claims and ticket not in worker.stops:
+            worker.stops[ticket] = (deadline, reason)
+            worker.interrupt(ticket, reason)
 
     # --- what becomes of them ---
 
@@ -209,8 +223,9 @@ class Placement:
     def _took(self, worker: WorkerProcess, outcomes: list[Outcome], tickets: list[int]) -> None:
         worker.ended_jobs += len(outcomes)
         self._ended.update([outcome.claim.job_type for outcome in outcomes])
-        for ticket in tickets:
-            worker.stops.pop(ticket, None)
+        stopped = [ticket for ticket in tickets if worker.stops.pop(ticket, None) is not None]
+        if stopped and outcomes and outcomes[0].claim.job_type.exclusive and not self._is_closed:
+            worker.kill(REPLACED)
         self._emptied(worker)
         self._finished(outcomes)
         self._room()
@@ -227,6 +242,9 @@ class Placement:
     def _emptied(self, worker: WorkerProcess) -> None:
         if not worker.claims:
             worker.is_whole = False
+            if worker.overrun is not None:
+                worker.overrun.cancel()
+                worker.overrun = None
             self._place_whole()
 
     def lost(self, outcomes: list[Outcome]) -> None:
@@ -278,7 +296,10 @@ class Placement:
             if tickets:
                 found = True
                 for ticket in tickets:
-                    worker.stops.setdefault(ticket, (deadline, reason))
+                    if worker.claims[ticket].job_type.exclusive:
+                        self._interrupt(worker, ticket, deadline, reason)
+                    else:
+                        worker.stops.setdefault(ticket, (deadline, reason))
                 worker.send(("stop", tickets, reason))
         return found
 

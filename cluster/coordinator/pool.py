@@ -19,10 +19,13 @@ from cluster.coordinator.placement import STOP_GRACE, Placement
 from cluster.coordinator.process import Kill, WorkerProcess
 from cluster.errors import ClusterError, ExitCode
 from cluster.frames import FrameError, read_reports, read_successes, read_tickets
+from cluster.groups import Orphans
 from cluster.spawn import WorkerOptions
 
 BLOCKED = 30.0
 """Seconds without a turn of a worker's loop after which the job that holds it is taken for hung."""
+HOLDS_LOOP = 1.5
+"""Seconds without a turn, of which there is one each second, after which the log names the job that holds the loop."""
 CHECK_INTERVAL, IDLE_CHECK_INTERVAL = 0.25, 1.0
 BOOT_DEADLINE = 30.0
 """Seconds that a worker has to come up, or five times what the coordinator's own imports took."""
@@ -63,6 +66,7 @@ class Pool:
         self._workers: list[WorkerProcess] = []
         self.forkserver = Forkserver(options, processes)
         self.placement = Placement(self._workers, finished, room)
+        self._orphans = Orphans()
         self._boot_failures = 0
         """Since a worker last came up."""
         self._is_stopping = False
@@ -178,7 +182,7 @@ class Pool:
     def _greet(self, worker: WorkerProcess, forkserver_threads: int) -> None:
         worker.is_up = True
         self._resized()
-        worker.sample_memory()  # a job may end the process before the next check
+        worker.sample(time.monotonic())  # a job may end the process before the next check
         self._boot_failures = 0
         events.worker_started(worker.pid, time.monotonic() - worker.started_at)
         if forkserver_threads > 1 and self.forkserver.preloads:
@@ -190,12 +194,27 @@ class Pool:
 
     def _check(self, now: float) -> None:
         self.placement.give_back_stale(now)
+        self._orphans.reap(self.forkserver.pid)
         for worker in self._workers:
-            worker.sample_memory()
+            worker.sample(now)
             if not worker.is_up and now - worker.started_at > self._boot_deadline:
                 worker.kill(HUNG)
             self._check_stops(worker, now)
             self._check_timeouts(worker, now)
+            self._tell_of_blocked(worker, now)
+
+    def _tell_of_blocked(self, worker: WorkerProcess, now: float) -> None:
+        """Names a job that holds the loop of its worker, with its stack: its neighbours wait."""
+        holder, blocked = worker.notes.on_stack(), now - worker.notes.last_beat
+        claim = worker.claims.get(holder.ticket) if holder is not None and blocked > HOLDS_LOOP else None
+        if claim is None or holder is None:
+            return
+        if worker.blocked_ticket != holder.ticket:
+            worker.blocked_ticket = holder.ticket
+            worker.stacks.ask(worker.pid)
+        elif stacks := worker.stacks.read():
+            worker.stacks.forget()
+            events.job_holds_loop(claim.job_type.name, claim.id, blocked, len(worker.claims) - 1, stacks)
 
     def _check_stops(self, worker: WorkerProcess, now: float) -> None:
         """Kills a worker whose job was told to stop and did not. One that has not begun goes back when the worker gets to it."""
@@ -211,7 +230,7 @@ class Pool:
     def _check_timeouts(self, worker: WorkerProcess, now: float) -> None:
         """Kills a worker whose job overran its timeout and did not stop, or holds the loop for good."""
         holder = worker.notes.on_stack()
-        turned = worker.notes.last_beat
+        turned = worker.last_sign
         if turned and now - turned > BLOCKED and worker.claims:
             # Without a holder it is something that a job left on the loop, or the process is stopped: no job is to blame.
             worker.kill(Kill("blocked", holder.ticket if holder is not None else None))

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 
 from cluster.coordinator.claims import Claim
 from cluster.coordinator.forkserver import Forkserver, has_ended
+from cluster.coordinator.stacks import Stacks
 from cluster.frames import coordinator_end
+from cluster.groups import end_group
 from cluster.notes import Notes, notes_size
-from cluster.spawn import WorkerOptions, worker
+from cluster.spawn import STOP_SIGNAL, WorkerOptions, worker
 
 LAST_WORDS = 0.2
 """Seconds to wait for the end of a dead worker's socket."""
@@ -29,8 +31,8 @@ LAST_WORDS = 0.2
 class Kill(NamedTuple):
     """Why the node kills a worker, and the ticket of the attempt on whose account; its neighbours are released.
 
-    reason: timed_out, cancelled, released, blocked (its job held the loop for too long), fenced, forkserver_died, or hung (it does
-    not come up). ticket None: on nobody's account.
+    reason: timed_out, cancelled, released, blocked (its job held the loop for too long), fenced, forkserver_died, hung (it does
+    not come up), or replaced (its plain job was stopped half-way). ticket None: on nobody's account.
     """
 
     reason: str
@@ -62,9 +64,13 @@ class WorkerProcess:
         """What is wrong with what it sent; empty: nothing."""
         self.stops: dict[int, tuple[float, str]] = {}
         """Attempts, by ticket, told to stop: until when, and why. Past that time the process is killed."""
+        self.overrun: asyncio.TimerHandle | None = None
+        """When the job that it performs in its main thread has used up its time. Written by the placement."""
+        self.blocked_ticket: int | None = None
+        """The job of which the log has been told that it holds the loop."""
         self.peak_memory = 0
         """Largest resident size seen, in bytes."""
-        self.started_at = time.monotonic()
+        self.started_at = self._was_running = time.monotonic()
         self.forked_from: int | None = None
         """Pid of the forkserver. When that has died, so do its workers, and no job is to blame."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -72,11 +78,14 @@ class WorkerProcess:
         self._array = forkserver.context.RawArray("q", notes_size(options.slots))
         self.notes = Notes(self._array, options.slots)
         self._ours, self._theirs = socket.socketpair()
+        self.stacks = Stacks()
         self._closed = asyncio.Event()
         self._burial: asyncio.Future[None] | None = None
         self._channel = coordinator_end(lambda frame: received(self, frame), self._closed.set, self._sent_garbage)
+        options = replace(options, parent=os.getpid(), stacks=self.stacks.path)
+        # Not a daemon, since those may have no children. The pool ends it.
         self._process = forkserver.context.Process(
-            target=worker, args=(replace(options, parent=os.getpid()), self._theirs, self._array), daemon=True
+            target=worker, args=(options, self._theirs, self._array), daemon=False
         )
         self._forkserver = forkserver
         self._oom_kills = oom_kills()
@@ -99,11 +108,15 @@ class WorkerProcess:
             while not starting.done():  # the thread may have been about to start another one
                 self._forkserver.kill()
                 await asyncio.wait([starting], timeout=0.1)
+            self.stacks.close()
             with contextlib.suppress(OSError, EOFError):
                 await (
                     starting
                 )  # the thread goes on; nobody knows this process yet, and the node's exit would wait for it
                 self._process.kill()
+            raise
+        except (OSError, EOFError):
+            self.stacks.close()
             raise
         loop.add_reader(self._process.sentinel, self._on_end)
 
@@ -135,6 +148,12 @@ class WorkerProcess:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
+    def interrupt(self, ticket: int, reason: str) -> None:
+        """Stops the job of its main thread, which can't read frames meanwhile. Nothing happens if it performs another one."""
+        self.notes.ask_to_stop(ticket, reason)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, STOP_SIGNAL)
+
     @property
     def is_orphaned(self) -> bool:
         """Its forkserver has ended, and with it all its workers: no job is to blame."""
@@ -146,12 +165,23 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    def sample_memory(self) -> None:
-        """Reads the peak of the resident size, which is gone once the process is."""
+    def sample(self, now: float) -> None:
+        """Reads the peak of the resident size, which is gone once the process is, and whether somebody has stopped it."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             status = Path(f"/proc/{self.pid}/status").read_text()
             kilobytes = int(status.split("VmHWM:", 1)[1].split(None, 1)[0])
             self.peak_memory = max(self.peak_memory, kilobytes * 1024)
+            if status.split("State:", 1)[1].split(None, 1)[0] not in "Tt":
+                self._was_running = now
+
+    @property
+    def last_sign(self) -> float:
+        """When it last was seen to get on, CLOCK_MONOTONIC seconds; 0: its loop has not turned yet.
+
+        While a job has its main thread the loop stands still: then it gets on as long as nobody stops the process.
+        """
+        in_main = any(claim.job_type.exclusive for claim in self.claims.values())
+        return max(self._was_running, self.notes.last_beat) if in_main else self.notes.last_beat
 
     def cause_of_death(self) -> str:
         """The ended process in words: signal or exit code, likely cause, peak memory."""
@@ -177,6 +207,7 @@ class WorkerProcess:
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._process.sentinel)
         self._process.join()
+        end_group(self.pid)  # what its jobs have started
         self._burial = asyncio.ensure_future(self._read_last_words())
 
     async def _read_last_words(self) -> None:
@@ -185,6 +216,9 @@ class WorkerProcess:
             async with asyncio.timeout(LAST_WORDS):
                 await self._closed.wait()
         self._channel.close()
+        self.stacks.close()
+        if self.overrun is not None:
+            self.overrun.cancel()
         if not self.ended.done():
             self.ended.set_result(None)
 

@@ -2,7 +2,7 @@
 
 The kernel kills the forkserver when the lease's fence passes, and by their parent-death signal all workers with it, whatever
 they are doing and even while they are stopped. Every renewal moves the timer: the coordinator writes the new time into shared
-memory and sends SIGUSR1, whose handler runs in the forkserver's only thread.
+memory and sends FENCE_SIGNAL, whose handler runs in the forkserver's only thread.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from cluster.spawn import FENCE_SIGNAL
 
 _TIMER_ABSTIME = 1
 _DEADLINE = struct.Struct("=d")
@@ -54,7 +56,7 @@ class DeathTimer:
             raise OSError(ctypes.get_errno(), "timer_create")
 
     def start(self) -> None:
-        signal.signal(signal.SIGUSR1, self._set)
+        signal.signal(FENCE_SIGNAL, self._set)
         self._set()
 
     def _set(self, *_: object) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
 import os
-import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,13 +16,14 @@ import uvloop
 
 from cluster.discovery import import_jobs
 from cluster.frames import for_coordinator
+from cluster.groups import lead_group
 from cluster.job import definition
 from cluster.logs import configure_logs
 from cluster.notes import Notes
-from cluster.spawn import WorkerOptions
+from cluster.spawn import STACK_SIGNAL, WorkerOptions
 from cluster.worker import preload
 from cluster.worker.fence import end_with_parent
-from cluster.worker.perform import Performer, watch_forks
+from cluster.worker.perform import Performer, ignore_signals, watch_forks
 from cluster.worker.runner import Runner
 
 log = structlog.get_logger("cluster.worker")
@@ -29,19 +32,22 @@ log = structlog.get_logger("cluster.worker")
 def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
     """Target of the process. Returns when the coordinator is gone."""
     _end_with_parent(options.parent)
-    # The coordinator decides when a worker ends. A handler instead of SIG_IGN: programs that jobs start must not inherit it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, lambda *_: None)
+    lead_group()
+    ignore_signals()
     watch_forks()
+    _write_stacks_to(options.stacks)
     configure_logs(options.log_format, options.log_level)
     found = import_jobs(
         options.modules, options.app_dir, lambda name: connection.sendall(for_coordinator(("importing", name)))
     )
+    _reseed()
     classes = {definition(cls).name: cls for cls in found}
     performers = [Performer.of(classes[name]) for name in options.jobs]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         try:
-            runner.run(_serve(performers, connection, Notes(array, options.slots), options.slots))
+            runner = loop.run(_connect(performers, connection, Notes(array, options.slots), options.slots))
+            while loop.run(runner.run()):
+                runner.perform_in_main()  # while no loop runs: a plain job may have one of its own
         except BaseException:  # a task of a job's own may end the loop, by SystemExit
             # Leaving the block would cancel the other jobs and report them as failed: they are released instead.
             log.critical("worker_loop_ended", exc_info=True)
@@ -49,12 +55,26 @@ def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
     os._exit(0)  # threads of jobs, and what they left behind, must not hold the process
 
 
-async def _serve(performers: list[Performer], connection: socket.socket, notes: Notes, slots: int) -> None:
+async def _connect(performers: list[Performer], connection: socket.socket, notes: Notes, slots: int) -> Runner:
     runner = Runner(performers, notes, slots)
     connection.setblocking(False)
     await asyncio.get_running_loop().create_unix_connection(lambda: runner.channel, sock=connection)
     runner.channel.send(("ready", preload.threads))
-    await runner.run()
+    return runner
+
+
+def _write_stacks_to(file: str) -> None:
+    """At STACK_SIGNAL. The handler is C: it works while a job holds the interpreter."""
+    with contextlib.suppress(OSError):
+        if file:
+            # faulthandler keeps it open.
+            faulthandler.register(STACK_SIGNAL, file=Path(file).open("ab", buffering=0), all_threads=True)  # noqa: SIM115
+
+
+def _reseed() -> None:
+    """Workers are forks of one process: they must not draw the same numbers. Python's own generator sees to that itself."""
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
 
 
 def _end_with_parent(coordinator: int) -> None:

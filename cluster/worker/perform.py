@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import inspect
 import os
+import signal
 import threading
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ _THREADS = threading.Lock()
 
 
 class StopRequested(BaseException):
-    """Raised inside a job that runs in a thread when its time is up, or it was cancelled or released."""
+    """Raised inside a plain job when its time is up, or it was cancelled or released."""
 
 
 class Verdict(NamedTuple):
@@ -62,11 +63,15 @@ class Performer:
     definition: Definition
     timeout: float | None
     max_attempts: int
+    is_in_main: bool
+    """Its jobs have a process to themselves, and are performed in its main thread."""
 
     @classmethod
     def of(cls, job_class: type[Job]) -> Performer:
         timeout = job_class.timeout.total_seconds() if job_class.timeout is not None else None
-        return cls(job_class, definition(job_class), timeout, max(1, job_class.max_attempts))
+        made = definition(job_class)
+        is_in_main = not made.is_async and job_class.isolation == "process"
+        return cls(job_class, made, timeout, max(1, job_class.max_attempts), is_in_main)
 
     def build(self, values: Sequence[Any]) -> Job:
         """The job of a row, from the values of the class's columns. Its constructor is not called, its validators are:
@@ -77,7 +82,10 @@ class Performer:
 
 
 class Attempt:
-    """One attempt in progress. Owned by the runner's loop; `stop` may be called at any time from there."""
+    """One attempt in progress. Owned by the runner's loop; `stop` may be called at any time from there.
+
+    A job of the main thread is stopped by a signal instead, see `interrupt`: the loop stands still meanwhile.
+    """
 
     def __init__(self, performer: Performer, job: Job, number: int) -> None:
         self.performer = performer
@@ -87,6 +95,7 @@ class Attempt:
         """Why it was told to stop: timed_out, cancelled, released. None: it was not."""
         self._task: asyncio.Task[Any] | None = None
         self._thread: int | None = None
+        self._is_in_main = False
 
     def stop(self, reason: str) -> None:
         """Asks the job to stop: asyncio's cancellation, or an exception in its thread. The first reason stands."""
@@ -98,6 +107,13 @@ class Attempt:
         with _THREADS:
             if self._thread is not None:
                 _raise_in_thread(self._thread, StopRequested)
+
+    def interrupt(self, reason: str) -> None:
+        """In a signal handler of the main thread, which performs this job: StopRequested goes up from wherever it is."""
+        if self.stopped is None:
+            self.stopped = reason
+            if self._is_in_main:
+                raise StopRequested
 
     def _name_in_logs(self) -> None:
         """On every line that is logged in this context, whoever logs it. The runner has made the context for this attempt."""
@@ -135,29 +151,28 @@ class Attempt:
                     self._hook_failed(name)
         return verdict
 
-    # --- sync jobs, in a thread of their own ---
+    # --- plain jobs ---
 
-    def perform_in_thread(self) -> Verdict:
-        """Performs a sync job in the current thread, which ends with it."""
+    def perform_plain(self) -> Verdict:
+        """Performs a plain job in the current thread."""
         self._name_in_logs()
         cause: BaseException | None = None
         try:
-            with _THREADS:
-                self._thread = threading.get_ident()
-            if self.stopped is not None:
-                raise StopRequested
-            if "before_perform" in self.performer.definition.hooks:
-                self.job.before_perform()
-            result = cast("Any", self.job).perform()
-            self._close_thread()
+            try:
+                self._open()
+                if self.stopped is not None:
+                    raise StopRequested
+                if "before_perform" in self.performer.definition.hooks:
+                    self.job.before_perform()
+                result = cast("Any", self.job).perform()
+            finally:
+                self._close()
             _refuse_awaitable(result)
         except BaseException as error:  # noqa: BLE001 - the job boundary: SystemExit and KeyboardInterrupt are failures too
-            _leave_forked_child()
-            self._close_thread()
-            verdict, cause = self._failed(error), error
-        else:
-            _leave_forked_child()
-            verdict = self._returned(result)
+            cause = error
+        # A stop is raised once at most, and not any more from here on.
+        _leave_forked_child()
+        verdict = self._returned(result) if cause is None else self._failed(cause)
         if cause is not None:
             self._tell_of_failure(verdict, cause)
         if self.performer.definition.hooks and verdict is not RELEASED:
@@ -168,8 +183,17 @@ class Attempt:
                     self._hook_failed(name)
         return verdict
 
-    def _close_thread(self) -> None:
-        """From here on no StopRequested reaches this thread; one that is on its way is taken back."""
+    def _open(self) -> None:
+        """From here on StopRequested may reach this thread."""
+        if self.performer.is_in_main:
+            self._is_in_main = True
+        else:
+            with _THREADS:
+                self._thread = threading.get_ident()
+
+    def _close(self) -> None:
+        """From here on none does; one that is on its way is taken back."""
+        self._is_in_main = False
         while True:
             try:
                 with _THREADS:
@@ -262,16 +286,49 @@ async def _finished(result: Awaitable[None] | None) -> None:
 
 
 _in_forked_child = False
+_forking = threading.local()
+"""Its signal mask before the fork."""
+_OF_THE_COORDINATOR: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 
 
 def _note_fork() -> None:
     global _in_forked_child
     _in_forked_child = True
+    for number, default in _OF_THE_COORDINATOR.items():
+        if signal.getsignal(number) is _ignore:
+            signal.signal(number, default)
+    _let_signals_come()
+
+
+def _hold_signals_back() -> None:
+    """One that is meant for the child may come before that has its own handlers."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_COORDINATOR.keys())
+
+
+def _let_signals_come() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
 def watch_forks() -> None:
-    """From here on a child of this process is a job's; called once a worker has started, itself a fork of the forkserver."""
-    os.register_at_fork(after_in_child=_note_fork)
+    """From here on a child of this process is a job's; called once a worker has started, itself a fork of the forkserver.
+
+    It is an ordinary process again: signals that only the coordinator may act on end it.
+    """
+    os.register_at_fork(before=_hold_signals_back, after_in_parent=_let_signals_come, after_in_child=_note_fork)
+
+
+def ignore_signals() -> None:
+    """The coordinator decides when a worker ends. Handlers instead of SIG_IGN: programs that jobs start must not inherit it."""
+    for number in _OF_THE_COORDINATOR:
+        signal.signal(number, _ignore)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Of signals that mean the node, not a worker."""
 
 
 def _leave_forked_child() -> None:

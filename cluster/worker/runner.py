@@ -6,12 +6,14 @@ Owns the slots and the rows that wait for one. Talks to the coordinator only, ne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import decimal
 import os
-import threading
+import signal
 import time
 from collections.abc import Coroutine, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count, repeat
 from typing import Any, NamedTuple
@@ -37,6 +39,7 @@ from cluster.frames import (
 from cluster.job import Row
 from cluster.lease_clock import boottime
 from cluster.notes import Notes
+from cluster.spawn import STOP_SIGNAL
 from cluster.worker.perform import CANCELLED, SUCCEEDED, Attempt, Performer, Verdict, refuse_row
 
 log = structlog.get_logger("cluster.worker")
@@ -56,7 +59,10 @@ class Batch(NamedTuple):
 
 
 class Runner:
-    """Performs what the coordinator sends, up to `slots` at a time. All of it runs on the worker's loop."""
+    """Performs what the coordinator sends, up to `slots` at a time.
+
+    All of it runs on the worker's loop, in the main thread; a plain job that has the process to itself takes that from the loop.
+    """
 
     def __init__(self, performers: Sequence[Performer], notes: Notes, slots: int) -> None:
         self._performers = performers
@@ -72,25 +78,35 @@ class Runner:
         """Of every slot that is taken, by ticket. None: its first step is yet to come; a text: why it is to stop at that."""
         self._tasks: dict[int, asyncio.Task[None]] = {}
         """By slot, so that none is collected while it runs."""
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="job")
+        """Of plain jobs with neighbours. Threads are used again, so what a job keeps in a thread-local is there for later ones."""
+        self._for_main: tuple[int, Batch, RawRow] | None = None
+        """The ticket and row of a job that waits for the main thread: it has the process to itself."""
+        self._in_main: tuple[int, Attempt] | None = None
+        """The ticket and attempt that the main thread performs."""
+        signal.signal(STOP_SIGNAL, self._stop_in_main)
         self._reports: list[tuple[Any, ...]] = []
         self._successes: list[tuple[int, int, int]] = []
-        self._gone = asyncio.Event()
+        self._is_alone = False
+        """The coordinator is gone."""
+        self._awake = asyncio.Event()
 
     @property
     def channel(self) -> FrameProtocol:
         return self._channel
 
-    async def run(self) -> None:
-        """Lives until the coordinator is gone."""
-        while not self._gone.is_set():
+    async def run(self) -> bool:
+        """Until a job waits for the main thread: True; or until the coordinator is gone."""
+        self._awake.clear()
+        while self._for_main is None and not self._is_alone:
             self._notes.beat()
-            try:
-                await asyncio.wait_for(self._gone.wait(), BEAT_INTERVAL)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._awake.wait(), BEAT_INTERVAL)
+        return not self._is_alone
 
     def _lost_coordinator(self) -> None:
-        self._gone.set()
+        self._is_alone = True
+        self._awake.set()
 
     # --- frames ---
 
@@ -162,6 +178,10 @@ class Runner:
             if now >= batch.fence:  # claimed under a lease that may be over: the row may be somebody else's
                 self._channel.send(("returned", [ticket]))
                 continue
+            if batch.performer.is_in_main:
+                self._for_main = (ticket, batch, row)
+                self._awake.set()
+                return
             slot = self._free.pop()
             self._attempts[ticket] = None
             steps = Steps(self._perform(slot, ticket, batch, row), self._notes, slot)
@@ -191,6 +211,36 @@ class Runner:
         if self._waiting:
             self._fill()
 
+    def perform_in_main(self) -> None:
+        """Performs the job that waits for it, in the current thread and while the loop stands still."""
+        assert self._for_main is not None
+        (ticket, batch, row), self._for_main = self._for_main, None
+        begun = time.monotonic()
+        self._notes.begin(0, ticket, begun)
+        context = self._context.copy()
+        attempt = context.run(self._attempt, batch.performer, integer(row[ID]), batch.columns, row)
+        if isinstance(attempt, Attempt):
+            self._in_main = (ticket, attempt)
+            asked = self._notes.asked_to_stop(ticket)  # before it was there to be interrupted
+            if asked is not None:
+                attempt.interrupt(asked)
+            verdict = context.run(attempt.perform_plain)
+            self._in_main = None
+        else:
+            verdict = attempt
+        self._notes.end(0)
+        self._notes.beat()
+        self._report(ticket, verdict, begun)
+        self._flush()
+
+    def _stop_in_main(self, *_: object) -> None:
+        """The handler of STOP_SIGNAL. What is not there yet will look itself."""
+        if self._in_main is not None:
+            ticket, attempt = self._in_main
+            reason = self._notes.asked_to_stop(ticket)
+            if reason is not None:
+                attempt.interrupt(reason)
+
     def _attempt(self, performer: Performer, job_id: int, columns: Columns, row: RawRow) -> Attempt | Verdict:
         """The attempt to make on a row, or the verdict on a row that does not fit its class."""
         try:
@@ -214,15 +264,8 @@ class Runner:
             timer.cancel()
 
     async def _in_thread(self, attempt: Attempt) -> Verdict:
-        """A thread per attempt: an exception sent to it can never reach another job."""
-        done: asyncio.Future[Verdict] = self._loop.create_future()
-
-        def run() -> None:
-            verdict = attempt.perform_in_thread()
-            self._loop.call_soon_threadsafe(done.set_result, verdict)
-
-        threading.Thread(target=run, name=f"{attempt.performer.definition.name}-{attempt.job.id}", daemon=True).start()
-        return await done
+        """An exception that was sent to it never reaches another job: it is taken back before the thread is free."""
+        return await self._loop.run_in_executor(self._threads, self._context.copy().run, attempt.perform_plain)
 
 
 def _context_of_imports() -> contextvars.Context:

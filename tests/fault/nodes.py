@@ -64,10 +64,6 @@ class FaultNode(NodeProcess):
         (forkserver,) = {everyone[worker] for worker in self.workers()}
         return forkserver
 
-    def signal_all(self, number: signal.Signals) -> None:
-        """To every process of the node."""
-        os.killpg(self.pid, number)
-
     def kill_all(self) -> None:
         """The whole node at once, as a host that loses its power."""
         self.signal_all(signal.SIGKILL)

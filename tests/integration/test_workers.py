@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,8 +56,6 @@ def start(conn: psycopg.Connection, database_url: str, tmp_path: Path) -> Iterat
 
     yield start
     for node in made:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(node.pid, signal.SIGKILL)
         node.clean_up()
 
 

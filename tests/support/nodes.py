@@ -1,6 +1,6 @@
 """Real nodes for tests: `cluster run` in a process of its own, on a test's database and with job modules that the test writes.
 
-A node and all that descends from it live in one process group, so that nothing outlives the test.
+A node and all that descends from it live in one session, so that nothing outlives the test.
 """
 
 from __future__ import annotations
@@ -99,8 +99,7 @@ class NodeProcess:
         """Kills whatever is left of the node. AssertionError: something survived even that."""
         if self._process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.signal_all(signal.SIGKILL)
         self._process.wait()
         _running.remove(self)  # one that has failed, as a test wanted, must not end the wait
         wait_until(lambda: not self.processes(), "all processes of the node are gone", timeout=10)
@@ -117,8 +116,14 @@ class NodeProcess:
         return self._popen.poll()
 
     def processes(self) -> list[int]:
-        """Every living process of the node's group: coordinator, forkserver, workers, and what jobs started."""
-        return [process.pid for process in _processes() if process.group == self._popen.pid]
+        """Every living process of the node's session: coordinator, forkserver, workers, and what jobs started."""
+        return [process.pid for process in _processes() if process.session == self._popen.pid]
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """To all of them."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def workers(self) -> list[int]:
         """The worker processes: the forkserver's children."""
@@ -251,9 +256,9 @@ class _Process:
 
     def __init__(self, pid: int, stat: str) -> None:
         self.pid = pid
-        state, parent, group = stat.rpartition(")")[2].split()[:3]
+        state, parent, _, session = stat.rpartition(")")[2].split()[:4]
         self.dead = state in {"Z", "X"}
-        self.parent, self.group = int(parent), int(group)
+        self.parent, self.session = int(parent), int(session)
 
 
 def _processes() -> Iterator[_Process]:

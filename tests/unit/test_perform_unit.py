@@ -30,6 +30,7 @@ class UnitJob(Job):
     behaviour: ClassVar[Behaviour] = staticmethod(nothing)
     calls: ClassVar[list[str]] = []
 
+    isolation = "thread"
     max_attempts = 3
     timeout = timedelta(milliseconds=1500)
     backoff = ConstantBackoff(timedelta(seconds=7))
@@ -67,7 +68,7 @@ def attempt(behaviour: Behaviour, number: int = 1, job_class: type[UnitJob] = Un
 def in_thread(made: Attempt) -> Verdict:
     """As the runner does it: in a thread of its own."""
     verdicts: list[Verdict] = []
-    thread = threading.Thread(target=lambda: verdicts.append(made.perform_in_thread()))
+    thread = threading.Thread(target=lambda: verdicts.append(made.perform_plain()))
     thread.start()
     thread.join()
     return verdicts[0]
