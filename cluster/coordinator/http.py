@@ -71,9 +71,13 @@ class ProbeServer:
         else:
             server = await asyncio.start_server(self._answer, sock=self._listening, limit=LONGEST_HEAD)
         await self._ended.wait()
+        self._loop.remove_reader(self._listening.fileno())  # what it accepts while it closes would be left open
+        while len(asyncio.all_tasks()) > 1:
+            for writer in self._connections:
+                writer.transport.abort()
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # in which the last of them close
         server.close()
-        for writer in self._connections:
-            writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections[writer] = None
