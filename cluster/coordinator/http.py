@@ -27,6 +27,8 @@ PATIENCE = 5.0
 """Seconds for a request to come, and for its answer to be read."""
 MOST_CONNECTIONS = 64
 """Beyond them the one that has waited longest is closed."""
+BACKLOG = 1024
+"""Connections that the kernel keeps until they are accepted. Beyond them a client tries again a second later."""
 LONGEST_HEAD = 16 * 1024
 _PLAIN = "text/plain; charset=utf-8"
 
@@ -67,9 +69,11 @@ class ProbeServer:
 
     async def _serve(self) -> None:
         if self._listening.family == socket.AF_UNIX:
-            server = await asyncio.start_unix_server(self._answer, sock=self._listening, limit=LONGEST_HEAD)
+            server = await asyncio.start_unix_server(
+                self._answer, sock=self._listening, limit=LONGEST_HEAD, backlog=BACKLOG
+            )
         else:
-            server = await asyncio.start_server(self._answer, sock=self._listening, limit=LONGEST_HEAD)
+            server = await asyncio.start_server(self._answer, sock=self._listening, limit=LONGEST_HEAD, backlog=BACKLOG)
         await self._ended.wait()
         self._loop.remove_reader(self._listening.fileno())  # what it accepts while it closes would be left open
         while len(asyncio.all_tasks()) > 1:
@@ -162,7 +166,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return _listen_at(Path(host))
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(address[:2], family=family, dualstack_ipv6=both, backlog=MOST_CONNECTIONS)
+    return socket.create_server(address[:2], family=family, dualstack_ipv6=both, backlog=BACKLOG)
 
 
 def _listen_at(path: Path) -> socket.socket:
@@ -178,5 +182,5 @@ def _listen_at(path: Path) -> socket.socket:
             raise OSError(None, "another process listens there")
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(path))
-    listening.listen(MOST_CONNECTIONS)
+    listening.listen(BACKLOG)
     return listening

@@ -250,9 +250,9 @@ def test_slow_clients_keep_nobody_from_an_answer(node: NodeProcess) -> None:
             client.sendall(b"GET /livez HT")
         begun = time.monotonic()
         assert node.get("/livez") == 200
-        assert time.monotonic() - begun < 2
-        client.settimeout(10)
-        assert client.recv(100) == b"", "the last of them is closed in the end"
+        assert time.monotonic() - begun < 4
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(100) == b"", "the last of them is closed in the end"
 
 
 def has_ipv6() -> bool:
