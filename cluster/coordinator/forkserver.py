@@ -58,7 +58,7 @@ class Forkserver:
         """The kernel is to end it, and all workers with it, when this lease can no longer be trusted."""
         self._lease = lease
         self._write(0.0 if lease.ended else lease.fence_at)
-        if self._up is not None and self._up == self.pid and FENCE_SIGNAL is not None:
+        if self._up is not None and self._up == self.pid and self._memory >= 0:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._up, FENCE_SIGNAL)
 

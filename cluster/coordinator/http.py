@@ -170,17 +170,22 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _listen_at(path: Path) -> socket.socket:
-    """A socket that a dead node has left there is replaced."""
+    """A socket that a dead node has left there is replaced; a file of another kind is refused by bind, and stays."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            path.unlink()
+            if path.is_socket():
+                path.unlink()
         except FileNotFoundError:
             pass
         else:
             raise OSError(None, "another process listens there")
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(path))
+    try:
+        listening.bind(str(path))
+    except OSError:
+        listening.close()
+        raise
     listening.listen(BACKLOG)
     return listening

@@ -296,3 +296,11 @@ def test_an_address_that_is_taken_is_refused_with_what_to_do(tmp_path: Path) -> 
     with pytest.raises(SettingsError, match="another process listens there"):
         serve(path, 1, Health())
     server.close()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "precious"
+    file.write_text("data")
+    with pytest.raises(SettingsError, match="Address already in use"):
+        serve(str(file), 1, Health())
+    assert file.read_text() == "data"
