@@ -45,6 +45,11 @@ class References:
         if self.on_delete not in get_args(OnDelete):
             raise JobDefinitionError(f"on_delete is one of {', '.join(get_args(OnDelete))}, not {self.on_delete!r}")
 
+    @property
+    def table(self) -> str:
+        """The target without its column."""
+        return self.target.rpartition(".")[0]
+
     def clause(self) -> sql.Composed:
         *table, column = self.target.split(".")
         return sql.SQL("REFERENCES {} ({}) ON DELETE {}").format(
@@ -98,6 +103,7 @@ class Column:
     """One column that a field of a job class stands for.
 
     default: the column's default as SQL; None: the column has none, so an INSERT must give a value (or NULL, if nullable).
+    has_factory: Python makes the default, a new one for each job.
     to_database: from the validated Python value to what psycopg sends, or JobArgumentError if that would not come back as the same
     value; None: the value goes as it is.
     """
@@ -106,21 +112,34 @@ class Column:
     type: ColumnType
     nullable: bool
     default: sql.Composable | None
+    has_factory: bool
     checks: tuple[sql.Composed, ...]
     references: References | None
     to_database: Callable[[Any], Any] | None
 
     def definition(self) -> sql.Composed:
         """The column as in CREATE TABLE or ADD COLUMN."""
+        parts: list[sql.Composable] = [self.bare_definition()]
+        if self.references is not None:
+            parts.append(self.references.clause())
+        parts += [sql.SQL("CHECK ({})").format(check) for check in self.checks]
+        return sql.SQL(" ").join(parts)
+
+    def bare_definition(self) -> sql.Composed:
+        """The column without what every row of a table would have to be read for."""
         parts: list[sql.Composable] = [sql.Identifier(self.name), sql.SQL(typing.cast("Any", self.type.name))]
         if not self.nullable:
             parts.append(sql.SQL("NOT NULL"))
         if self.default is not None:
             parts += [sql.SQL("DEFAULT"), self.default]
-        if self.references is not None:
-            parts.append(self.references.clause())
-        parts += [sql.SQL("CHECK ({})").format(check) for check in self.checks]
         return sql.SQL(" ").join(parts)
+
+    def constraints(self) -> list[sql.Composed]:
+        """The rest of the definition, as constraints of the table."""
+        found = [sql.SQL("CHECK ({})").format(check) for check in self.checks]
+        if self.references is not None:
+            found.append(sql.SQL("FOREIGN KEY ({}) {}").format(sql.Identifier(self.name), self.references.clause()))
+        return found
 
     def value(self, python_value: Any) -> Any:
         """The value as psycopg takes it."""
@@ -139,7 +158,8 @@ def column_of(name: str, field: FieldInfo) -> Column:
         name=name,
         type=column_type,
         nullable=nullable or field.default is None,
-        default=_default(name, field, to_database),
+        default=(default := _default(name, field, to_database)),
+        has_factory=default is None and field.default_factory is not None,
         checks=tuple(_checks(sql.Identifier(name), annotation, metadata, column_type)),
         references=next((item for item in metadata if isinstance(item, References)), None),
         to_database=to_database,

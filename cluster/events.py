@@ -43,6 +43,10 @@ def unroutable_tables(tables: list[str]) -> None:
     )
 
 
+def table_differs(job_type: str, table: str, what: str, remedy: str) -> None:
+    log.warning("table_differs", job_type=job_type, table=table, what=what, hint=remedy)
+
+
 def concurrency_key_differs(job_type: str, of_class: str | None, of_table: str | None) -> None:
     log.warning("concurrency_key_differs", job_type=job_type, of_class=of_class, of_table=of_table,
                 hint="the node leaves this table alone: run `cluster migrate`, or deploy the newer class")  # fmt: skip

@@ -6,7 +6,9 @@ Every migration runs in a transaction of its own under an advisory lock, so any 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,12 +17,16 @@ import psycopg
 from psycopg import Connection, errors, sql
 
 from cluster import locks, statements, tables
-from cluster.errors import SchemaMisfitError
+from cluster.blockers import Blockers, Say, holder_of_lock, naming_blockers, quiet
+from cluster.errors import ClusterError, SchemaMisfitError
 from cluster.job import Job, definition
 from cluster.neighbours import check_neighbours
+from cluster.plan import plan
 
 LOCK_TIMEOUT = "5s"
 """A migration that waits longer for a table's lock would make everyone else queue behind it."""
+POLL = 0.1
+"""Seconds between two tries to be the one migration."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,22 @@ def known_migrations() -> tuple[Migration, ...]:
     return tuple(found)
 
 
-def migrate_schema(connection: Connection[Any]) -> list[str]:
+def migrate_schema(connection: Connection[Any], say: Say = quiet) -> list[str]:
     """Applies the missing migrations of schema `cluster`; returns their names. connection: in autocommit.
 
-    SchemaMisfitError: others could make code of theirs run here; see `neighbours`."""
-    check_neighbours(connection)
+    say: told whom it waits for.
+    SchemaMisfitError: this server can't have it, the role may not make it, or others could make code of theirs run here.
+    """
+    check_server(connection)
+    with naming_blockers(connection, say) as blockers, _explained(connection, "schema cluster", blockers):
+        check_neighbours(connection)
+        return _apply(connection, say)
+
+
+def _apply(connection: Connection[Any], say: Say) -> list[str]:
     applied = []
     for migration in known_migrations():
-        with connection.transaction():
-            _lock(connection)
+        with _turn(connection, say):
             connection.execute(_BOOKKEEPING)
             _refuse_changed_history(_applied(connection))
             if migration.version not in _applied(connection):
@@ -83,56 +96,100 @@ END $$
 """
 
 
-def migrate_jobs(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> list[str]:
-    """Adds the missing tables, columns and defaults of these classes, one transaction per class; returns the SQL that ran.
+def migrate_jobs(connection: Connection[Any], job_classes: Iterable[type[Job]], say: Say = quiet) -> list[str]:
+    """Adds the missing tables, columns, indexes and defaults of these classes; returns the SQL that ran. connection: in autocommit.
 
+    One transaction per class, but for what would lock a large table for long: see `plan`. say: told whom it waits for.
     SchemaMisfitError: a statement can't run on the rows that are there, or an existing column has another type.
     """
     done: list[str] = []
-    for job_class in job_classes:
-        with connection.transaction():
-            _lock(connection)
-            done += _make_fit(connection, job_class)
+    with naming_blockers(connection, say) as blockers:
+        for job_class in job_classes:
+            with _explained(connection, _place(job_class), blockers):
+                done += _migrate_job(connection, job_class, say)
     return done
 
 
-def _make_fit(connection: Connection[Any], job_class: type[Job]) -> Iterator[str]:
-    """In a transaction, which is to be rolled back if it can't."""
+def _migrate_job(connection: Connection[Any], job_class: type[Job], say: Say) -> Iterator[str]:
+    with _turn(connection, say):
+        planned = plan(connection, job_class)
+        for statement in planned.together:
+            connection.execute(statement)
+        yield from (statement.as_string(connection) for statement in planned.together)
+    if not planned.then:
+        return
+    _refuse_pooler(connection)
+    with _turns(connection, say):
+        for statement in plan(connection, job_class).then:  # what another deployment has not done meanwhile
+            text = statement.as_string(connection)
+            say(f"the table is large, so this goes on beside its jobs: {text}")
+            connection.execute(statement)
+            yield text
+
+
+def _place(job_class: type[Job]) -> str:
+    return f"table {definition(job_class).table} of {job_class.__name__}"
+
+
+@contextmanager
+def _explained(connection: Connection[Any], place: str, blockers: Blockers | None = None) -> Iterator[None]:
     try:
-        for change in tables.changes(connection, job_class):
-            connection.execute(change)
-            yield change.as_string(connection)
-    except (psycopg.ProgrammingError, psycopg.IntegrityError, psycopg.DataError, psycopg.NotSupportedError) as error:
-        raise SchemaMisfitError(
-            f"table {definition(job_class).table} of {job_class.__name__}: {error.diag.message_primary}{_advice(error)}"
+        yield
+    except errors.LockNotAvailable as error:
+        whom = blockers.last if blockers is not None and blockers.last else "others"
+        raise ClusterError(
+            f"{place} was locked for {LOCK_TIMEOUT} by {whom}: run migrate again when it is free"
         ) from error
-    problems = tables.misfits(connection, [job_class])
-    if problems:
-        raise SchemaMisfitError(f"{'; '.join(problems)}: migrate only adds; change the column or the class")
+    except (psycopg.ProgrammingError, psycopg.IntegrityError, psycopg.DataError, psycopg.NotSupportedError) as error:
+        raise SchemaMisfitError(f"{place}: {error.diag.message_primary}{_advice(connection, error)}") from error
 
 
-def _advice(error: psycopg.Error) -> str:
+def _advice(connection: Connection[Any], error: psycopg.Error) -> str:
     if isinstance(error, errors.NotNullViolation):
         return ": the table has rows; give the new field a default, or make it Optional"
+    if isinstance(error, errors.InsufficientPrivilege):
+        database, role = (sql.Identifier(name).as_string() for name in (connection.info.dbname, connection.info.user))
+        if error.diag.message_primary == f"permission denied for database {connection.info.dbname}":
+            return f": GRANT CREATE ON DATABASE {database} TO {role}; or let the owner of the database migrate"
+        return f": role {role} may not do that; let the owner migrate"
     hint = error.diag.message_hint
     return f": {hint}" if hint else ""
 
 
 def planned_changes(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> list[str]:
-    """What migrate would run, as SQL to read or to keep in one's own migrations. Changes nothing.
+    """What migrate would run, as SQL to read or to keep in one's own migrations. Can change nothing, and locks nothing.
 
-    SchemaMisfitError: what migrate would refuse.
+    SchemaMisfitError: what migrate would refuse. Of a table that is there before schema cluster is, only its columns are checked.
     """
     planned: list[str] = []
-    with connection.transaction(force_rollback=True):
+    tables_before: list[str] = []
+    with connection.transaction():
+        connection.execute("SET TRANSACTION READ ONLY")
+        check_server(connection, writes=False)
+        check_neighbours(connection)
         present = _applied(connection) if _has_bookkeeping(connection) else {}
+        _refuse_changed_history(present)
         if not _has_bookkeeping(connection):
             planned.append(_BOOKKEEPING.strip())
         planned += [_with_record(migration) for migration in known_migrations() if migration.version not in present]
-        migrate_schema(connection)
         for job_class in job_classes:
-            planned += _make_fit(connection, job_class)
+            with _explained(connection, _place(job_class)):
+                statements = plan(connection, job_class, tables_before).statements
+            planned += (statement.as_string(connection) for statement in statements)
+            tables_before.append(definition(job_class).table)
     return planned
+
+
+OLDEST_SERVER = 14
+
+
+def check_server(connection: Connection[Any], *, writes: bool = True) -> None:
+    """SchemaMisfitError: the server is too old, or, if that matters, can't write."""
+    if connection.info.server_version < OLDEST_SERVER * 10_000:
+        version = connection.info.parameter_status("server_version")
+        raise SchemaMisfitError(f"the server is Postgres {version}, and the cluster needs {OLDEST_SERVER} or newer")
+    if writes and connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+        raise SchemaMisfitError("the server is a standby, which only reads: point CLUSTER_DATABASE_URL at the primary")
 
 
 def _with_record(migration: Migration) -> str:
@@ -156,6 +213,25 @@ def check_schema(connection: Connection[Any], job_classes: Iterable[type[Job]]) 
         raise SchemaMisfitError("; ".join(problems) + ": run `cluster migrate`, or change the class")
 
 
+def check_complete(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> None:
+    """SchemaMisfitError: a job table lacks an index, a trigger or a check of ours: missed only when there are many jobs, or none comes."""
+    names = [definition(job_class).table for job_class in job_classes]
+    quoted = [tables.identifier(name).as_string() for name in names]
+    with _explained(connection, "job tables"):
+        lacking = connection.execute(_LACKING, [names, quoted]).fetchall()
+    if lacking:
+        first = f"table {lacking[0][0]} lacks what this would bring back: {lacking[0][1]}"
+        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        raise SchemaMisfitError(f"{first}{more}: run `cluster migrate`")
+
+
+_LACKING = r"""
+SELECT name, change FROM unnest(%s::text[], %s::text[]) AS t (name, quoted), cluster.job_table_changes(quoted) AS change
+WHERE change !~ '^(DROP|UPDATE) | VALIDATE CONSTRAINT | SET \('
+"""
+"""What nodes can do without: the removal of what is too much, checks of rows that are there, and storage options."""
+
+
 def _refuse_changed_history(applied: dict[int, tuple[str, str, str]]) -> None:
     known = {migration.version: migration for migration in known_migrations()}
     for version, (name, kind, checksum) in applied.items():
@@ -177,7 +253,52 @@ def _has_bookkeeping(connection: Connection[Any]) -> bool:
     return connection.execute("SELECT to_regclass('cluster.migrations')").fetchone() != (None,)
 
 
-def _lock(connection: Connection[Any]) -> None:
-    """One migration at a time. The wait for this lock is not what lock_timeout is for, so it is set after it."""
-    connection.execute("SELECT pg_advisory_xact_lock(%s, 0)", [locks.MIGRATION])
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
+@contextmanager
+def _turn(connection: Connection[Any], say: Say) -> Iterator[None]:
+    """A transaction that is the only migration. Tries again in a new one, since what waits within a transaction may hold a
+    snapshot, and CREATE INDEX CONCURRENTLY of another migration waits for that."""
+    waiting = _Waiting(connection, say)
+    while True:
+        with connection.transaction():
+            if connection.execute("SELECT pg_try_advisory_xact_lock(%s, 0)", [locks.MIGRATION]).fetchone() == (True,):
+                connection.execute("SELECT set_config('lock_timeout', %s, true)", [LOCK_TIMEOUT])
+                yield
+                return
+        waiting.pause()
+
+
+@contextmanager
+def _turns(connection: Connection[Any], say: Say) -> Iterator[None]:
+    """The same over several transactions."""
+    waiting = _Waiting(connection, say)
+    while connection.execute("SELECT pg_try_advisory_lock(%s, 0)", [locks.MIGRATION]).fetchone() != (True,):
+        waiting.pause()
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s, 0)", [locks.MIGRATION])
+
+
+class _Waiting:
+    """For the end of another migration, whose owner is named once."""
+
+    def __init__(self, connection: Connection[Any], say: Say) -> None:
+        self._connection = connection
+        self._say = say
+        self._told = False
+
+    def pause(self) -> None:
+        time.sleep(POLL)
+        holder = None if self._told else holder_of_lock(self._connection, locks.MIGRATION)
+        if holder is not None:
+            self._say(f"waiting for another migration: {holder}")
+            self._told = True
+
+
+def _refuse_pooler(connection: Connection[Any]) -> None:
+    """Its connections are those of others too, so a lock of one's own is not to be had."""
+    if connection.execute("SELECT pg_backend_pid()").fetchone() != (connection.info.backend_pid,):
+        raise SchemaMisfitError(
+            "a large table lacks indexes, and these can't be built through a pooler: set CLUSTER_DIRECT_DATABASE_URL"
+        )

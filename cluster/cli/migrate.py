@@ -46,36 +46,42 @@ def _print_plan(connection: Connection[Any], job_classes: list[type[Job]]) -> No
 
 def _apply(connection: Connection[Any], job_classes: list[type[Job]]) -> None:
     from cluster import tables
+    from cluster.differences import differences
     from cluster.job import definition
     from cluster.migrate import migrate_jobs, migrate_schema
 
-    done = [f"schema cluster: {name}" for name in migrate_schema(connection)]
-    names = [definition(job_class).table for job_class in job_classes]
-    missing = {name for name in names if tables.existing_columns(connection, name) is None}
-    done += _sentences(migrate_jobs(connection, job_classes), missing)
-    for line in done or ["nothing to do"]:
+    connection.execute("SET default_transaction_read_only = off")  # a default of the role's, not a refusal
+    done = [f"schema cluster: {name}" for name in migrate_schema(connection, _say)]
+    for job_class in job_classes:
+        table = definition(job_class).table
+        is_new = tables.existing_columns(connection, table) is None
+        statements = migrate_jobs(connection, [job_class], _say)
+        done += [f"table {table}: created"] if is_new else _sentences(table, statements)
+    differing = differences(connection, job_classes)
+    for line in done or ([] if differing else ["nothing to do"]):
         typer.echo(line)
+    for difference in differing:
+        typer.echo(f"left as it is: {difference}")
 
 
-_CREATE = re.compile(r"SELECT cluster\.create_job_table\('(?P<table>.*)'\)")
-_ALTER = re.compile(
-    r'ALTER TABLE (?P<table>\S+) (?P<what>ADD|ALTER) COLUMN "(?P<column>[^"]*)"(?: SET DEFAULT (?P<default>.*))?',
-    re.DOTALL,
+def _say(sentence: str) -> None:
+    typer.echo(sentence, err=True)
+
+
+_COLUMN = re.compile(
+    r'ALTER TABLE \S+ (?P<what>ADD|ALTER) COLUMN "(?P<column>[^"]*)"(?: SET DEFAULT (?P<default>.*))?', re.DOTALL
 )
 
 
-def _sentences(statements: list[str], missing: set[str]) -> list[str]:
-    """What `migrate_jobs` ran, without what goes without saying of a table that was missing."""
+def _sentences(table: str, statements: list[str]) -> list[str]:
+    """What `migrate_jobs` ran on a table that was there, in words."""
     said = []
     for statement in statements:
-        if match := _CREATE.match(statement):
-            table = match["table"].replace('"', "")
-            said.append(f"table {table}: {'created' if table in missing else 'completed'}")
-        elif match := _ALTER.match(statement):
-            table = match["table"].replace('"', "")
-            if table not in missing:
-                what = f"default is now {match['default']}" if match["what"] == "ALTER" else "added"
-                said.append(f"table {table}: column {match['column']}: {what}")
-        elif not any(f"'\"{table}\"'" in statement for table in missing):
-            said.append("cluster.job_types: options updated")
+        if match := _COLUMN.match(statement):
+            what = f"default is now {match['default']}" if match["what"] == "ALTER" else "added"
+            said.append(f"table {table}: column {match['column']}: {what}")
+        elif "cluster.job_types" in statement:
+            said.append(f"table {table}: options updated")
+        else:
+            said.append(f"table {table}: completed")
     return list(dict.fromkeys(said))

@@ -36,8 +36,9 @@ from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.rescue import Rescuer
 from cluster.coordinator.session import SETTINGS, Session, TransientDatabaseError, notice_silence
 from cluster.coordinator.trouble import Troubles
+from cluster.differences import differences
 from cluster.errors import ClusterError, DatabaseUnreachableError, SchemaMisfitError
-from cluster.job import Job
+from cluster.job import Job, definition
 from cluster.neighbours import check_neighbours
 from cluster.privileges import check_privileges, quoted_table
 from cluster.settings import Settings
@@ -84,9 +85,11 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
         ) from error
     with connection:
         try:
+            migrate.check_server(connection)
             migrate.check_schema(connection, job_classes)
             check_neighbours(connection, [quoted_table(job_class) for job_class in job_classes])
             check_privileges(connection, job_classes)
+            migrate.check_complete(connection, job_classes)
             _check_pooled_settings(connection)
         except psycopg.errors.InsufficientPrivilege as error:
             raise SchemaMisfitError(
@@ -97,6 +100,9 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
         others = [table for name, _, table in rows if name not in known]
         if others:
             events.unroutable_tables(others)
+        for found in differences(connection, job_classes):
+            of_class = definition(found.job_class)
+            events.table_differs(of_class.name, of_class.table, found.what, found.remedy)
 
 
 def _check_pooled_settings(connection: psycopg.Connection[Any]) -> None:
@@ -199,9 +205,9 @@ class Node:
                 await self._drain()
                 for task in (*others, beating):
                     task.cancel()
-            await self._deregister()
         finally:
             self._pool.kill_all()
+            await self._deregister()
             for session in (self._claims, self._finishes, self._heartbeat.session, self._doorbell):
                 await session.close()
             if server is not None:

@@ -63,8 +63,14 @@ CREATE FUNCTION cluster.create_job_table(job_table text, concurrency_key text DE
     AS $$
 DECLARE
     change text;
-    made regclass;
+    made regclass := to_regclass(job_table);
 BEGIN
+    IF concurrency_key <> '' AND NOT EXISTS (
+        SELECT FROM pg_attribute a WHERE a.attrelid = made AND a.attname = create_job_table.concurrency_key AND NOT a.attisdropped
+    ) THEN
+        RAISE EXCEPTION 'table % has no column % for its concurrency_key', job_table, concurrency_key
+            USING ERRCODE = 'undefined_column', HINT = 'Add the column first.';
+    END IF;
     FOR change IN SELECT * FROM cluster.job_table_changes(job_table, concurrency_key) LOOP
         EXECUTE change;
     END LOOP;
@@ -162,32 +168,33 @@ BEGIN
             RETURN NEXT format(E'ALTER TABLE %s\n    %s', relation, additions);
         END IF;
     END IF;
-    IF key <> '' AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = target AND attname = key AND NOT attisdropped) THEN
-        RAISE EXCEPTION 'table % has no column % for its concurrency_key', job_table, key
-            USING ERRCODE = 'undefined_column', HINT = 'Add the column first.';
-    END IF;
     IF key <> '' AND NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = target AND attname = 'parked' AND NOT attisdropped) THEN
         RETURN NEXT format('ALTER TABLE %s ADD COLUMN parked boolean NOT NULL DEFAULT false', relation);
     END IF;
     RETURN QUERY SELECT format('ALTER TABLE %s ADD CONSTRAINT %I CHECK (%s)', relation, k.name, k.condition)
         FROM cluster.standard_checks(key) k
         WHERE NOT EXISTS (SELECT FROM pg_constraint WHERE conrelid = target AND conname = k.name);
+    RETURN QUERY SELECT format('ALTER TABLE %s VALIDATE CONSTRAINT %I', relation, conname)
+        FROM pg_constraint WHERE conrelid = target AND conname LIKE 'cluster\_%' AND NOT convalidated;
     -- Recognised by what they index, not by their name: the table may have been renamed.
-    -- The key has changed, come or gone: what belongs to the old one goes, and its rows are claimed anew.
+    -- The key has changed, come or gone: what belongs to the old one goes, and its rows are claimed anew. So does half an index.
     FOR present IN
-        SELECT p.name, p.definition FROM cluster.partial_indexes(target) p
-        WHERE (p.name ~ '_(open|parked|running_key)"?$' OR p.definition ~ '\(((\w+|"[^"]+"), )?priority, run_at, id\) WHERE ')
-          AND p.definition ~ 'parked|''(running|not_started)'''
-          AND NOT EXISTS (SELECT FROM cluster.standard_indexes(key) x WHERE cluster.is_index(p.definition, x.definition))
+        SELECT p.name, p.definition, p.valid FROM cluster.partial_indexes(target) p
+        WHERE CASE
+            WHEN NOT p.valid THEN p.name ~ '_(claim|others|queue|due|running|open|open_others|open_queue|parked|running_key)"?$'
+            WHEN p.name ~ '_(open|parked|running_key)"?$' OR p.definition ~ '\(((\w+|"[^"]+"), )?priority, run_at, id\) WHERE '
+            THEN p.definition ~ 'parked|''(running|not_started)'''
+                AND NOT EXISTS (SELECT FROM cluster.standard_indexes(key) x WHERE cluster.is_index(p.definition, x.definition))
+            ELSE false END
     LOOP
-        IF present.definition LIKE '% WHERE parked' THEN
+        IF present.valid AND present.definition LIKE '% WHERE parked' THEN
             RETURN NEXT format('UPDATE %s SET parked = false WHERE parked', relation);
         END IF;
         RETURN NEXT format('DROP INDEX %s', present.name);
     END LOOP;
     RETURN QUERY SELECT format('CREATE INDEX %I ON %s %s', cluster.index_name(parts[cardinality(parts)], x.suffix), relation, x.definition)
         FROM cluster.standard_indexes(key) x
-        WHERE NOT EXISTS (SELECT FROM cluster.partial_indexes(target) p WHERE cluster.is_index(p.definition, x.definition));
+        WHERE NOT EXISTS (SELECT FROM cluster.partial_indexes(target) p WHERE p.valid AND cluster.is_index(p.definition, x.definition));
     RETURN QUERY SELECT format('CREATE TRIGGER %I %s ON %s %s', t.name, t.timing, relation, t.action)
         FROM cluster.standard_triggers(key) t
         WHERE NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = target AND tgname = t.name);
@@ -199,10 +206,11 @@ BEGIN
     END IF;
 END $_$;
 
-CREATE FUNCTION cluster.partial_indexes(job_table regclass) RETURNS TABLE(name text, definition text)
+CREATE FUNCTION cluster.partial_indexes(job_table regclass) RETURNS TABLE(name text, definition text, valid boolean)
     LANGUAGE sql STABLE
     AS $$
-    SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = job_table AND indpred IS NOT NULL
+    SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid), indisvalid
+    FROM pg_index WHERE indrelid = job_table AND indpred IS NOT NULL
 $$;
 
 CREATE FUNCTION cluster.require_job_table(job_table regclass) RETURNS void

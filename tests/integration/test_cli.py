@@ -374,7 +374,9 @@ def test_migrate_says_what_it_did_and_then_has_nothing_to_do(empty_database_url:
         "table email_customers_jobs: column subject: default is now 'old'\n"
     )
     (project / "jobs/email.py").write_text(changed.replace("    more:", "    max_attempts = 3\n    more:"))
-    assert call("migrate", cwd=project, url=empty_database_url).stdout == "cluster.job_types: options updated\n"
+    assert (
+        call("migrate", cwd=project, url=empty_database_url).stdout == "table email_customers_jobs: options updated\n"
+    )
 
 
 def test_migrate_without_jobs_makes_the_schema_and_says_so(empty_database_url: str, tmp_path: Path) -> None:

@@ -68,10 +68,13 @@ def test_a_forkserver_that_hangs_in_an_import_does_not_hold_up_a_stop(start: Sta
     assert node.stop(10) == 0
 
 
-def test_a_node_whose_workers_all_hang_ends_with_4_and_the_modules_name(start: StartNode) -> None:
+def test_a_node_whose_workers_all_hang_ends_with_4_the_modules_name_and_no_live_row(
+    start: StartNode, conn: psycopg.Connection
+) -> None:
     node = start(1000, processes=2)
     assert node.wait_exit(40) == 4
     assert "can't import jobs.odd in a worker process" in node.log()[-1]["event"]
+    assert conn.execute("SELECT state FROM cluster.nodes").fetchall() == [("stopped",)]
 
 
 def test_imports_may_take_longer_than_the_lease(start: StartNode) -> None:
