@@ -214,7 +214,7 @@ def check_schema(connection: Connection[Any], job_classes: Iterable[type[Job]]) 
 
 
 def check_complete(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> None:
-    """SchemaMisfitError: a job table lacks an index, a trigger or a check of ours: missed only when there are many jobs, or none comes."""
+    """SchemaMisfitError: a job table lacks an index, a trigger or a check of ours. Jobs would miss it only when there are many."""
     names = [definition(job_class).table for job_class in job_classes]
     quoted = [tables.identifier(name).as_string() for name in names]
     with _explained(connection, "job tables"):

@@ -108,8 +108,8 @@ def _obstructed(stage: Stage, name: str, tables: tuple[str, ...], end: Callable[
                 wait_until(lambda: _is_told(connection, obstacle.reason), f"nodes tell of {obstacle.reason}", 15)
             end(stage)
             stage.go_on(6, obstacle.stall, *VICTIMS)
-            if obstacle.fails:
-                stage.may_fail |= set(_rows(connection))
+        if obstacle.fails:  # not before it is gone: the load goes on
+            stage.may_fail |= set(_rows(connection))
         while sum(node.exit_code is None for node in stage.nodes) < living:
             stage.replace()  # not before: a node does not start without the privileges that it needs
         if tables == ("kept_jobs",):

@@ -48,7 +48,8 @@ def value(conn: psycopg.Connection, query: str) -> Any:
 
 
 INDEXES = """
-SELECT array_agg(indexrelid::regclass::text ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = 'stock_jobs'::regclass AND indisvalid
+SELECT array_agg(indexrelid::regclass::text ORDER BY indexrelid::regclass::text)
+FROM pg_index WHERE indrelid = 'stock_jobs'::regclass AND indisvalid
 """
 
 
