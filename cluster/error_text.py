@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 
 LONGEST = 20_000
@@ -17,9 +18,39 @@ def describe(error: BaseException, skip: int = 0) -> str:
     """The traceback of an error, without its outermost `skip` frames. Never raises, whatever the error's own code does."""
     try:
         lines = traceback.format_exception(type(error), error, _inner(error.__traceback__, skip))
-        return shorten("".join(lines).rstrip())
+        return shorten(_without_rows("".join(lines).rstrip(), error))
     except BaseException as second:  # noqa: BLE001 - an error whose __str__ raises, or no memory: still say what is known
         return f"{type(error).__name__} (its text can't be had: {type(second).__name__})"
+
+
+def without_row(error: BaseException) -> str:
+    """What an error of a database says, but for the row that it was about: that may hold what is nobody else's business."""
+    return _without_rows(str(error), error)
+
+
+def _without_rows(text: str, error: BaseException) -> str:
+    for found in _with_causes(error):
+        diagnosis = getattr(found, "diag", found)  # of psycopg; asyncpg has it at the error itself
+        detail = getattr(diagnosis, "message_detail", None) or getattr(diagnosis, "detail", None)
+        if getattr(found, "sqlstate", None) in _ROW_IN_DETAIL and isinstance(detail, str) and detail:
+            text = text.replace(detail, "The row is left out here.")
+    return text
+
+
+_ROW_IN_DETAIL = {"23502", "23514", "44000"}
+"""SQLSTATEs whose detail repeats the whole row: NOT NULL, CHECK (of a partition too), and WITH CHECK OPTION."""
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """All that a traceback shows: causes, contexts, and the members of groups."""
+    seen, waiting = set[int](), [error]
+    while waiting:
+        found = waiting.pop()
+        if id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            members = found.exceptions if isinstance(found, BaseExceptionGroup) else ()
+            waiting += (other for other in (found.__cause__, found.__context__, *members) if other is not None)
 
 
 def _inner(trace: TracebackType | None, skip: int) -> TracebackType | None:

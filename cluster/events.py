@@ -232,9 +232,9 @@ def job_holds_loop(job_type: str, job_id: int, seconds: float, neighbours: int, 
                 hint="an async job must not block: await, or make it a plain `def perform`", stack=stacks)  # fmt: skip
 
 
-def worker_boot_failed(count: int, module: str, *, hung: bool) -> None:
-    """module: that was being imported; empty: none."""
-    log.error("worker_boot_failed", count=count, module=module, hung=hung)
+def worker_boot_failed(count: int, module: str, why: str, *, hung: bool) -> None:
+    """module: that was being imported; empty: none. why: the system's answer; empty: none."""
+    log.error("worker_boot_failed", count=count, module=module, why=why, hung=hung)
 
 
 def preloading_stopped(threads: int) -> None:

@@ -1,8 +1,9 @@
 """How coordinator and worker processes talk: length-prefixed frames over a socketpair, batched both ways.
 
 A frame is a 4-byte big-endian length and an encoded tuple whose first item is its kind. To workers it is marshalled: both ends run
-the same interpreter, and nothing is faster on tuples of bytes. What comes from a worker is JSON, and checked as from a stranger:
-job code runs in the same process and may write to any descriptor, and of some bytes marshal would make gigabytes.
+the same interpreter, and nothing is faster on tuples of bytes. What comes from a worker is JSON, or plain numbers for attempts that
+went as most do, and checked as from a stranger: job code runs in the same process and may write to any descriptor, and of some
+bytes marshal would make gigabytes.
 
 A claim that is with a worker has a ticket, a number that is never used again: its row's id may come again.
 
@@ -16,7 +17,8 @@ A claim that is with a worker has a ticket, a number that is never used again: i
     worker -> coordinator
         ("importing", module)             begins to import a module with jobs; before "ready"
         ("ready", threads)                the process can perform jobs; threads: of the forkserver, after its imports
-        ("succeeded", [ticket], [begun], [ended])  attempts that went as most do; CLOCK_MONOTONIC microseconds
+        ("succeeded", array)              attempts that went as most do: of each ticket, begun and ended, as floats;
+                                          CLOCK_MONOTONIC seconds
         ("done", [report])                others, see Report
         ("returned", [ticket])            never begun, no longer held
 """
@@ -31,6 +33,7 @@ import operator
 import os
 import struct
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeGuard, cast
 
@@ -39,6 +42,8 @@ from cluster.error_text import LONGEST
 
 STATUSES = frozenset({"succeeded", "failed", "timed_out", "cancelled", "retry", "scheduled", "not_started"})
 OUTCOMES = STATUSES - {"scheduled", "not_started"} | {"snoozed", "released", "crashed"}
+_FLOATS = b"\0"
+"""Before the numbers of a frame that is not JSON."""
 LARGEST_FRAME = 16 * 2**20
 """Bytes of a frame that a worker may send: twice what its longest texts can make."""
 
@@ -91,16 +96,18 @@ def read_reports(value: object) -> list[Report]:
     return [_read_report(item) for item in value]
 
 
-def read_successes(tickets: object, begun: object, ended: object) -> list[tuple[int, float, float]]:
-    """From a "succeeded" frame: ticket, begun and ended in CLOCK_MONOTONIC seconds. FrameError: it is none."""
-    if not (_are_integers(tickets) and _are_integers(begun) and _are_integers(ended)):
+def read_successes(value: object) -> list[tuple[int, float, float]]:
+    """From a "succeeded" frame: ticket, begun and ended in CLOCK_MONOTONIC seconds. FrameError: it is none.
+
+    A ticket is the float that equals it, and finds it in a dict.
+    """
+    if type(value) is not array or len(value) % 3:
         raise FrameError("successes")
-    if not len(tickets) == len(begun) == len(ended):
-        raise FrameError("successes of different lengths")
-    latest = (time.monotonic() + CLOCK_SLACK) * 1e6
-    if tickets and not (min(begun) >= 0 and all(map(operator.le, begun, ended)) and max(ended) <= latest):
+    begun, ended = value[1::3], value[2::3]
+    latest = time.monotonic() + CLOCK_SLACK
+    if value and not (min(begun) >= 0 and all(map(operator.le, begun, ended)) and max(ended) <= latest):
         raise FrameError("times of successes")
-    return [(ticket, since / 1e6, until / 1e6) for ticket, since, until in zip(tickets, begun, ended, strict=True)]
+    return cast("list[tuple[int, float, float]]", list(zip(value[0::3], begun, ended, strict=True)))
 
 
 def _are_integers(value: object) -> TypeGuard[list[int]]:
@@ -155,7 +162,10 @@ def for_worker(frame: tuple[Any, ...]) -> bytes:
 
 def for_coordinator(frame: tuple[Any, ...]) -> bytes:
     """As it goes to the coordinator."""
-    payload = json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    if frame[0] == "succeeded":
+        payload = _FLOATS + cast("array[float]", frame[1]).tobytes()
+    else:
+        payload = json.dumps(frame, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     return _LENGTH.pack(len(payload)) + payload
 
 
@@ -166,9 +176,13 @@ def _from_coordinator(payload: memoryview) -> Sequence[Any]:
 
 def _from_worker(payload: memoryview) -> Sequence[Any]:
     try:
+        if payload[:1] == _FLOATS:
+            floats = array("d")
+            floats.frombytes(payload[1:])
+            return "succeeded", floats
         frame = json.loads(bytes(payload).decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
-        raise FrameError(f"no JSON: {type(error).__name__}") from None
+        raise FrameError(f"neither JSON nor numbers: {type(error).__name__}") from None
     if type(frame) is not list:
         raise FrameError(f"a {type(frame).__name__}")
     return frame

@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 DOORBELL = 1751
-CLAIM = 1752
 NODE = 1753
 MIGRATION = 1755

@@ -15,6 +15,7 @@ from cluster.tables import identifier
 OWN_TABLES = {
     "nodes": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "prune_walks": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "turns": ("SELECT", "UPDATE"),
     "job_types": ("SELECT",),
     "queues": ("SELECT",),
     "migrations": ("SELECT",),

@@ -29,7 +29,7 @@ from cluster.coordinator.refusal import NO_ROWS, ROWS_OWN, SHORT, is_lost, searc
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Hold, Pace, Troubles
 from cluster.coordinator.unwritten import MOST_REFUSED, Unwritten, success_parameters
-from cluster.error_text import shorten, storable
+from cluster.error_text import shorten, storable, without_row
 from cluster.frames import ATTEMPTS, QUEUE, WAIT, integer
 
 LARGEST_BATCH = 2000
@@ -202,11 +202,11 @@ class Finisher:
         """A statement has worked. What it has not hit is locked, or was written before, or is lost."""
         job_type = table.job_type
         table.freed_keys |= written.keys
-        missed = [place for place in range(len(batch.outcomes)) if place not in written.hit]
-        if not missed:
+        if len(written.hit) == len(batch.outcomes):
             table.locked_pause = LOCKED_PAUSE / 2
             self._count(job_type, batch.outcomes)
             return
+        missed = [place for place in range(len(batch.outcomes)) if place not in written.hit]
         there = [
             o for place, o in enumerate(batch.outcomes) if place in written.hit or written.held.get(place) is False
         ]
@@ -381,7 +381,8 @@ class _Table:
     def took(self, outcomes: list[Outcome]) -> None:
         """These are written, or have been put elsewhere."""
         gone = set(map(id, outcomes))
-        self.unwritten.writing = [o for o in self.unwritten.writing if id(o) not in gone]
+        writing = self.unwritten.writing
+        self.unwritten.writing = [] if len(gone) == len(writing) else [o for o in writing if id(o) not in gone]
         if not self.unwritten.refused and not self.unwritten.pending:
             self.unwritten.refused_pause.worked()
             self._troubles.end(self, self.job_type.name, "outcome_refused")
@@ -420,7 +421,9 @@ def _instead_of(outcome: Outcome, error: psycopg.Error) -> Iterator[Outcome]:
     if cause in ROWS_OWN and outcome.status in WAITS_AGAIN:
         yield outcome._replace(status="retry", delay=max(WAIT_FOR_TAKEN, outcome.delay or 0.0), error=text)
     if cause in ROWS_OWN:
-        reason = shorten(f"the database refuses the outcome {outcome.status!r} of this job: {error}", SHORT)
+        reason = shorten(
+            f"the database refuses the outcome {outcome.status!r} of this job: {without_row(error)}", SHORT
+        )
         yield outcome._replace(status="failed", outcome="failed", delay=None, error=reason, attempts=0, crashes=0)
 
 

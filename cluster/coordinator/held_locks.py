@@ -13,15 +13,16 @@ from cluster.coordinator.trouble import Troubles
 INTERVAL = 1.5
 """Seconds between looks. Named is who holds a lock at two of them, so within 5 s."""
 REASON = "table_lock_held"
+TURNS = 0
 _WHAT = {
-    locks.CLAIM: "the claim lock: nothing of the type begins",
+    TURNS: "rows of cluster.turns: types with a limit may not begin",
     locks.DOORBELL: "the doorbell: nodes look by the clock",
     locks.NODE: "a node's sign of life: its end is noticed by its lease only",
 }
 
 
 class Held(NamedTuple):
-    """key: oid of the job table; 0: of the lock of a node."""
+    """kind: class of an advisory lock, or TURNS. key: oid of the job table; 0: it is not the matter of one table."""
 
     kind: int
     key: int
@@ -45,7 +46,7 @@ class HeldLocks:
         async with self._session.use(deadline=5) as connection:
             cursor = await connection.execute(
                 statements.statement("list_held_locks"),
-                {"claim": locks.CLAIM, "doorbell": locks.DOORBELL, "node": locks.NODE},
+                {"doorbell": locks.DOORBELL, "node": locks.NODE},
             )
             seen = {Held(*row) for row in await cursor.fetchall()}
         self._name(seen & self._seen)
@@ -55,7 +56,7 @@ class HeldLocks:
     def _name(self, held: set[Held]) -> None:
         names = {job_type.oid: job_type.name for job_type in self._types if job_type.oid} | {0: "(node)"}
         named = set[str]()
-        for lock in sorted(held):  # the claim lock after the doorbell: it is the one told of a type that has both
+        for lock in sorted(held, reverse=True):  # what says most comes last, and stays
             if lock.key in names:
                 named.add(names[lock.key])
                 who = f"role {lock.role}, server process {lock.pid}, holds"

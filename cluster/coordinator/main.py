@@ -35,6 +35,7 @@ from cluster.coordinator.prune import Pruner
 from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.rescue import Rescuer
 from cluster.coordinator.session import SETTINGS, Session, TransientDatabaseError, notice_silence
+from cluster.coordinator.system_limits import reserve_files
 from cluster.coordinator.trouble import Troubles
 from cluster.differences import differences
 from cluster.errors import ClusterError, DatabaseUnreachableError, SchemaMisfitError
@@ -56,6 +57,7 @@ def run_node(settings: Settings, job_classes: list[type[Job]], app_dir: Path, im
 
     import_seconds: that the import of the classes took: workers may take longer, but not for ever.
     """
+    reserve_files(settings.processes)
     check_database(settings, job_classes)
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of ends as an event of ours
     try:

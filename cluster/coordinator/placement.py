@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import count
+from itertools import compress, count
 from typing import NamedTuple
 
 from cluster.coordinator.claims import Claim, Outcome
@@ -148,12 +149,11 @@ class Placement:
         if self._is_closed:
             self._finished([released(claim) for claim in claims])
             return
-        shared: list[tuple[Claim, RawRow]] = []
-        for claim, row in zip(claims, rows, strict=True):
-            if job_type.exclusive or row[CRASHES] not in _NO_CRASHES:
-                self._for_whole.append(_Whole(claim, oids, row))
-            else:
-                shared.append((claim, row))
+        shared = list(zip(claims, rows, strict=True))
+        if job_type.exclusive or any(row[CRASHES] not in _NO_CRASHES for row in rows):
+            alone = [job_type.exclusive or row[CRASHES] not in _NO_CRASHES for row in rows]
+            self._for_whole += (_Whole(claim, oids, row) for (claim, row) in compress(shared, alone))
+            shared = list(compress(shared, map(operator.not_, alone)))
         self._place_whole()
         open_workers = [worker for worker in self._workers if worker.is_open]
         if shared and not open_workers:  # it took a whole job, was reserved or died since the claim

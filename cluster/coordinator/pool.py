@@ -17,6 +17,7 @@ from cluster.coordinator.forkserver import Forkserver
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.placement import STOP_GRACE, Placement
 from cluster.coordinator.process import Kill, WorkerProcess
+from cluster.coordinator.system_limits import explained
 from cluster.errors import ClusterError, ExitCode
 from cluster.frames import FrameError, read_reports, read_successes, read_tickets
 from cluster.groups import Orphans
@@ -86,13 +87,14 @@ class Pool:
         """One place in the pool: a worker, and its successor when it ends."""
         failures = 0
         while not self._is_stopping:
-            worker = WorkerProcess(self._options, self.forkserver, self._receive)
             try:
+                worker = WorkerProcess(self._options, self.forkserver, self._receive)
                 async with asyncio.timeout(self._boot_deadline):
                     await worker.start()
             except (OSError, EOFError) as error:
                 failures += 1
-                await self._boot_failed(worker, failures, hung=isinstance(error, TimeoutError))
+                why = explained(error) if isinstance(error, OSError) else ""
+                await self._boot_failed("", failures, hung=isinstance(error, TimeoutError), why=why)
                 continue
             self._workers.append(worker)
             await worker.ended
@@ -102,15 +104,20 @@ class Pool:
                 failures = 0
             elif not self._is_stopping:
                 failures += 1
-                await self._boot_failed(worker, failures, hung=worker.kill_reason == HUNG)
+                await self._boot_failed(worker.importing, failures, hung=worker.kill_reason == HUNG)
 
-    async def _boot_failed(self, worker: WorkerProcess, failures: int, *, hung: bool) -> None:
-        """failures: of this place in the pool, in a row. One that hangs has taken its time: if all do, none gets another try."""
+    async def _boot_failed(self, importing: str, failures: int, *, hung: bool, why: str = "") -> None:
+        """failures: of this place in the pool, in a row. why: the system's answer; empty: it has not refused anything.
+
+        One that hangs has taken its time: if all do, none gets another try.
+        """
         self._boot_failures += 1
-        module = worker.importing or self.forkserver.importing
-        events.worker_boot_failed(self._boot_failures, module, hung=hung)
-        if not self.is_ready and self._boot_failures >= (1 if hung else BOOT_FAILURES) * self._processes:
-            raise self._boot_error(module, hung=hung)
+        module = "" if why else importing or self.forkserver.importing
+        events.worker_boot_failed(self._boot_failures, module, why, hung=hung)
+        if not self.is_ready and self._boot_failures >= (1 if hung or why else BOOT_FAILURES) * self._processes:
+            raise (
+                WorkerBootError(f"can't start worker processes: {why}") if why else self._boot_error(module, hung=hung)
+            )
         await asyncio.sleep(min(LONGEST_BOOT_PAUSE, FIRST_BOOT_PAUSE * 2.0 ** (failures - 1)))
 
     def _boot_error(self, module: str, *, hung: bool) -> WorkerBootError:
@@ -166,8 +173,8 @@ class Pool:
 
     def _receive(self, worker: WorkerProcess, frame: Sequence[Any]) -> None:
         match frame:
-            case ("succeeded", tickets, begun, ended):
-                self.placement.succeeded(worker, read_successes(tickets, begun, ended))
+            case ("succeeded", floats):
+                self.placement.succeeded(worker, read_successes(floats))
             case ("done", reports):
                 self.placement.took(worker, read_reports(reports))
             case ("returned", tickets):

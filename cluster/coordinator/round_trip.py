@@ -13,7 +13,7 @@ from psycopg.adapt import Transformer
 from psycopg.types.numeric import Int8
 from psycopg.types.string import ByteaBinaryLoader
 
-from cluster import locks, statements
+from cluster import statements
 from cluster.coordinator import look, pipeline
 from cluster.coordinator.arrays import BigIntegers
 from cluster.coordinator.backlog import Backlog
@@ -217,7 +217,7 @@ def _claim(connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> list[C
         name = "claim_keyed_jobs"
         parameters |= {"key": job_type.key.column, "keys": plan.keys, "reach": plan.reach}
     commands = [
-        Command(statements.text("try_claim_lock").encode(), {"class": locks.CLAIM, "table": job_type.oid}),
+        Command(statements.text("take_turn").encode(), {"table": job_type.oid}),
         Command(job_type.statement(name, queue), parameters),
     ]
     if _is_pooled(connection):  # whose sessions may have any isolation; our own are set to READ COMMITTED

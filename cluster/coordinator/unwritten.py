@@ -37,7 +37,8 @@ class Unwritten:
         self._with_claimer: list[list[Outcome]] = []
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.all())
+        batches = *(batch for _, batch in self.locked), *self._with_claimer
+        return len(self.pending) + len(self.writing) + len(self.refused) + sum(map(len, batches))
 
     def all(self) -> Iterator[Outcome]:
         """Those being written included."""

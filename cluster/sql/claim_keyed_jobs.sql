@@ -1,5 +1,5 @@
 -- not_started -> running, for a type whose limit holds for each value of its key; NULL is no key, and has no limit.
--- Like claim_limited_jobs it runs after try_claim_lock in the same READ COMMITTED transaction, takes nothing without the lock,
+-- Like claim_limited_jobs it runs after take_turn in the same READ COMMITTED transaction, takes nothing without the lock,
 -- and counts every row that an earlier holder claimed.
 -- It reaches so many open rows, best first, and as many parked rows of their keys (and of the keys given) as have room. Of each key
 -- the best are claimed, as far as the demand goes; what has room stays open or is opened; what has none is parked.

@@ -1,5 +1,5 @@
 -- not_started -> running, for a type with a limit: as claim_jobs, but no more rows than the limit leaves room for.
--- Runs as a statement of its own after try_claim_lock in the same READ COMMITTED transaction, so that its snapshot is younger
+-- Runs as a statement of its own after take_turn in the same READ COMMITTED transaction, so that its snapshot is younger
 -- than the lock and counts every row that an earlier holder claimed. Without the lock it takes nothing.
 -- not_started -> failed, for rows that are too large for a node.
 -- Indexes: _claim, _others or _queue; _running.

@@ -13,6 +13,14 @@ CREATE TYPE cluster.job_status AS ENUM (
     'cancelled'
 );
 
+CREATE FUNCTION cluster.add_turn() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO cluster.turns (job_table) VALUES (NEW.job_table);
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION cluster.announce_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -432,6 +440,12 @@ CREATE TABLE cluster.queues (
 
 COMMENT ON TABLE cluster.queues IS 'Queues that operators have paused; a queue needs no row to be used.';
 
+CREATE TABLE cluster.turns (
+    job_table regclass NOT NULL
+);
+
+COMMENT ON TABLE cluster.turns IS 'One row per job table. Whoever has locked it claims, where a limit is to be kept.';
+
 ALTER TABLE ONLY cluster.job_types
     ADD CONSTRAINT job_types_job_table_key UNIQUE (job_table);
 
@@ -450,9 +464,17 @@ ALTER TABLE ONLY cluster.prune_walks
 ALTER TABLE ONLY cluster.queues
     ADD CONSTRAINT queues_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY cluster.turns
+    ADD CONSTRAINT turns_pkey PRIMARY KEY (job_table);
+
+CREATE TRIGGER add_turn AFTER INSERT ON cluster.job_types FOR EACH ROW EXECUTE FUNCTION cluster.add_turn();
+
 CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE ON cluster.job_types FOR EACH STATEMENT EXECUTE FUNCTION cluster.announce_change();
 
 CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE ON cluster.queues FOR EACH STATEMENT EXECUTE FUNCTION cluster.announce_change();
+
+ALTER TABLE ONLY cluster.turns
+    ADD CONSTRAINT turns_job_table_fkey FOREIGN KEY (job_table) REFERENCES cluster.job_types(job_table) ON UPDATE CASCADE ON DELETE CASCADE;
 
 GRANT USAGE ON SCHEMA cluster TO PUBLIC;
 

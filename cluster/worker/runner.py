@@ -12,9 +12,10 @@ import decimal
 import os
 import signal
 import time
+from array import array
 from collections.abc import Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count, repeat
 from typing import Any, NamedTuple
 
@@ -86,7 +87,8 @@ class Runner:
         """The ticket and attempt that the main thread performs."""
         signal.signal(STOP_SIGNAL, self._stop_in_main)
         self._reports: list[tuple[Any, ...]] = []
-        self._successes: list[tuple[int, int, int]] = []
+        self._successes = array("d")
+        """Of each ticket, begun and ended, as they go into a frame."""
         self._is_alone = False
         """The coordinator is gone."""
         self._awake = asyncio.Event()
@@ -148,10 +150,10 @@ class Runner:
         """Reports go in one frame: those of one turn of the loop, or of a moment while more jobs wait than there are slots."""
         ended = time.monotonic()
         if verdict is SUCCEEDED:
-            self._successes.append((ticket, int(begun * 1e6), int(ended * 1e6)))
+            self._successes.extend((ticket, begun, ended))
         else:
             self._reports.append((ticket, *verdict.of_report(), begun, ended))
-        gathered = len(self._successes) + len(self._reports)
+        gathered = len(self._successes) // 3 + len(self._reports)
         if gathered == 1:
             if self._waiting:
                 self._loop.call_later(GATHER, self._flush)
@@ -162,8 +164,8 @@ class Runner:
 
     def _flush(self) -> None:
         if self._successes:
-            successes, self._successes = self._successes, []
-            self._channel.send(("succeeded", *zip(*successes, strict=True)))
+            successes, self._successes = self._successes, array("d")
+            self._channel.send(("succeeded", successes))
         if self._reports:
             reports, self._reports = self._reports, []
             self._channel.send(("done", reports))
@@ -282,7 +284,7 @@ class Columns:
 
     def __init__(self, oids: Sequence[int]) -> None:
         self._oids = oids
-        self._own = _decoder(oids[COLUMNS:])
+        self._own = _decoder(tuple(oids[COLUMNS:]))
 
     def own(self, row: RawRow) -> tuple[Any, ...]:
         """The values of the class's columns."""
@@ -290,11 +292,12 @@ class Columns:
 
     def standard(self, row: RawRow) -> Row:
         """What a job may see of the others."""
-        values = _decoder(self._oids).load_sequence(row)
+        values = _decoder(tuple(self._oids)).load_sequence(row)
         return Row(values[QUEUE], values[PRIORITY], values[RUN_AT], values[ATTEMPTS], values[CREATED_AT])
 
 
-def _decoder(oids: Sequence[int]) -> Decoder:
+@lru_cache(1000)
+def _decoder(oids: tuple[int, ...]) -> Decoder:
     decoder = Transformer()
     decoder.set_loader_types(oids, pq.Format.BINARY)
     return decoder

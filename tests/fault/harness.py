@@ -69,6 +69,7 @@ class Stage:
     ROOT = False
     PROCESSES = 2
     """Workers of each node."""
+    NODE = FaultNode
 
     def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
         self.folder = folder
@@ -196,7 +197,7 @@ class Stage:
         number = len(self.nodes)
         folder = self.folder / f"node{number}"
         write_jobs(folder, self.source)
-        node = FaultNode(
+        node = self.NODE(
             number, self.node_url(number), folder, processes=self.PROCESSES, lease=self.lease, heartbeat_interval=HEARTBEAT,
             shutdown_timeout=12, **self.node_options(number),
         )  # fmt: skip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from tests.support import nodes
 from tests.support.nodes import COMMAND, NodeProcess, wait_until
@@ -28,7 +29,8 @@ class FaultNode(NodeProcess):
         environment: Mapping[str, str] | None = None,
         **settings: object,
     ) -> None:
-        super().__init__(database_url, app_dir, http_port=0, log_level="debug", **settings)
+        super().__init__(database_url, app_dir, **{"http_port": 0, "log_level": "debug"} | settings)
+        self.http_port = int(str(self._settings["http_port"]))
         self.number = number
         self._prefix = list(prefix)
         self._environment = dict(environment or {})
@@ -42,7 +44,7 @@ class FaultNode(NodeProcess):
         settings = {f"CLUSTER_{name.upper()}": str(value) for name, value in self._settings.items()}
         own = {"CLUSTER_DATABASE_URL": self.database_url, "CLUSTER_LOG_FORMAT": "json"}
         own["TMPDIR"] = str(self.app_dir)  # what a killed node leaves there goes with the run's folder
-        with self._log_file.open("ab") as log, self._output_file.open("ab") as output:
+        with self.open_log() as log, self._output_file.open("ab") as output:
             self._process = subprocess.Popen(
                 [*self._prefix, sys.executable, *COMMAND],
                 cwd=self.app_dir,
@@ -53,6 +55,10 @@ class FaultNode(NodeProcess):
                 start_new_session=True,
             )
         nodes._running.append(self)
+
+    def open_log(self) -> IO[bytes]:
+        """Where its stderr goes."""
+        return self._log_file.open("ab")
 
     def wait_ready(self, timeout: float = READY_TIMEOUT) -> None:
         wait_until(lambda: bool(self.log("node_started") and self.log("worker_started")), "the node is ready", timeout)

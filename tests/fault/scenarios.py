@@ -19,6 +19,7 @@ from tests.fault.obstacles import OBSTACLES
 from tests.fault.obstructed import ObstacleStage, beside, drain_beside, prune_beside
 from tests.fault.proxy import HalfClaim, Loss, ProxyStage
 from tests.fault.servers import ClockStage, FailoverStage, PoolerStage
+from tests.fault.strangers import ProbedStage, ReadStage, hostile_notifies, slow_probes, stopped_log_reader
 from tests.fault.switch import LossyStage
 from tests.fault.targets import busy_node, busy_worker
 from tests.support.nodes import wait_until
@@ -379,9 +380,9 @@ def restart_pooler(stage: Stage) -> None:
     assert isinstance(stage, PoolerStage)
     for _ in stage.rounds(2):
         stage.fault()
-        stage.stop_pooler()
+        stage.pooler.stop()
         stage.wait(2)
-        stage.start_pooler()
+        stage.pooler.start()
         stage.wait(3)
 
 
@@ -572,7 +573,22 @@ SCENARIOS = {
                 ("slow_outcomes", beside),
                 ("revoked_update", beside),
                 ("revoked_select", beside),
+                ("row_security", beside),
+                ("held_locks", beside),
             )
+        ),
+        Scenario(
+            "hostile_notifies",
+            "a login without rights rings and cancels; a node killed",
+            hostile_notifies,
+            ObstacleStage,
+            3,
+        ),
+        Scenario(
+            "slow_probes", "200 slow clients a second at each probe port; a node killed", slow_probes, ProbedStage, 3
+        ),
+        Scenario(
+            "stopped_log_reader", "whoever reads the nodes' logs stops; a node killed", stopped_log_reader, ReadStage, 3
         ),
     )
 }

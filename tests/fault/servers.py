@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import signal
 import subprocess
 import time
@@ -15,6 +14,7 @@ import psycopg
 from cluster.embedded.programs import account_for, programs_for, run_as
 from tests.fault.harness import Stage
 from tests.support.nodes import wait_until
+from tests.support.pooler import PROGRAM, Pooler
 
 REPLICATION = "host replication all 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 trust\nlocal all all trust\n"
 
@@ -88,12 +88,12 @@ class FailoverStage(Stage):
 class PoolerStage(Stage):
     """Nodes claim and finish through PgBouncer in transaction mode; for heartbeat and doorbell they have a direct connection."""
 
-    PROGRAMS = ("pgbouncer",)
+    PROGRAMS = (PROGRAM,)
 
     def __init__(self, folder: Path, bin_dir: Path | None, nodes: int, *, short: bool = False) -> None:
         super().__init__(folder, bin_dir, nodes, short=short)
-        self._port = self.reserve_port()
-        self._pooler: subprocess.Popen[bytes] | None = None
+        database = f"host=127.0.0.1 port={self.server.port} user=postgres pool_size=6"
+        self.pooler = Pooler(folder, self.reserve_port(), "postgres", database)
 
     def server_settings(self) -> dict[str, str]:
         return {"hba_file": str(self.folder / "hba.conf")}
@@ -101,33 +101,12 @@ class PoolerStage(Stage):
     def start_server(self) -> None:
         (self.folder / "hba.conf").write_text(REPLICATION)
         (self.folder / "hba.conf").chmod(0o644)
-        (self.folder / "pgbouncer.ini").write_text(
-            f"[databases]\npostgres = host=127.0.0.1 port={self.server.port} user=postgres pool_size=6\n[pgbouncer]\n"
-            f"listen_addr = 127.0.0.1\nlisten_port = {self._port}\nauth_type = any\npool_mode = transaction\nunix_socket_dir =\n"
-        )
-        (self.folder / "pgbouncer.ini").chmod(0o644)
         self.server.start()
-        self.start_pooler()
+        self.pooler.start()
 
     def stop_server(self) -> None:
-        self.stop_pooler()
+        self.pooler.stop()
         super().stop_server()
-
-    def start_pooler(self) -> None:
-        """As nobody: it refuses to run as root."""
-        as_user: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            as_user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        with (self.folder / "pgbouncer.log").open("ab") as log:
-            self._pooler = subprocess.Popen(
-                ["pgbouncer", str(self.folder / "pgbouncer.ini")], stderr=log, stdout=log, **as_user
-            )
-
-    def stop_pooler(self) -> None:
-        if self._pooler is not None:
-            self._pooler.kill()
-            self._pooler.wait()
 
     @property
     def url(self) -> str:
@@ -135,7 +114,7 @@ class PoolerStage(Stage):
 
     def node_url(self, number: int) -> str:
         del number
-        return f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+        return f"postgresql://postgres@127.0.0.1:{self.pooler.port}/postgres"
 
     def node_options(self, number: int) -> dict[str, Any]:
         del number

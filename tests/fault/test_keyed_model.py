@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 from psycopg import sql
 
-from cluster import locks, statements
+from cluster import statements
 from tests.support.postgres import RunServer
 
 LIMIT, NODES, QUEUES, KEYS = 2, 2, ("a", "b"), (1, 2)
@@ -196,7 +196,7 @@ class KeyedJobs(RuleBasedStateMachine):
     def _claim(self, node: int, queue: str, demand: int, reach: int, keys: tuple[int, ...]) -> list[int]:
         """In the transaction that is open."""
         connection, table = self.connections[node], self._oid()
-        connection.execute(statements.statement("try_claim_lock"), {"class": locks.CLAIM, "table": table})
+        connection.execute(statements.statement("take_turn"), {"table": table})
         parameters = {
             "node": self.nodes[node], "table": table, "queue": queue, "priority": 100, "slots": demand, "demand": demand,
             "max_attempts": FAR, "set_aside": [], "key": KEY.column, "keys": [str(key) for key in keys], "reach": reach,

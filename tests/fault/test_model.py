@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 from psycopg import errors, sql
 
-from cluster import locks, statements
+from cluster import statements
 from tests.support.gate import GatedSession
 from tests.support.postgres import RunServer
 
@@ -271,9 +271,7 @@ class Jobs(RuleBasedStateMachine):
         connection, parameters = self.connections[node], self._claim_of(name, node, demand, slots)
         form = "claim_jobs"
         if TABLES[name] is not None:
-            connection.execute(
-                statements.statement("try_claim_lock"), {"class": locks.CLAIM, "table": parameters["table"]}
-            )
+            connection.execute(statements.statement("take_turn"), {"table": parameters["table"]})
             form = "claim_limited_jobs"
         claimed = connection.execute(self._table(name, form), parameters).fetchall()
         return [(job_id, attempts, locked_at) for job_id, attempts, _, locked_at, *_ in claimed]

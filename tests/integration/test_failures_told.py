@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from cluster.error_text import describe
 from tests.integration.conftest import RunNode
 from tests.support.nodes import NodeProcess, running_node, wait_for, wait_until
 from tests.support.postgres import RunServer
@@ -179,3 +180,24 @@ def test_every_job_has_a_line_where_that_is_asked_for(conn: psycopg.Connection, 
         "succeeded",
     )
     assert 0 <= finished["seconds"] < 5
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("values", ["('hunter2', NULL)", "('hunter2', '')"])
+def test_the_text_of_an_error_names_the_constraint_and_leaves_out_the_row(
+    conn: psycopg.Connection, values: str, wrap: bool
+) -> None:
+    conn.execute("CREATE TABLE people (password text, name text NOT NULL CONSTRAINT named CHECK (name <> ''))")
+    try:
+        try:
+            conn.execute(f"INSERT INTO people VALUES {values}".encode())
+        except psycopg.IntegrityError as error:
+            if wrap:
+                raise ExceptionGroup("two", [ValueError(), RuntimeError("no such person")]) from error
+            raise
+    except Exception as error:  # noqa: BLE001 - any kind is described
+        text = describe(error)
+    assert "IntegrityError" in text or "Violation" in text
+    assert '"people"' in text
+    assert "hunter2" not in text.replace(values, "")
+    assert "DETAIL:  The row is left out here." in text

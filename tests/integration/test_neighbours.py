@@ -217,22 +217,50 @@ def test_a_cancel_that_the_row_does_not_confirm_stops_nothing(
 # --- locks ---
 
 
-@pytest.mark.parametrize("lock", [locks.CLAIM, locks.DOORBELL])
+TAKE_DOORBELL = f"SELECT pg_advisory_lock({locks.DOORBELL}, 'granted_jobs'::regclass::oid::integer)"
+TAKE_TURN = "BEGIN; SELECT FROM cluster.turns FOR UPDATE"
+
+
+def test_advisory_locks_of_others_do_not_stop_a_type_with_a_limit(
+    conn: psycopg.Connection,
+    make_role: MakeRole,
+    run_node: RunNode,
+    as_role: Callable[[str], psycopg.Connection],
+) -> None:
+    with as_role(make_role()) as mallory:
+        for key in range(1740, 1760):
+            mallory.execute("SELECT pg_advisory_lock(%s, 'granted_jobs'::regclass::oid::integer)", [key])
+            mallory.execute("SELECT pg_advisory_lock('granted_jobs'::regclass::oid::bigint)")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            mallory.execute("SELECT FROM cluster.turns FOR UPDATE")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            mallory.execute("DO $$BEGIN LOCK TABLE cluster.turns IN ACCESS SHARE MODE; END$$")
+        run_node(SOURCE)
+        conn.execute("INSERT INTO granted_jobs DEFAULT VALUES")
+        wait_for(conn, "SELECT bool_and(status = 'succeeded') FROM granted_jobs")
+
+
+@pytest.mark.parametrize(
+    ("take", "grant", "job_type"),
+    [(TAKE_DOORBELL, "", "GrantedJob"), (TAKE_TURN, "GRANT SELECT, UPDATE ON cluster.turns TO {role}", "(node)")],
+)
 def test_who_holds_a_lock_of_the_nodes_is_named_until_it_is_free(
     conn: psycopg.Connection,
     make_role: MakeRole,
     run_node: RunNode,
     as_role: Callable[[str], psycopg.Connection],
-    lock: int,
+    take: str,
+    grant: str,
+    job_type: str,
 ) -> None:
     role = make_role()
+    conn.execute(grant.replace("{role}", role).encode())
     with as_role(role) as mallory:
-        take = "SELECT pg_advisory_lock(%s, 'granted_jobs'::regclass::oid::integer)"
-        mallory.execute(take, [lock])
+        mallory.execute(take.encode())
         node = run_node(SOURCE)
         took = wait_until(lambda: bool(node.log("trouble_began")), "the holder is named", timeout=10)
         [trouble] = node.log("trouble_began")
-        assert (trouble["job_type"], trouble["reason"]) == ("GrantedJob", "table_lock_held")
+        assert (trouble["job_type"], trouble["reason"]) == (job_type, "table_lock_held")
         assert f"role {role}, server process {mallory.info.backend_pid}, holds" in trouble["detail"]
         assert took < 5
     conn.execute("INSERT INTO granted_jobs DEFAULT VALUES")

@@ -248,9 +248,7 @@ async def _plan(connection: psycopg.AsyncConnection[Any], hot: Hot) -> str:
     statement = statements.for_table(hot.name, (TABLE,), columns, hot.key, hot.kind)
     await connection.execute("DEALLOCATE ALL")
     async with connection.transaction(force_rollback=True):
-        await connection.execute(
-            "SELECT set_config('cluster.claim', 'true', true)", prepare=False
-        )  # as try_claim_lock does
+        await connection.execute("SELECT set_config('cluster.claim', 'true', true)", prepare=False)  # as take_turn does
         await connection.execute(statement, hot.values, binary=True)
         prepared = await connection.execute(
             "SELECT name, parameter_types::text[] FROM pg_prepared_statements WHERE statement LIKE %s",

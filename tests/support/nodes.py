@@ -42,7 +42,7 @@ class NodeProcess:
     def __init__(self, database_url: str, app_dir: Path, **settings: object) -> None:
         self.database_url = database_url
         self.app_dir = app_dir
-        self.http_port = _free_port()
+        self.http_port = free_port()
         self._log_file = app_dir / "node.log"
         self._output_file = app_dir / "node.out"
         self._settings = {"processes": 2, "http_port": self.http_port, "http_host": "127.0.0.1"} | settings
@@ -279,7 +279,7 @@ def _parsed(line: str) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {"event": line}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below the range from which the kernel gives ports to clients, so that none of them takes it before the node does."""
     while True:
         port = random.randrange(20_000, 32_000)

@@ -2,7 +2,6 @@
 --
 -- Advisory locks use the two-integer form (class, table oid). Classes, shared with cluster/locks.py:
 --   1751 doorbell: held exclusively by the coordinator on watch, shared by producers until they commit
---   1752 claim: around claim + count of a limited type
 --   1753 node: held by a living coordinator for its whole session (second key: hash of the node id)
 --   1755 migration: one at a time (second key: 0)
 
@@ -27,6 +26,19 @@ CREATE TABLE cluster.job_types (
     paused_at                timestamptz
 );
 COMMENT ON TABLE cluster.job_types IS 'One row per job table. Deploys write it through migrate; max_concurrency_override and paused_at belong to operators.';
+
+CREATE TABLE cluster.turns (
+    job_table regclass PRIMARY KEY REFERENCES cluster.job_types (job_table) ON UPDATE CASCADE ON DELETE CASCADE
+);
+COMMENT ON TABLE cluster.turns IS 'One row per job table. Whoever has locked it claims, where a limit is to be kept.';
+
+CREATE FUNCTION cluster.add_turn() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO cluster.turns (job_table) VALUES (NEW.job_table);
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER add_turn AFTER INSERT ON cluster.job_types FOR EACH ROW EXECUTE FUNCTION cluster.add_turn();
 
 CREATE TABLE cluster.queues (
     name      text PRIMARY KEY CHECK (name <> ''),
