@@ -168,10 +168,4 @@ OBSTACLES = {
         "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY",
         reason="no_privilege",
     ),
-    "held_locks": Obstacle(
-        "somebody holds the advisory locks of two tables",
-        "SELECT pg_advisory_lock(class, '{table}'::regclass::oid::integer) FROM generate_series(1750, 1756) AS class",
-        "SELECT pg_advisory_unlock_all()",
-        reason="table_lock_held",
-    ),
 }

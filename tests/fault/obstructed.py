@@ -105,7 +105,7 @@ def _obstructed(stage: Stage, name: str, tables: tuple[str, ...], end: Callable[
             _enqueue(connection, tables)
             stage.go_on(4, obstacle.stall, *VICTIMS)
             if obstacle.reason:
-                wait_until(lambda: _is_told(connection, obstacle.reason), f"nodes tell of {obstacle.reason}", 15)
+                wait_until(lambda: is_told(connection, obstacle.reason), f"nodes tell of {obstacle.reason}", 15)
             end(stage)
             stage.go_on(6, obstacle.stall, *VICTIMS)
         if obstacle.fails:  # not before it is gone: the load goes on
@@ -130,7 +130,7 @@ def _enqueue(connection: psycopg.Connection, tables: tuple[str, ...]) -> None:
             )
 
 
-def _is_told(connection: psycopg.Connection, reason: str) -> bool:
+def is_told(connection: psycopg.Connection, reason: str) -> bool:
     _walk_now(connection)
     row = connection.execute(LISTED).fetchone()
     return row is not None and reason in (row[0] or [])

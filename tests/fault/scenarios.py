@@ -19,7 +19,15 @@ from tests.fault.obstacles import OBSTACLES
 from tests.fault.obstructed import ObstacleStage, beside, drain_beside, prune_beside
 from tests.fault.proxy import HalfClaim, Loss, ProxyStage
 from tests.fault.servers import ClockStage, FailoverStage, PoolerStage
-from tests.fault.strangers import ProbedStage, ReadStage, hostile_notifies, slow_probes, stopped_log_reader
+from tests.fault.strangers import (
+    HeldLocksStage,
+    ProbedStage,
+    ReadStage,
+    held_locks,
+    hostile_notifies,
+    slow_probes,
+    stopped_log_reader,
+)
 from tests.fault.switch import LossyStage
 from tests.fault.targets import busy_node, busy_worker
 from tests.support.nodes import wait_until
@@ -574,7 +582,6 @@ SCENARIOS = {
                 ("revoked_update", beside),
                 ("revoked_select", beside),
                 ("row_security", beside),
-                ("held_locks", beside),
             )
         ),
         Scenario(
@@ -582,6 +589,13 @@ SCENARIOS = {
             "a login without rights rings and cancels; a node killed",
             hostile_notifies,
             ObstacleStage,
+            3,
+        ),
+        Scenario(
+            "held_locks",
+            "a login without rights holds all advisory locks; a node killed",
+            held_locks,
+            HeldLocksStage,
             3,
         ),
         Scenario(

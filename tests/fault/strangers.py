@@ -18,8 +18,9 @@ import psycopg
 
 from tests.fault.harness import Stage
 from tests.fault.nodes import FaultNode
-from tests.fault.obstructed import ObstacleStage
+from tests.fault.obstructed import ObstacleStage, is_told
 from tests.fault.targets import busy_node
+from tests.support.nodes import wait_until
 
 SECONDS = 5.0
 """For which it lasts, on either side of the death of a node."""
@@ -73,6 +74,28 @@ def hostile_notifies(stage: Stage) -> None:
 
     with _meanwhile(notify, notify):
         _kill_in_the_midst(stage)
+
+
+class HeldLocksStage(Stage):
+    """Before any node comes, somebody takes the advisory locks of every job table, of all kinds that nodes use."""
+
+    def watch(self, connection: psycopg.Connection) -> None:
+        super().watch(connection)
+        connection.execute("CREATE ROLE mallory LOGIN")
+        self.mallory = psycopg.connect(self.url.replace("//postgres@", "//mallory@"), autocommit=True)
+        self.mallory.execute(
+            "SELECT pg_advisory_lock(class, job_table::oid::integer) FROM cluster.job_types, generate_series(1750, 1760) AS class"
+        )
+
+
+def held_locks(stage: Stage) -> None:
+    """No node is on watch, so all look by the clock; limits hold and are used."""
+    assert isinstance(stage, HeldLocksStage)
+    with stage.connect() as connection:
+        wait_until(lambda: is_told(connection, "table_lock_held"), "nodes name who holds them", 15)
+    _kill_in_the_midst(stage)
+    stage.mallory.close()
+    stage.wait(SECONDS)
 
 
 # --- clients of the probe port ---
