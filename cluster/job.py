@@ -33,6 +33,7 @@ from cluster.job_checks import (
     first_line,
     is_class_variable,
     is_table_name,
+    no_column_for,
     set_option,
 )
 
@@ -111,6 +112,8 @@ class Job:
         _copy_mutable_defaults(cls)
         try:
             pydantic.dataclasses.dataclass(cls, kw_only=True, config=_CONFIG)
+        except pydantic.errors.PydanticSchemaGenerationError as error:
+            raise JobDefinitionError(f"{cls.__qualname__}: {no_column_for(error)}") from error
         except (pydantic.errors.PydanticUserError, TypeError) as error:
             raise JobDefinitionError(f"{cls.__qualname__}: {first_line(error)}") from error
         # pydantic put its own __init__ into the class; ours explains unknown arguments.

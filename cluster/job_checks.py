@@ -85,6 +85,13 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+def no_column_for(error: Exception) -> str:
+    """pydantic knows no way to check values of a field's type: most often it is a class of an ORM."""
+    found = re.search(r"schema for (?:<class '(?:.*\.)?([\w<>]+)'>|(.+?))\. ", str(error))
+    name = (found[1] or found[2]) if found else "that"
+    return f"a column can't hold a {name}: keep its id or its values, and load it in perform"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.8)
     return f": did you mean {close[0]!r}?" if close else ""
