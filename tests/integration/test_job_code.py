@@ -207,3 +207,26 @@ def test_a_reader_of_the_log_that_stops_does_not_stop_the_node(
         rest = node.stderr.read()
         assert node.wait() == 0
     assert 0 < rest.count(b'"event": "xxx') < 3000
+
+
+DRAWS = """
+import asyncio, os, random
+import numpy
+from cluster import Job
+
+class DrawJob(Job):
+    async def perform(self):
+        with open("drawn", "a") as file:
+            file.write(f"{os.getpid()} {numpy.random.random()} {random.random()}" + chr(10))
+        await asyncio.sleep(0.1)
+"""
+
+
+def test_workers_do_not_draw_the_same_random_numbers(conn: psycopg.Connection, run_node: RunNode) -> None:
+    """They are forks of one process, into which the generators were imported."""
+    node = run_node(DRAWS, processes=4, concurrency=1)
+    conn.execute("INSERT INTO draw_jobs (priority) SELECT 50 FROM generate_series(1, 12)")
+    wait_for(conn, "SELECT bool_and(status = 'succeeded') FROM draw_jobs")
+    drawn = [line.split() for line in (node.app_dir / "drawn").read_text().splitlines()]
+    assert len({pid for pid, *_ in drawn}) == 4
+    assert len({number for _, number, _ in drawn}) == len({number for *_, number in drawn}) == 12
