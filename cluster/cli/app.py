@@ -15,12 +15,14 @@ from typer.core import TyperGroup
 
 from cluster.cli import (
     cancel,
+    clear,
     demo,
     dev,
     enqueue,
     generate,
     init,
     migrate,
+    pause,
     run,
     settings,
     status,
@@ -130,6 +132,9 @@ app.command(rich_help_panel=START)(demo.demo)
 app.command(rich_help_panel=RUN)(run.run)
 app.command(rich_help_panel=RUN)(enqueue.enqueue)
 app.command(rich_help_panel=OPERATE)(status.status)
+app.command(rich_help_panel=OPERATE)(pause.pause)
+app.command(rich_help_panel=OPERATE)(pause.resume)
 app.command(rich_help_panel=OPERATE)(cancel.cancel)
 app.command(rich_help_panel=OPERATE)(cancel.retry)
+app.command(rich_help_panel=OPERATE)(clear.clear)
 app.command(rich_help_panel=OPERATE)(settings.settings)

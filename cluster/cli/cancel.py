@@ -1,85 +1,132 @@
-"""`cluster cancel` and `cluster retry`: the SQL functions of the same names, for one id or many."""
+"""`cluster cancel` and `cluster retry`: the SQL functions of the same names, for ids or for all rows with something in common."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any, Literal, LiteralString
 
 import typer
 
+from cluster.cli.selection import (
+    FINISHED,
+    WAITING,
+    Error,
+    JobTable,
+    Queue,
+    Selection,
+    Since,
+    Statuses,
+    Yes,
+    ask,
+    chosen_statuses,
+    in_words,
+)
 from cluster.errors import ClusterError
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
 Where = Annotated[str, typer.Argument(metavar="NAME", help="The job's class or table.", show_default=False)]
-Ids = Annotated[list[int], typer.Argument(metavar="ID", help="Ids of rows.", show_default=False)]
+Ids = Annotated[list[int] | None, typer.Argument(metavar="ID", help="Ids of rows.", show_default=False)]
+Function = Literal["cancel", "retry"]
 
 
-def cancel(name: Where, ids: Ids) -> None:
-    """End jobs that wait or run.
+def cancel(
+    name: Where, ids: Ids = None, status: Statuses = None, queue: Queue = None, error: Error = None, since: Since = None,
+    yes: Yes = False,
+) -> None:  # fmt: skip
+    """End jobs that wait or run: by id, or all with something in common.
 
     A job that waits ends at once, one that runs as soon as its node has stopped it.
     """
-    _change("cancel", name, ids)
+    statuses = chosen_statuses(status, (*WAITING, "running"), "cancelled")
+    _change(
+        "cancel", name, ids, Selection(statuses, queue, error, _duration(since)), filtered=status is not None, yes=yes
+    )
 
 
-def retry(name: Where, ids: Ids) -> None:
-    """Run finished jobs again, with attempts from 0."""
-    _change("retry", name, ids)
+def retry(
+    name: Where, ids: Ids = None, status: Statuses = None, queue: Queue = None, error: Error = None, since: Since = None,
+    yes: Yes = False,
+) -> None:  # fmt: skip
+    """Run finished jobs again, with attempts from 0: by id, or all with something in common."""
+    statuses = chosen_statuses(status, FINISHED, "retried")
+    _change(
+        "retry", name, ids, Selection(statuses, queue, error, _duration(since)), filtered=status is not None, yes=yes
+    )
 
 
-_STATEMENTS: dict[str, Literal["SELECT cluster.cancel(%s, %s)::text", "SELECT cluster.retry(%s, %s)::text"]] = {
+def _duration(text: str | None) -> Any:
+    from cluster.cli.enqueue import duration
+
+    return duration(text, "--since")
+
+
+def _change(
+    function: Function, name: str, ids: list[int] | None, chosen: Selection, *, filtered: bool, yes: bool
+) -> None:
+    from cluster.cli.database import connected, settings_with_database
+    from cluster.cli.job_tables import find_job_table
+    from cluster.migrate import check_schema
+
+    filtered = filtered or any(option is not None for option in (chosen.queue, chosen.error, chosen.since))
+    if bool(ids) == filtered:
+        raise typer.BadParameter("give ids, or say which: --status, --queue, --error, --since", param_hint="ID")
+    with connected(settings_with_database().database_url) as connection:
+        check_schema(connection, [])
+        table = JobTable(*find_job_table(connection, name))
+        if ids:
+            _change_each(function, connection, table, ids)
+        else:
+            _change_all(function, connection, table, chosen, yes=yes)
+
+
+_ONE: dict[Function, Literal["SELECT cluster.cancel(%s, %s)::text", "SELECT cluster.retry(%s, %s)::text"]] = {
     "cancel": "SELECT cluster.cancel(%s, %s)::text",
     "retry": "SELECT cluster.retry(%s, %s)::text",
 }
+_EACH: dict[Function, LiteralString] = {
+    "cancel": "SELECT cluster.cancel(%(oid)s::oid, id)::text FROM picked",
+    "retry": "SELECT cluster.retry(%(oid)s::oid, id)::text FROM picked",
+}
 
 
-def _change(function: str, name: str, ids: list[int]) -> None:
+def _change_each(function: Function, connection: Connection[Any], table: JobTable, ids: list[int]) -> None:
     import psycopg
-
-    from cluster.cli.database import connected, settings_with_database
-    from cluster.migrate import check_schema
 
     unknown: list[str] = []
     refused: list[str] = []
-    with connected(settings_with_database().database_url) as connection:
-        check_schema(connection, [])
-        oid, table = _job_table(connection, name)
-        for job_id in ids:
-            try:
-                row = connection.execute(_STATEMENTS[function], [oid, job_id]).fetchone()
-            except (psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.NumericValueOutOfRange) as error:
-                refused.append(str(error.diag.message_primary))
-                continue
-            status = row[0] if row else None
-            if status is None:
-                unknown.append(str(job_id))
-            else:
-                typer.echo(f"{table} {job_id}: {_words(function, status)}")
+    for job_id in ids:
+        try:
+            row = connection.execute(_ONE[function], [table.oid, job_id]).fetchone()
+        except (psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.NumericValueOutOfRange) as error:
+            refused.append(str(error.diag.message_primary))
+            continue
+        status = row[0] if row else None
+        if status is None:
+            unknown.append(str(job_id))
+        else:
+            typer.echo(f"{table.name} {job_id}: {_word(function, status)}")
     if unknown:
-        refused.insert(0, f"table {table} has no job {', '.join(unknown)}")
+        refused.insert(0, f"table {table.name} has no job {', '.join(unknown)}")
     if refused:
         raise ClusterError("; ".join(refused))
 
 
-def _words(function: str, status: str) -> str:
+def _change_all(
+    function: Function, connection: Connection[Any], table: JobTable, chosen: Selection, *, yes: bool
+) -> None:
+    counts = table.counts(connection, chosen)
+    if not counts:
+        typer.echo(f"table {table.name}: no such jobs")
+        return
+    ask(f"{function} {counts.total():,} jobs of table {table.name} ({in_words(counts)})?", yes=yes)
+    done = table.change(connection, chosen, _EACH[function])
+    said = Counter({_word(function, word): count for word, count in done.items()})
+    typer.echo(f"table {table.name}: {in_words(said) or 'no such jobs any more'}")
+
+
+def _word(function: str, status: str) -> str:
+    if status == "busy":
+        return "left, since somebody holds them"
     return "running, asked to stop" if (function, status) == ("cancel", "running") else status
-
-
-_JOB_TABLES = """
-SELECT t.name, c.oid, c.oid::regclass::text, c.relname::text, n.nspname || '.' || c.relname
-FROM cluster.job_types AS t JOIN pg_class AS c ON c.oid = t.job_table JOIN pg_namespace AS n ON n.oid = c.relnamespace
-ORDER BY t.name
-"""
-
-
-def _job_table(connection: Connection[Any], name: str) -> tuple[int, str]:
-    """The table's oid, and its name. It is found by the class's name, or by its own with or without the schema."""
-    from cluster.cli.job_classes import did_you_mean
-
-    rows = connection.execute(_JOB_TABLES).fetchall()
-    known = {key: (oid, shown) for class_name, oid, shown, *names in rows for key in (class_name, shown, *names)}
-    if name not in known:
-        listed = [row[0] for row in rows]
-        raise ClusterError(f"there is no job table {name!r}{did_you_mean(name, known, listed)}")
-    return known[name]

@@ -40,7 +40,7 @@ def enqueue(
 
     if delay is not None and run_at is not None:
         raise typer.BadParameter("give --delay or --run-at, not both", param_hint="--run-at")
-    given = {"delay": _duration(delay), "run_at": _moment(run_at), "queue": queue, "priority": priority}
+    given = {"delay": duration(delay, "--delay"), "run_at": _moment(run_at), "queue": queue, "priority": priority}
     words = [_split(word) for word in values or []]
     settings = settings_with_database()
     job_class = find_job(name, imported_jobs(settings))
@@ -76,7 +76,8 @@ def _value(column: Column | None, name: str, text: str, is_json: bool) -> Any:  
     return text
 
 
-def _duration(text: str | None) -> timedelta | None:
+def duration(text: str | None, option: str) -> timedelta | None:
+    """Of an option's value. Usage error: it is none."""
     from pydantic import TypeAdapter, ValidationError
 
     from cluster.settings import Duration
@@ -88,7 +89,7 @@ def _duration(text: str | None) -> timedelta | None:
         return adapter.validate_python(text)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise typer.BadParameter(reason, param_hint="--delay") from error
+        raise typer.BadParameter(reason, param_hint=option) from error
 
 
 def _moment(text: str | None) -> datetime | None:

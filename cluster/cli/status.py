@@ -30,17 +30,28 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For machines.")
         job_types = _job_types(connection)
         nodes = _nodes(connection)
         trouble = _trouble(connection)
+        queues = _paused_queues(connection)
     unroutable = _unroutable(settings, job_types)
     if as_json:
-        print_json({"job_types": job_types, "unroutable": unroutable, "nodes": nodes, "trouble": trouble})
+        print_json(
+            {
+                "job_types": job_types,
+                "paused_queues": queues,
+                "unroutable": unroutable,
+                "nodes": nodes,
+                "trouble": trouble,
+            }
+        )
     else:
         _print(job_types, unroutable, nodes)
+        _print_pauses(job_types, queues)
         _print_trouble(trouble)
 
 
 _JOB_TYPES = """
 SELECT t.name, c.oid::regclass::text AS table, n.nspname::text AS schema, c.relname::text AS relation,
-       coalesce(t.max_concurrency_override, t.max_concurrency) AS limit, t.paused_at IS NOT NULL AS paused
+       coalesce(t.max_concurrency_override, t.max_concurrency) AS limit, t.paused_at IS NOT NULL AS paused,
+       t.paused_at::text, t.paused_reason
 FROM cluster.job_types AS t JOIN pg_class AS c ON c.oid = t.job_table JOIN pg_namespace AS n ON n.oid = c.relnamespace
 ORDER BY t.name
 """
@@ -64,6 +75,14 @@ def _job_types(connection: Connection[Any]) -> list[Row]:
         row["jobs"] = dict.fromkeys(WAITING + FINISHED, 0) | {name: count for name, count, _ in counts}
         row["oldest_waiting_seconds"] = max((age for *_, age in counts if age is not None), default=None)
     return found
+
+
+def _paused_queues(connection: Connection[Any]) -> list[Row]:
+    """The queue * stands for everything."""
+    from psycopg.rows import dict_row
+
+    query = "SELECT name, paused_at::text, paused_reason FROM cluster.queues WHERE paused_at IS NOT NULL ORDER BY name"
+    return connection.cursor(row_factory=dict_row).execute(query).fetchall()
 
 
 _NODES = """
@@ -127,6 +146,18 @@ def _print(job_types: list[Row], unroutable: list[str] | None, nodes: list[Row])
         print_table(_nodes_table(working))
     else:
         typer.echo("no node is running: start one with `cluster run` or `cluster dev`")
+
+
+def _print_pauses(job_types: list[Row], queues: list[Row]) -> None:
+    """What people forget. Types that were paused with everything are not named one by one."""
+    from cluster.cli.tables import print_paragraph
+
+    all_since = next((queue["paused_at"] for queue in queues if queue["name"] == "*"), None)
+    paused = [("everything" if queue["name"] == "*" else f"queue {queue['name']}", queue) for queue in queues]
+    paused += [(row["name"], row) for row in job_types if row["paused"] and row["paused_at"] != all_since]
+    for name, row in paused:
+        reason = f": {row['paused_reason']}" if row["paused_reason"] else ""
+        print_paragraph(f"{name} is paused since {row['paused_at'][:19]}{reason}")
 
 
 def _print_trouble(trouble: list[Row]) -> None:

@@ -221,6 +221,39 @@ CREATE FUNCTION cluster.partial_indexes(job_table regclass) RETURNS TABLE(name t
     FROM pg_index WHERE indrelid = job_table AND indpred IS NOT NULL
 $$;
 
+CREATE FUNCTION cluster.pause(job_table regclass DEFAULT NULL::regclass, reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF job_table IS NULL THEN
+        PERFORM cluster.pause('*'::text, reason);
+    ELSE
+        PERFORM cluster.require_job_table(job_table);
+    END IF;
+    -- With everything at one time: that is how cluster.resume knows them again.
+    UPDATE cluster.job_types t SET paused_reason = pause.reason, paused_at = CASE WHEN pause.job_table IS NULL
+        THEN (SELECT q.paused_at FROM cluster.queues q WHERE q.name = '*') ELSE now() END
+    WHERE t.paused_at IS NULL AND coalesce(t.job_table::oid = pause.job_table::oid, true);
+END $$;
+
+CREATE FUNCTION cluster.pause(queue text, reason text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM cluster.require_queue(queue);
+    INSERT INTO cluster.queues AS q (name, paused_at, paused_reason) VALUES (queue, now(), reason)
+    ON CONFLICT (name) DO UPDATE SET paused_at = excluded.paused_at, paused_reason = excluded.paused_reason WHERE q.paused_at IS NULL;
+END $$;
+
+CREATE FUNCTION cluster.pause_new_type() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    SELECT q.paused_at, q.paused_reason INTO NEW.paused_at, NEW.paused_reason
+    FROM cluster.queues q WHERE q.name = '*' AND q.paused_at IS NOT NULL;
+    RETURN NEW;
+END $$;
+
 CREATE FUNCTION cluster.require_job_table(job_table regclass) RETURNS void
     LANGUAGE plpgsql STABLE
     AS $$
@@ -228,6 +261,18 @@ BEGIN
     IF NOT EXISTS (SELECT FROM cluster.job_types t WHERE t.job_table::oid = require_job_table.job_table::oid) THEN
         RAISE EXCEPTION '% is not a job table', job_table
             USING ERRCODE = 'wrong_object_type', HINT = 'Job tables are listed in cluster.job_types.';
+    END IF;
+END $$;
+
+CREATE FUNCTION cluster.require_queue(queue text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM cluster.job_types t WHERE t.job_table::oid = to_regclass(quote_ident(queue))::oid)
+        OR EXISTS (SELECT FROM cluster.job_types t WHERE queue LIKE '%.%' AND t.job_table::text = queue)
+    THEN
+        RAISE EXCEPTION '% is a job table, and a word without a type is taken for a queue', queue
+            USING ERRCODE = 'wrong_object_type', HINT = format('Write %L::regclass.', queue);
     END IF;
 END $$;
 
@@ -244,6 +289,27 @@ BEGIN
         PERFORM pg_notify('cluster_doorbell', TG_RELID::text);
     END IF;
     RETURN NEW;
+END $$;
+
+CREATE FUNCTION cluster.resume(job_table regclass DEFAULT NULL::regclass) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF job_table IS NOT NULL THEN
+        PERFORM cluster.require_job_table(job_table);
+    END IF;
+    UPDATE cluster.job_types t SET paused_at = NULL, paused_reason = NULL
+    WHERE CASE WHEN resume.job_table IS NOT NULL THEN t.job_table::oid = resume.job_table::oid
+               ELSE t.paused_at = (SELECT q.paused_at FROM cluster.queues q WHERE q.name = '*') END;
+    UPDATE cluster.queues q SET paused_at = NULL, paused_reason = NULL WHERE q.name = '*' AND resume.job_table IS NULL;
+END $$;
+
+CREATE FUNCTION cluster.resume(queue text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM cluster.require_queue(queue);
+    UPDATE cluster.queues q SET paused_at = NULL, paused_reason = NULL WHERE q.name = queue;
 END $$;
 
 CREATE FUNCTION cluster.retry(job_table regclass, job_id bigint) RETURNS cluster.job_status
@@ -376,6 +442,7 @@ CREATE TABLE cluster.job_types (
     retention interval,
     retention_failed interval,
     paused_at timestamp with time zone,
+    paused_reason text,
     CONSTRAINT job_types_max_attempts_check CHECK ((max_attempts >= 0)),
     CONSTRAINT job_types_max_concurrency_check CHECK ((max_concurrency >= 0)),
     CONSTRAINT job_types_max_concurrency_override_check CHECK ((max_concurrency_override >= 0)),
@@ -384,7 +451,7 @@ CREATE TABLE cluster.job_types (
     CONSTRAINT job_types_retention_failed_check CHECK ((retention_failed >= '00:00:00'::interval))
 );
 
-COMMENT ON TABLE cluster.job_types IS 'One row per job table. Deploys write it through migrate; max_concurrency_override and paused_at belong to operators.';
+COMMENT ON TABLE cluster.job_types IS 'One row per job table. Deploys write it through migrate; max_concurrency_override, paused_at and paused_reason belong to operators.';
 
 CREATE TABLE cluster.migrations (
     version integer NOT NULL,
@@ -435,10 +502,11 @@ COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NUL
 CREATE TABLE cluster.queues (
     name text NOT NULL,
     paused_at timestamp with time zone,
+    paused_reason text,
     CONSTRAINT queues_name_check CHECK ((name <> ''::text))
 );
 
-COMMENT ON TABLE cluster.queues IS 'Queues that operators have paused; a queue needs no row to be used.';
+COMMENT ON TABLE cluster.queues IS 'Queues that operators have paused; a queue needs no row to be used. The queue * stands for everything.';
 
 CREATE TABLE cluster.turns (
     job_table regclass NOT NULL
@@ -472,6 +540,8 @@ CREATE TRIGGER add_turn AFTER INSERT ON cluster.job_types FOR EACH ROW EXECUTE F
 CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE ON cluster.job_types FOR EACH STATEMENT EXECUTE FUNCTION cluster.announce_change();
 
 CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE ON cluster.queues FOR EACH STATEMENT EXECUTE FUNCTION cluster.announce_change();
+
+CREATE TRIGGER pause_new_type BEFORE INSERT ON cluster.job_types FOR EACH ROW WHEN ((new.paused_at IS NULL)) EXECUTE FUNCTION cluster.pause_new_type();
 
 ALTER TABLE ONLY cluster.turns
     ADD CONSTRAINT turns_job_table_fkey FOREIGN KEY (job_table) REFERENCES cluster.job_types(job_table) ON UPDATE CASCADE ON DELETE CASCADE;

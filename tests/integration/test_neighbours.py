@@ -272,6 +272,8 @@ def test_who_holds_a_lock_of_the_nodes_is_named_until_it_is_free(
 
 ENQUEUE = "INSERT INTO granted_jobs (number) VALUES (0)"
 PAUSE = "UPDATE cluster.job_types SET paused_at = now()"
+PAUSE_ALL = "SELECT cluster.pause(reason => 'why'), cluster.resume()"
+TURN = "SELECT FROM cluster.turns FOR UPDATE"
 CANCEL = "SELECT cluster.cancel('granted_jobs', 1)"
 RETRY = "SELECT cluster.retry('granted_jobs', 1)"
 CLAIM = "UPDATE granted_jobs SET status = 'running', locked_at = now() WHERE id = 1"
@@ -282,16 +284,16 @@ LOSE = "UPDATE cluster.nodes SET state = 'lost'"
 CREATE = "CREATE TABLE cluster.mine ()"
 ALTER = "ALTER TABLE granted_jobs DISABLE TRIGGER ALL"
 RING = "SELECT pg_notify('cluster_doorbell', '')"
-ALL = {ENQUEUE, PAUSE, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, LOSE, CREATE, ALTER, RING}
+ALL = {ENQUEUE, PAUSE, PAUSE_ALL, TURN, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, LOSE, CREATE, ALTER, RING}
 
 ROLES = {
     "neighbour": ("", {TYPES, RING}),
     "enqueues": ("GRANT INSERT (number, queue, priority, run_at), SELECT (id) ON granted_jobs TO {role}",
                  {ENQUEUE, READ, TYPES, RING}),
     "operates": ("GRANT SELECT, UPDATE ON granted_jobs, cluster.job_types, cluster.queues TO {role};"  # noqa: ISC004
-                 "GRANT SELECT ON cluster.nodes, cluster.migrations TO {role}",
-                 {PAUSE, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, RING}),
-    "node": (node_grants(), {CANCEL, RETRY, CLAIM, READ, TYPES, NODES, LOSE, RING}),
+                 "GRANT INSERT ON cluster.queues TO {role}; GRANT SELECT ON cluster.nodes, cluster.migrations TO {role}",
+                 {PAUSE, PAUSE_ALL, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, RING}),
+    "node": (node_grants(), {TURN, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, LOSE, RING}),
     "owner": ("ALTER SCHEMA cluster OWNER TO {role}; ALTER TABLE granted_jobs OWNER TO {role};"  # noqa: ISC004
               "GRANT ALL ON ALL TABLES IN SCHEMA cluster TO {role}", ALL),
 }  # fmt: skip

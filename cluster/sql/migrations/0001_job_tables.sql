@@ -23,9 +23,10 @@ CREATE TABLE cluster.job_types (
     retry_delay              interval NOT NULL DEFAULT '30 seconds',
     retention                interval CHECK (retention >= interval '0'),
     retention_failed         interval CHECK (retention_failed >= interval '0'),
-    paused_at                timestamptz
+    paused_at                timestamptz,
+    paused_reason            text
 );
-COMMENT ON TABLE cluster.job_types IS 'One row per job table. Deploys write it through migrate; max_concurrency_override and paused_at belong to operators.';
+COMMENT ON TABLE cluster.job_types IS 'One row per job table. Deploys write it through migrate; max_concurrency_override, paused_at and paused_reason belong to operators.';
 
 CREATE TABLE cluster.turns (
     job_table regclass PRIMARY KEY REFERENCES cluster.job_types (job_table) ON UPDATE CASCADE ON DELETE CASCADE
@@ -41,10 +42,22 @@ END $$;
 CREATE TRIGGER add_turn AFTER INSERT ON cluster.job_types FOR EACH ROW EXECUTE FUNCTION cluster.add_turn();
 
 CREATE TABLE cluster.queues (
-    name      text PRIMARY KEY CHECK (name <> ''),
-    paused_at timestamptz
+    name          text PRIMARY KEY CHECK (name <> ''),
+    paused_at     timestamptz,
+    paused_reason text
 );
-COMMENT ON TABLE cluster.queues IS 'Queues that operators have paused; a queue needs no row to be used.';
+COMMENT ON TABLE cluster.queues IS 'Queues that operators have paused; a queue needs no row to be used. The queue * stands for everything.';
+
+-- While everything is paused, a job type that comes is paused with it.
+CREATE FUNCTION cluster.pause_new_type() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT q.paused_at, q.paused_reason INTO NEW.paused_at, NEW.paused_reason
+    FROM cluster.queues q WHERE q.name = '*' AND q.paused_at IS NOT NULL;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER pause_new_type BEFORE INSERT ON cluster.job_types FOR EACH ROW
+    WHEN (NEW.paused_at IS NULL) EXECUTE FUNCTION cluster.pause_new_type();
 
 CREATE TABLE cluster.nodes (
     id           uuid PRIMARY KEY,
@@ -422,6 +435,57 @@ BEGIN
     EXECUTE format('UPDATE %s SET status = ''not_started'', run_at = now(), attempts_count = 0, crashes_count = 0, locked_by = NULL, '
         'started_at = NULL, finished_at = NULL, cancel_requested_at = NULL, updated_at = now() WHERE id = $1', job_table) USING job_id;
     RETURN 'not_started';
+END $$;
+
+-- Pauses a job type: nothing of it begins until cluster.resume; what runs goes on. Without a table: everything, also types that come
+-- later. What is paused already stays so, for its own reason.
+CREATE FUNCTION cluster.pause(job_table regclass DEFAULT NULL, reason text DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF job_table IS NULL THEN
+        PERFORM cluster.pause('*'::text, reason);
+    ELSE
+        PERFORM cluster.require_job_table(job_table);
+    END IF;
+    -- With everything at one time: that is how cluster.resume knows them again.
+    UPDATE cluster.job_types t SET paused_reason = pause.reason, paused_at = CASE WHEN pause.job_table IS NULL
+        THEN (SELECT q.paused_at FROM cluster.queues q WHERE q.name = '*') ELSE now() END
+    WHERE t.paused_at IS NULL AND coalesce(t.job_table::oid = pause.job_table::oid, true);
+END $$;
+
+CREATE FUNCTION cluster.pause(queue text, reason text DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM cluster.require_queue(queue);
+    INSERT INTO cluster.queues AS q (name, paused_at, paused_reason) VALUES (queue, now(), reason)
+    ON CONFLICT (name) DO UPDATE SET paused_at = excluded.paused_at, paused_reason = excluded.paused_reason WHERE q.paused_at IS NULL;
+END $$;
+
+-- The end of a pause of the same words. Without a table: of the pause of everything; what was paused by itself stays so.
+CREATE FUNCTION cluster.resume(job_table regclass DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF job_table IS NOT NULL THEN
+        PERFORM cluster.require_job_table(job_table);
+    END IF;
+    UPDATE cluster.job_types t SET paused_at = NULL, paused_reason = NULL
+    WHERE CASE WHEN resume.job_table IS NOT NULL THEN t.job_table::oid = resume.job_table::oid
+               ELSE t.paused_at = (SELECT q.paused_at FROM cluster.queues q WHERE q.name = '*') END;
+    UPDATE cluster.queues q SET paused_at = NULL, paused_reason = NULL WHERE q.name = '*' AND resume.job_table IS NULL;
+END $$;
+
+CREATE FUNCTION cluster.resume(queue text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM cluster.require_queue(queue);
+    UPDATE cluster.queues q SET paused_at = NULL, paused_reason = NULL WHERE q.name = queue;
+END $$;
+
+-- A word without a type is a queue for Postgres; who writes a table's name means the table.
+CREATE FUNCTION cluster.require_queue(queue text) RETURNS void LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF EXISTS (SELECT FROM cluster.job_types t WHERE t.job_table::oid = to_regclass(quote_ident(queue))::oid)
+        OR EXISTS (SELECT FROM cluster.job_types t WHERE queue LIKE '%.%' AND t.job_table::text = queue)
+    THEN
+        RAISE EXCEPTION '% is a job table, and a word without a type is taken for a queue', queue
+            USING ERRCODE = 'wrong_object_type', HINT = format('Write %L::regclass.', queue);
+    END IF;
 END $$;
 
 GRANT USAGE ON SCHEMA cluster TO PUBLIC;
