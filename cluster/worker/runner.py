@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from array import array
+from collections import OrderedDict
 from collections.abc import Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -72,7 +73,7 @@ class Runner:
         self._context = _context_of_imports()
         """In which every attempt begins: nothing that another has set."""
         self._channel = worker_end(self._receive, self._lost_coordinator)
-        self._waiting: dict[int, tuple[Batch, RawRow]] = {}
+        self._waiting: OrderedDict[int, tuple[Batch, RawRow]] = OrderedDict()
         """Claimed rows that have not begun, by ticket, first come first."""
         self._free = list(range(slots))
         self._attempts: dict[int, Attempt | str | None] = {}
@@ -87,7 +88,7 @@ class Runner:
         """The ticket and attempt that the main thread performs."""
         signal.signal(STOP_SIGNAL, self._stop_in_main)
         self._reports: list[tuple[Any, ...]] = []
-        self._successes = array("d")
+        self._successes: list[float] = []
         """Of each ticket, begun and ended, as they go into a frame."""
         self._is_alone = False
         """The coordinator is gone."""
@@ -150,7 +151,7 @@ class Runner:
         """Reports go in one frame: those of one turn of the loop, or of a moment while more jobs wait than there are slots."""
         ended = time.monotonic()
         if verdict is SUCCEEDED:
-            self._successes.extend((ticket, begun, ended))
+            self._successes += (ticket, begun, ended)
         else:
             self._reports.append((ticket, *verdict.of_report(), begun, ended))
         gathered = len(self._successes) // 3 + len(self._reports)
@@ -164,8 +165,8 @@ class Runner:
 
     def _flush(self) -> None:
         if self._successes:
-            successes, self._successes = self._successes, array("d")
-            self._channel.send(("succeeded", successes))
+            successes, self._successes = self._successes, []
+            self._channel.send(("succeeded", array("d", successes)))
         if self._reports:
             reports, self._reports = self._reports, []
             self._channel.send(("done", reports))
@@ -175,8 +176,7 @@ class Runner:
     def _fill(self) -> None:
         now = boottime()
         while self._free and self._waiting:
-            ticket = next(iter(self._waiting))
-            batch, row = self._waiting.pop(ticket)
+            ticket, (batch, row) = self._waiting.popitem(last=False)
             if now >= batch.fence:  # claimed under a lease that may be over: the row may be somebody else's
                 self._channel.send(("returned", [ticket]))
                 continue
@@ -250,7 +250,8 @@ class Runner:
         except BaseException as error:  # noqa: BLE001 - a value or a user's validator: this job's failure, nobody else's
             return refuse_row(error)
         number = integer(row[ATTEMPTS])
-        vars(job).update(id=job_id, attempt=number, _row=partial(columns.standard, row))
+        values = vars(job)
+        values["id"], values["attempt"], values["_row"] = job_id, number, partial(columns.standard, row)
         return Attempt(performer, job, number)
 
     def _carry_out(self, attempt: Attempt, task: asyncio.Task[None]) -> Coroutine[Any, Any, Verdict]:
