@@ -24,6 +24,10 @@ from cluster.groups import end_group
 from cluster.notes import Notes, notes_size
 from cluster.spawn import STOP_SIGNAL, WorkerOptions, worker
 
+UNTOLD = 255
+"""Exit code of a worker of which the forkserver has not told: multiprocess makes it up."""
+FORKSERVERS_END = 0.5
+"""Seconds within which a forkserver that has lost its descriptors has ended."""
 LAST_WORDS = 0.2
 """Seconds to wait for the end of a dead worker's socket."""
 
@@ -215,12 +219,20 @@ class WorkerProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS):
                 await self._closed.wait()
+        await self._await_forkserver()
         self._channel.close()
         self.stacks.close()
         if self.overrun is not None:
             self.overrun.cancel()
         if not self.ended.done():
             self.ended.set_result(None)
+
+    async def _await_forkserver(self) -> None:
+        """Nobody told how it ended: most likely since its forkserver is dying, which can be seen only a moment later."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FORKSERVERS_END):
+                while self._process.exitcode == UNTOLD and not self.is_orphaned:
+                    await asyncio.sleep(0.005)
 
 
 def oom_kills() -> int:
