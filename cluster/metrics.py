@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
@@ -59,11 +59,12 @@ class BatchHistogram(Collector):
         self._series: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
         REGISTRY.register(self)
 
-    def observe(self, labels: tuple[str, ...], values: Iterable[float]) -> None:
+    def observe(self, labels: tuple[str, ...], values: Sequence[float]) -> None:
         counts, total = self._series.setdefault(labels, ([0] * (len(self._bounds) + 1), [0.0]))
+        bounds = self._bounds
         for value in values:
-            counts[bisect_left(self._bounds, value)] += 1
-            total[0] += value
+            counts[bisect_left(bounds, value)] += 1
+        total[0] += sum(values)
 
     def describe(self) -> list[Metric]:
         return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]

@@ -369,14 +369,14 @@ class _Table:
         self._troubles = troubles
 
     def batches(self, outcomes: list[Outcome]) -> list[_Batch]:
+        """Of one statement and one lease each."""
         deletes = self.job_type.job_class.retention == timedelta(0)
-        found: dict[tuple[str, UUID], list[Outcome]] = {}
+        success = "delete_finished_jobs" if deletes else "finish_succeeded_jobs"
+        found: dict[tuple[str, int], list[Outcome]] = {}
         for outcome in outcomes:
-            name = "finish_jobs"
-            if outcome.status == "succeeded":
-                name = "delete_finished_jobs" if deletes else "finish_succeeded_jobs"
-            found.setdefault((name, outcome.claim.lease.node), []).append(outcome)
-        return [_Batch(name, node, batch) for (name, node), batch in found.items()]
+            name = success if outcome.status == "succeeded" else "finish_jobs"
+            found.setdefault((name, id(outcome.claim.lease)), []).append(outcome)  # a node's UUID is slow to hash
+        return [_Batch(name, batch[0].claim.lease.node, batch) for (name, _), batch in found.items()]
 
     def took(self, outcomes: list[Outcome]) -> None:
         """These are written, or have been put elsewhere."""

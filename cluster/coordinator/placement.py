@@ -30,7 +30,7 @@ REPLACED = Kill("replaced", None)
 """After a plain job was stopped half-way: locks that it had taken, and what it had started, go with the process."""
 BEGIN_WITHIN = 0.25
 """Seconds after which a claim that has not begun goes back: others may have room for it."""
-_NO_CRASHES = (b"\0\0\0\0", b"\0\0")
+_NO_CRASHES = {b"\0\0\0\0", b"\0\0"}
 
 
 class Demand(NamedTuple):
@@ -150,7 +150,7 @@ class Placement:
             self._finished([released(claim) for claim in claims])
             return
         shared = list(zip(claims, rows, strict=True))
-        if job_type.exclusive or any(row[CRASHES] not in _NO_CRASHES for row in rows):
+        if job_type.exclusive or not {row[CRASHES] for row in rows} <= _NO_CRASHES:
             alone = [job_type.exclusive or row[CRASHES] not in _NO_CRASHES for row in rows]
             self._for_whole += (_Whole(claim, oids, row) for (claim, row) in compress(shared, alone))
             shared = list(compress(shared, map(operator.not_, alone)))
