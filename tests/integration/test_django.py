@@ -13,10 +13,11 @@ SOURCE = """
 import django
 from django.conf import settings
 
-settings.configure(DATABASES={"default": {
-    "ENGINE": "django.db.backends.postgresql", "NAME": %(dbname)r, "HOST": %(host)r, "PORT": %(port)r, "USER": %(user)r,
-    "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True, "OPTIONS": {"application_name": "django"},
-}})
+if not settings.configured:  # by the process of the test, which imports this to make the tables
+    settings.configure(DATABASES={"default": {
+        "ENGINE": "django.db.backends.postgresql", "NAME": %(dbname)r, "HOST": %(host)r, "PORT": %(port)r, "USER": %(user)r,
+        "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True, "OPTIONS": {"application_name": "django"},
+    }})
 django.setup()
 
 from django.db import close_old_connections, connection
