@@ -43,6 +43,7 @@ def differences(connection: Connection[Any], job_classes: Iterable[type[Job]]) -
     classes = list(job_classes)
     names = [definition(job_class).table for job_class in classes]
     found: list[Difference] = []
+    compared: list[_Compared] = []
     existing_of = [columns or {} for columns in columns_of_tables(connection, names)]
     checks_of = _checks_of_tables(connection, names)
     defaults_of = default_changes(connection, [(cls, there) for cls, there in zip(classes, existing_of, strict=True)])
@@ -52,7 +53,11 @@ def differences(connection: Connection[Any], job_classes: Iterable[type[Job]]) -
                 found += _column_differences(job_class, column, existing[column.name])
         what = f"a default is not that of {job_class.__name__}"
         found += (Difference(job_class, what, change.as_string(connection)) for change in defaults)
-        found += _check_differences(connection, job_class, checks)
+        if existing:
+            compared.append(_compared(job_class, checks))
+    compared = [each for each in compared if each.present or each.wanted]
+    for each, printed in zip(compared, _printed(connection, [each.statement() for each in compared]), strict=True):
+        found += each.differences(printed) if printed is not None else ()
     return found
 
 
@@ -68,40 +73,64 @@ def _column_differences(job_class: type[Job], column: Column, existing: Existing
         yield Difference(job_class, what, f"{alter} DROP DEFAULT")
 
 
-def _check_differences(connection: Connection[Any], job_class: type[Job], checks: list[_Check]) -> Iterator[Difference]:
-    """Conditions are compared as the planner prints them, so one that is written in another way is no difference."""
+@dataclass(frozen=True)
+class _Compared:
+    """Conditions of one table, compared as the planner prints them: one that is written in another way is no difference."""
+
+    job_class: type[Job]
+    present: list[_Check]
+    wanted: list[tuple[Column, sql.Composed]]
+
+    def statement(self) -> sql.Composed:
+        conditions: list[sql.Composable] = [sql.SQL(check.condition) for check in self.present]
+        conditions += (condition for _, condition in self.wanted)
+        shown = sql.SQL(", ").join(sql.SQL("({})").format(condition) for condition in conditions)
+        return sql.SQL("EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) SELECT {} FROM {}").format(
+            shown, identifier(definition(self.job_class).table)
+        )
+
+    def differences(self, printed: list[str]) -> Iterator[Difference]:
+        """printed: in the order of the statement."""
+        name, table = self.job_class.__name__, _table(self.job_class)
+        printed_present, printed_wanted = printed[: len(self.present)], printed[len(self.present) :]
+        for check, text in zip(self.present, printed_present, strict=True):
+            if text not in printed_wanted:
+                what = f"column {check.column} has a check that {name}.{check.column} has not, {check.condition}"
+                drop = sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(check.name)).as_string()
+                yield Difference(self.job_class, what, f"ALTER TABLE {table} {drop}")
+        for (column, condition), text in zip(self.wanted, printed_wanted, strict=True):
+            if text not in printed_present:
+                what = f"column {column.name} lacks a check of {name}.{column.name}"
+                yield Difference(self.job_class, what, f"ALTER TABLE {table} ADD CHECK ({condition.as_string()})")
+
+
+def _compared(job_class: type[Job], checks: list[_Check]) -> _Compared:
     columns = {column.name: column for column in definition(job_class).columns}
-    present = [check for check in checks if check.column in columns]
     wanted = [(column, check) for column in columns.values() for check in column.checks]
-    if not present and not wanted:
-        return
-    conditions = [sql.SQL(check.condition) for check in present]
-    printed = _printed(connection, job_class, [*conditions, *(check for _, check in wanted)])
-    printed_present, printed_wanted = printed[: len(present)], printed[len(present) :]
-    table = _table(job_class)
-    for check, text in zip(present, printed_present, strict=True):
-        if text not in printed_wanted:
-            what = (
-                f"column {check.column} has a check that {job_class.__name__}.{check.column} has not, {check.condition}"
-            )
-            drop = sql.SQL("DROP CONSTRAINT {}").format(sql.Identifier(check.name)).as_string()
-            yield Difference(job_class, what, f"ALTER TABLE {table} {drop}")
-    for (column, condition), text in zip(wanted, printed_wanted, strict=True):
-        if text not in printed_present:
-            what = f"column {column.name} lacks a check of {job_class.__name__}.{column.name}"
-            yield Difference(job_class, what, f"ALTER TABLE {table} ADD CHECK ({condition.as_string(connection)})")
+    return _Compared(job_class, [check for check in checks if check.column in columns], wanted)
 
 
-def _printed(connection: Connection[Any], job_class: type[Job], conditions: list[sql.SQL | sql.Composed]) -> list[str]:
-    """Empty texts, all alike, if the conditions can't be compared: a column has a type that one of them is not for."""
-    shown = sql.SQL(", ").join(sql.SQL("({})").format(condition) for condition in conditions)
-    table = identifier(definition(job_class).table)
+def _printed(connection: Connection[Any], statements: list[sql.Composed]) -> list[list[str] | None]:
+    """The conditions of each statement as the planner prints them. None: a column has a type that one of them is not for.
+
+    All at once, since a network is slow; one by one, if one of them is an error.
+    """
     try:
-        row = connection.execute(
-            sql.SQL("EXPLAIN (VERBOSE, COSTS OFF, FORMAT JSON) SELECT {} FROM {}").format(shown, table)
-        ).fetchone()
+        with connection.pipeline():
+            cursors = [connection.execute(statement) for statement in statements]
+        return [_outputs(cursor.fetchone()) for cursor in cursors]
     except (psycopg.ProgrammingError, psycopg.DataError):
-        return [""] * len(conditions)
+        return [_printed_alone(connection, statement) for statement in statements]
+
+
+def _printed_alone(connection: Connection[Any], statement: sql.Composed) -> list[str] | None:
+    try:
+        return _outputs(connection.execute(statement).fetchone())
+    except (psycopg.ProgrammingError, psycopg.DataError):
+        return None
+
+
+def _outputs(row: tuple[Any, ...] | None) -> list[str]:
     assert row is not None
     return list(row[0][0]["Plan"]["Output"])
 
