@@ -101,23 +101,18 @@ def _look_at(connection: Connection[Any], job_class: type[Job]) -> _Target:
     if existing is None:
         return _Target(job_class, None, has_functions)
     quoted = identifier(name).as_string(connection)
-    row = connection.execute(
-        "SELECT relpages > 0 OR pg_relation_size(oid) > 0, pg_relation_size(oid) >= %s FROM pg_class WHERE oid = %s::regclass",
-        [LARGE, quoted],
-    ).fetchone()
+    row = connection.execute("SELECT pg_relation_size(oid) FROM pg_class WHERE oid = %s::regclass", [quoted]).fetchone()
     assert row is not None
-    filled, large = row
-    if filled:
-        filled = (
-            connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(identifier(name))).fetchone() == (True,)
-        )  # fmt: skip
+    (size,) = row  # 0, too, of what is no table, and has no rows of its own
+    any_row = sql.SQL("SELECT EXISTS (SELECT FROM {})").format(identifier(name))
+    has_rows = size > 0 and connection.execute(any_row).fetchone() == (True,)
     key = ""
     if has_functions:
         found = connection.execute(
             "SELECT coalesce(concurrency_key, '') FROM cluster.job_types WHERE job_table = %s::regclass", [quoted]
         ).fetchone()
         key = "" if found is None else found[0]
-    return _Target(job_class, existing, has_functions, filled, large, key)
+    return _Target(job_class, existing, has_functions, has_rows, size >= LARGE, key)
 
 
 def _check_addition(
@@ -152,7 +147,7 @@ def _table_changes(connection: Connection[Any], target: _Target, key: str) -> It
         yield change
 
 
-_ADD_CHECK = re.compile(r"(?P<alter>ALTER TABLE .+?) ADD CONSTRAINT (?P<name>\w+) CHECK ")
+_ADD_CHECK = re.compile(r"ALTER TABLE .+? ADD CONSTRAINT (?P<name>\w+) CHECK ")
 _CREATE_INDEX = "CREATE INDEX "
 
 

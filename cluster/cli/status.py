@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.cli.selection import FINISHED, WAITING
+
 if TYPE_CHECKING:
     from psycopg import Connection
 
@@ -14,8 +16,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 """One job type, or one node, as `--json` shows it."""
 
-WAITING = ("not_started", "scheduled", "retry", "running")
-FINISHED = ("succeeded", "failed", "timed_out", "cancelled")
+NOT_FINISHED = (*WAITING, "running")
 
 
 def status(as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False) -> None:
@@ -72,7 +73,7 @@ def _job_types(connection: Connection[Any]) -> list[Row]:
     for row in found:
         table = sql.Identifier(row.pop("schema"), row.pop("relation"))
         counts = connection.execute(sql.SQL(_COUNTS).format(table)).fetchall()
-        row["jobs"] = dict.fromkeys(WAITING + FINISHED, 0) | {name: count for name, count, _ in counts}
+        row["jobs"] = dict.fromkeys(NOT_FINISHED + FINISHED, 0) | {name: count for name, count, _ in counts}
         row["oldest_waiting_seconds"] = max((age for *_, age in counts if age is not None), default=None)
     return found
 
@@ -177,7 +178,7 @@ def _waiting_table(job_types: list[Row]) -> Any:  # Any: rich is imported only w
     add_name(table, "job type", 23)
     add_numbers(table, "not\nstarted", "scheduled", "retry", "running", "oldest", "limit")
     for row in job_types:
-        counts = [_short(row["jobs"][name]) for name in WAITING]
+        counts = [_short(row["jobs"][name]) for name in NOT_FINISHED]
         table.add_row(_name(row), *counts, age(row["oldest_waiting_seconds"]), _limit(row))
     return table
 
