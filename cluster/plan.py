@@ -20,8 +20,6 @@ from cluster.job import Job, definition
 from cluster.tables import ExistingColumn, column_misfits, existing_columns, identifier
 
 Statement = sql.SQL | sql.Composed
-MAX_NAME = 63
-"""Bytes of a name in Postgres."""
 LARGE = 8 * 1024 * 1024
 """Bytes of a table from which on a scan of it is felt: a smaller one is locked for less time than the waiting for it takes."""
 
@@ -137,7 +135,7 @@ def _add_column(made: Plan, target: _Target, column: Column, *, gently: bool) ->
         return
     made.together.append(sql.SQL("ALTER TABLE {} ADD COLUMN {}").format(table, column.bare_definition()))
     for number, constraint in enumerate(column.constraints(), 1):
-        name = sql.Identifier(f"cluster_{column.name}_{number}"[:MAX_NAME])
+        name = sql.Identifier(f"cluster_{number}_{column.name}")  # the number first: Postgres cuts long names
         made.together.append(sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} NOT VALID").format(table, name, constraint))
         made.then.append(sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(table, name))
 

@@ -126,6 +126,16 @@ def test_a_large_table_gets_its_indexes_and_checks_beside_the_jobs(conn: psycopg
     check_complete(conn, [job_class])
 
 
+def test_every_check_of_a_column_with_a_long_name_has_a_name_of_its_own(conn: psycopg.Connection) -> None:
+    migrate_jobs(conn, [made()])
+    fill(conn)
+    column = "c" * 63
+    job_class = made("StockJob", {column: Annotated[int, Field(ge=1, le=9)]}, **{column: 1})
+    migrate_jobs(conn, [job_class])
+    assert differences(conn, [job_class]) == []
+    assert planned_changes(conn, [job_class]) == []
+
+
 def test_jobs_can_be_inserted_while_a_large_table_waits_for_its_index(
     conn: psycopg.Connection, other: psycopg.Connection, database_url: str
 ) -> None:
