@@ -218,12 +218,13 @@ class DrawJob(Job):
     async def perform(self):
         with open("drawn", "a") as file:
             file.write(f"{os.getpid()} {numpy.random.random()} {random.random()}" + chr(10))
-        await asyncio.sleep(0.1)
+        while len({line.split()[0] for line in open("drawn")}) < 4:
+            await asyncio.sleep(0.01)
 """
 
 
 def test_workers_do_not_draw_the_same_random_numbers(conn: psycopg.Connection, run_node: RunNode) -> None:
-    """They are forks of one process, into which the generators were imported."""
+    """They are forks of one process, into which the generators were imported; a job waits until all four have drawn."""
     node = run_node(DRAWS, processes=4, concurrency=1)
     conn.execute("INSERT INTO draw_jobs (priority) SELECT 50 FROM generate_series(1, 12)")
     wait_for(conn, "SELECT bool_and(status = 'succeeded') FROM draw_jobs")
