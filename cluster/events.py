@@ -105,6 +105,13 @@ def commits_not_durable() -> None:
     )
 
 
+def statistics_hidden() -> None:
+    log.info(
+        "statistics_hidden",
+        hint="cluster_oldest_transaction_seconds leaves out other roles' transactions: GRANT pg_read_all_stats TO the node's role",
+    )
+
+
 def rang() -> None:
     metrics.rings.inc()
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import TypeAlias
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
-from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
@@ -93,4 +94,49 @@ trouble = Gauge(
 )
 slots = Gauge("cluster_slots", "Jobs this node can perform at once", ["state"])
 heartbeat_age = Gauge("cluster_heartbeat_age_seconds", "Since this node last renewed its lease")
+clock_offset = Gauge("cluster_clock_offset_seconds", "By how much the database's clock is ahead of this node's")
 build = Info("cluster_build", "Version of this node")
+
+
+class ClusterWide(Collector):
+    """Gauges of the whole cluster, given as text and labels by name. One node shows them at a time, the others nothing.
+
+    Written by the coordinator's loop, read by the scraping thread: a scrape sees one census or the other, never half of one.
+    """
+
+    def __init__(self, gauges: Mapping[str, tuple[str, list[str]]]) -> None:
+        self._gauges = gauges
+        self._samples: Samples = {}
+        REGISTRY.register(self)
+
+    def show(self, samples: Samples) -> None:
+        """These in place of what was shown before; of names that are not among them, nothing."""
+        self._samples = samples
+
+    def describe(self) -> list[Metric]:
+        return [GaugeMetricFamily(name, text, labels=labels) for name, (text, labels) in self._gauges.items()]
+
+    def collect(self) -> Iterator[Metric]:
+        for name, values in self._samples.items():
+            text, labels = self._gauges[name]
+            family = GaugeMetricFamily(name, text, labels=labels)
+            for label_values, value in values.items():
+                family.add_metric(label_values, value)
+            yield family
+
+
+Samples: TypeAlias = Mapping[str, Mapping[tuple[str, ...], float]]
+"""Values of gauges, by name and label values."""
+
+cluster_wide = ClusterWide(
+    {
+        "cluster_jobs": ("Jobs that wait or run, counted up to a bound", ["job_type", "queue", "status"]),
+        "cluster_jobs_count_limit": ("Where the counts of jobs that may begin end, for each queue", ["job_type"]),
+        "cluster_oldest_ready_job_age_seconds": ("How long the oldest job has been ready", ["job_type", "queue"]),
+        "cluster_concurrency_limit": ("Jobs that may run at once", ["job_type"]),
+        "cluster_concurrency_in_use": ("Jobs of a type with a limit that run", ["job_type"]),
+        "cluster_unroutable_jobs": ("Jobs whose type or queue no live node serves", ["job_type"]),
+        "cluster_nodes": ("Nodes; silent: the lease is over", ["state"]),
+        "cluster_oldest_transaction_seconds": ("Since the oldest transaction began; vacuum keeps what it may see", []),
+    }
+)

@@ -52,7 +52,8 @@ def for_table(
 
     `{table}` becomes its name, `{columns}` a comma and the named columns, or nothing; `{queue_is}` the condition of the queue that
     is gone through, if it is not paused. For a table with a key, `{key}` and `{key_type}` are the column and its type, `{key_text}`
-    is a comma and its value, `{open}` the condition of a row that is not parked; without one, the last two are nothing.
+    is a comma and its value, `{open}` the condition of a row that is not parked, `{parked}` counts those that are; without one, the
+    last three are nothing.
     bytes_of_row: SQL for the size of a row; empty: all rows are small, and the parts about size are nothing.
     """
     parts = {
@@ -60,10 +61,11 @@ def for_table(
         "queue_is": _QUEUE_IS[queue],
     }  # fmt: skip
     if key is None:
-        parts |= {"key_text": "", "open": ""}
+        parts |= {"key_text": "", "open": "", "parked": ""}
     else:
         column = _identifier(key.column)
         parts |= {"key": column, "key_type": key.type, "key_text": f", job.{column}::text", "open": " AND NOT parked"}
+        parts["parked"] = _PARKED.format(table=parts["table"], key=column)
     parts |= _sizes(parts["table"], bytes_of_row)
     return text(name).format(**parts).encode()
 
@@ -78,6 +80,11 @@ _QUEUE_IS = {
 }
 """Literals, in the words of the partial indexes. CASE, here and in the statements: the planner would take a bare comparison with an
 array for one that hardly any row passes, and sort."""
+
+_PARKED = """
+UNION ALL
+SELECT queue, 'not_started', extract(epoch FROM now() - min(run_at))::float8, count(*)
+FROM (SELECT queue, run_at FROM {table} WHERE parked ORDER BY {key}, priority, run_at, id LIMIT %(most)s) AS found GROUP BY queue"""
 
 
 def _sizes(table: str, bytes_of_row: str) -> dict[str, str]:

@@ -20,6 +20,7 @@ from psycopg import AsyncConnection
 
 from cluster import events, metrics, migrate, statements
 from cluster.coordinator.backlog import Backlog
+from cluster.coordinator.census import Census
 from cluster.coordinator.claim import DEADLINE, Claimer
 from cluster.coordinator.doorbell import Doorbell
 from cluster.coordinator.finish import Finisher
@@ -171,6 +172,7 @@ class Node:
             self._finisher.claims, settings.heartbeat_interval.total_seconds(),
         )  # fmt: skip
         self._pruner = Pruner(self._finishes, self._troubles, settings.poll_interval.total_seconds())
+        self._census = Census(self._finishes, self._troubles, lambda: self._heartbeat.lease)
         metrics.slots.labels("busy").set_function(lambda: self._placement.running)
         metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._placement.running))
 
@@ -202,6 +204,7 @@ class Node:
                     services.create_task(repeat("doorbell", self._keep_listening, Wakeup())),
                     services.create_task(repeat("rescue", self._rescuer.tick, self._rescuer.wakeup)),
                     services.create_task(repeat("reconcile", self._reconciler.tick, self._reconciler.wakeup)),
+                    services.create_task(repeat("census", self._census.tick, self._census.wakeup)),
                 ]
                 await self._stop.wait()
                 await self._drain()
@@ -303,6 +306,7 @@ class Node:
         events.node_started(
             str(lease.node), _VERSION, self._by_name, list(self._settings.queues), self._settings.processes
         )
+        self._census.wakeup.set()
         if not self._stop.is_set():
             self._claimer.lease = lease
             self._claimer.ring()
