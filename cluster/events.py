@@ -229,8 +229,13 @@ def worker_started(pid: int, seconds: float) -> None:
 def worker_ended(pid: int, reason: str, cause: str, jobs: list[str], held: int) -> None:
     """jobs: that it was performing. held: those and what it had been given beyond them."""
     metrics.worker_exits.labels(reason).inc()
-    level = log.debug if reason in ("stopped", "replaced") else log.warning
+    level = log.debug if reason in ("stopped", "replaced", "recycled") else log.warning
     level("worker_ended", pid=pid, reason=reason, cause=cause, jobs=jobs[:20], held=held)
+
+
+def worker_recycled(pid: int, why: str) -> None:
+    """It ends once the jobs that it performs have."""
+    log.info("worker_recycled", pid=pid, why=why)
 
 
 def job_holds_loop(job_type: str, job_id: int, seconds: float, neighbours: int, stacks: str) -> None:

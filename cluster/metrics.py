@@ -33,7 +33,7 @@ listener_reconnects = Counter("cluster_listener_reconnects", "Times the listenin
 
 MOST_QUEUES = 200
 """Names of queues that a node tells apart; a queue per tenant must not make a series per tenant."""
-_queues: dict[bytes | None, str] = {}
+_queues: dict[bytes | None, str] = {b"default": "default"}
 
 
 def queue_label(queue: bytes | None) -> str:

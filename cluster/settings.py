@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from cluster.cpus import available_cpus
@@ -35,7 +35,10 @@ _SERVICE_NAME = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 
 # Where pydantic's own words are no help to an operator.
-_MESSAGES = {"int_parsing": "should be a whole number", "too_short": "should name at least one"}
+_SIZE = "a size looks like 800MiB or 1.5GB"
+_MESSAGES = {
+    "int_parsing": "should be a whole number", "too_short": "should name at least one", "byte_size": _SIZE, "byte_size_unit": _SIZE,
+}  # fmt: skip
 
 Source = Literal["environment", "file", "default", "flag"]
 
@@ -189,6 +192,16 @@ class Settings(BaseSettings):
 
     dashboard_password: str = Field(default="", repr=False)
     """Password for `basic`; the dashboard refuses to start without. Default: none. A secret."""
+
+    recycle_jobs: int | None = Field(default=None, ge=1)
+    """Jobs after which a worker process is replaced; like the other two, between jobs, one process at a time.
+    Default: none."""
+
+    recycle_age: Duration | None = None
+    """Age at which a worker process is replaced. Default: none."""
+
+    recycle_memory: ByteSize | None = Field(default=None, ge=2**20)
+    """Resident memory, such as `800MiB`, above which a worker process is replaced. Default: none."""
 
     log_format: LogFormat = Field(default_factory=_default_log_format)
     """`console` for people or `json`, one object per line. Default: console on a terminal, else json."""
@@ -456,4 +469,8 @@ def _shown(value: object) -> str:
             return f"{value.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
         case tuple():
             return ",".join(value)
+        case ByteSize():
+            return f"{value // 2**20}MiB"
+        case None:
+            return "none"
     return str(value)

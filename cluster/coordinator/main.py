@@ -34,6 +34,7 @@ from cluster.coordinator.placement import STOP_GRACE
 from cluster.coordinator.pool import Pool
 from cluster.coordinator.prune import Pruner
 from cluster.coordinator.reconcile import Reconciler
+from cluster.coordinator.recycle import Recycling
 from cluster.coordinator.rescue import Rescuer
 from cluster.coordinator.session import SETTINGS, Session, TransientDatabaseError, notice_silence
 from cluster.coordinator.system_limits import reserve_files
@@ -150,6 +151,7 @@ class Node:
         self._pool = Pool(
             self._worker_options(app_dir),
             settings.processes,
+            Recycling.of(settings),
             import_seconds,
             self._finisher.add,
             self._room,

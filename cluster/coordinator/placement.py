@@ -128,7 +128,7 @@ class Placement:
 
     def reserve(self) -> None:
         """A job that must have no neighbour waits, and no worker is empty: the emptiest takes nothing more until it is."""
-        shared = [worker for worker in self._workers if worker.is_up and not worker.is_whole]
+        shared = [worker for worker in self._workers if worker.is_up and not worker.is_whole and not worker.is_leaving]
         if shared and not any(worker.idle or worker.is_reserved for worker in shared):
             min(shared, key=lambda worker: len(worker.claims)).is_reserved = True
 
@@ -222,6 +222,7 @@ class Placement:
 
     def _took(self, worker: WorkerProcess, outcomes: list[Outcome], tickets: list[int]) -> None:
         worker.ended_jobs += len(outcomes)
+        worker.performed += len(outcomes)
         self._ended.update([outcome.claim.job_type for outcome in outcomes])
         stopped = [ticket for ticket in tickets if worker.stops.pop(ticket, None) is not None]
         if stopped and outcomes and outcomes[0].claim.job_type.exclusive and not self._is_closed:

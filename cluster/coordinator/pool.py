@@ -17,6 +17,7 @@ from cluster.coordinator.forkserver import Forkserver
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.placement import STOP_GRACE, Placement
 from cluster.coordinator.process import Kill, WorkerProcess
+from cluster.coordinator.recycle import Recycling
 from cluster.coordinator.system_limits import explained
 from cluster.errors import ClusterError, ExitCode
 from cluster.frames import FrameError, read_reports, read_successes, read_tickets
@@ -55,6 +56,7 @@ class Pool:
         self,
         options: WorkerOptions,
         processes: int,
+        recycling: Recycling,
         import_seconds: float,
         finished: Callable[[list[Outcome]], None],
         room: Callable[[], None],
@@ -62,6 +64,7 @@ class Pool:
     ) -> None:
         self._options = options
         self._processes = processes
+        self._recycling = recycling
         self._resized = resized
         self._boot_deadline = max(BOOT_DEADLINE, 5 * import_seconds)
         self._workers: list[WorkerProcess] = []
@@ -202,13 +205,26 @@ class Pool:
     def _check(self, now: float) -> None:
         self.placement.give_back_stale(now)
         self._orphans.reap(self.forkserver.pid)
+        self._recycle(now)
         for worker in self._workers:
             worker.sample(now)
             if not worker.is_up and now - worker.started_at > self._boot_deadline:
                 worker.kill(HUNG)
+            if worker.is_leaving and not worker.claims:
+                worker.kill(RECYCLED)
             self._check_stops(worker, now)
             self._check_timeouts(worker, now)
             self._tell_of_blocked(worker, now)
+
+    def _recycle(self, now: float) -> None:
+        """One at a time, once all others are up: they take what this one does not."""
+        all_up = len(self._workers) == self._processes and all(worker.is_up for worker in self._workers)
+        found = self._recycling.due(self._workers, now) if all_up else None
+        if found is not None:
+            worker, reason = found
+            worker.is_leaving = True
+            worker.send(("return", None))  # others may begin it at once
+            events.worker_recycled(worker.pid, reason)
 
     def _tell_of_blocked(self, worker: WorkerProcess, now: float) -> None:
         """Names a job that holds the loop of its worker, with its stack: its neighbours wait."""
@@ -252,3 +268,4 @@ class Pool:
 
 
 HUNG = Kill("hung", None)
+RECYCLED = Kill("recycled", None)

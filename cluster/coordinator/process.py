@@ -36,7 +36,7 @@ class Kill(NamedTuple):
     """Why the node kills a worker, and the ticket of the attempt on whose account; its neighbours are released.
 
     reason: timed_out, cancelled, released, blocked (its job held the loop for too long), fenced, forkserver_died, hung (it does
-    not come up), or replaced (its plain job was stopped half-way). ticket None: on nobody's account.
+    not come up), replaced (its plain job was stopped half-way), or recycled. ticket None: on nobody's account.
     """
 
     reason: str
@@ -55,6 +55,10 @@ class WorkerProcess:
         """It performs one job that must have no neighbour. Written by the placement, as `is_reserved` is."""
         self.is_reserved = False
         """It takes nothing until it is empty: a job that must have no neighbour waits for it."""
+        self.is_leaving = False
+        """It takes nothing more, and ends once it is empty. Written by the pool."""
+        self.performed = 0
+        """Attempts that it has ended. Written by the placement."""
         self.ended_jobs = 0
         """Since the rate was last measured. Written by the placement, as the rate is."""
         self.rate = 0.0
@@ -74,6 +78,8 @@ class WorkerProcess:
         """The job of which the log has been told that it holds the loop."""
         self.peak_memory = 0
         """Largest resident size seen, in bytes."""
+        self.memory = 0
+        """Resident size when last seen, in bytes."""
         self.started_at = self._was_running = time.monotonic()
         self.forked_from: int | None = None
         """Pid of the forkserver. When that has died, so do its workers, and no job is to blame."""
@@ -136,11 +142,12 @@ class WorkerProcess:
     @property
     def is_open(self) -> bool:
         """It takes jobs that may have neighbours."""
-        return self.is_up and not self.is_whole and not self.is_reserved and self.kill_reason is None
+        return self.is_up and not (self.is_whole or self.is_reserved or self.is_leaving) and self.kill_reason is None
 
     @property
     def idle(self) -> bool:
-        return self.is_up and not self.claims and self.kill_reason is None
+        """It could take a job that must have no neighbour."""
+        return self.is_up and not self.claims and not self.is_leaving and self.kill_reason is None
 
     def send(self, frame: tuple[Any, ...]) -> None:
         self._channel.send(frame)
@@ -170,11 +177,11 @@ class WorkerProcess:
             self._process.kill()
 
     def sample(self, now: float) -> None:
-        """Reads the peak of the resident size, which is gone once the process is, and whether somebody has stopped it."""
+        """Reads the resident size and its peak, which are gone once the process is, and whether somebody has stopped it."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             status = Path(f"/proc/{self.pid}/status").read_text()
-            kilobytes = int(status.split("VmHWM:", 1)[1].split(None, 1)[0])
-            self.peak_memory = max(self.peak_memory, kilobytes * 1024)
+            self.peak_memory = max(self.peak_memory, _bytes(status, "VmHWM:"))
+            self.memory = _bytes(status, "VmRSS:")
             if status.split("State:", 1)[1].split(None, 1)[0] not in "Tt":
                 self._was_running = now
 
@@ -233,6 +240,11 @@ class WorkerProcess:
             async with asyncio.timeout(FORKSERVERS_END):
                 while self._process.exitcode == UNTOLD and not self.is_orphaned:
                     await asyncio.sleep(0.005)
+
+
+def _bytes(status: str, name: str) -> int:
+    """Of a line such as `VmRSS: 1234 kB`."""
+    return int(status.split(name, 1)[1].split(None, 1)[0]) * 1024
 
 
 def oom_kills() -> int:
