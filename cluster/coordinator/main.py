@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from importlib.metadata import version
@@ -36,6 +37,7 @@ from cluster.coordinator.prune import Pruner
 from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.recycle import Recycling
 from cluster.coordinator.rescue import Rescuer
+from cluster.coordinator.service_manager import ServiceManager
 from cluster.coordinator.session import SETTINGS, Session, TransientDatabaseError, notice_silence
 from cluster.coordinator.system_limits import reserve_files
 from cluster.coordinator.trouble import Troubles
@@ -135,6 +137,7 @@ class Node:
         self._types: list[JobType] = job_types(job_classes)
         self._by_name = [job_type.name for job_type in self._types]
         self._health = Health()
+        self._service_manager = ServiceManager.of(os.environ)
         self._stops = 0
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
@@ -219,14 +222,21 @@ class Node:
                 await session.close()
             if server is not None:
                 server.close()
+            self._service_manager.close()
 
     async def _turn(self) -> None:
         """Shows the probes that the loop turns, and tells of what the log has left out."""
         while True:
             self._health.turned_at = time.monotonic()
             self._health.ready = self._claimer.lease is not None and self._claimer.lease.valid and self._pool.is_ready
+            self._service_manager.turned(self._status(), ready=self._health.ready)
             events.tell_left_out()
             await asyncio.sleep(0.5)
+
+    def _status(self) -> str:
+        """One line for people."""
+        may_claim = "may claim" if self._health.ready else "may not claim: it has no lease, or no worker"
+        return f"{self._placement.running} jobs on {self._pool.slots} slots; {may_claim}"
 
     async def _drain(self) -> None:
         """Stops claiming, lets jobs end until the deadline or a second signal, then stops and releases the rest."""
@@ -236,6 +246,7 @@ class Node:
         self._heartbeat.draining = True
         self._heartbeat.wakeup.set()
         events.node_draining(self._node, self._placement.running, timeout)
+        self._service_manager.stopping(f"draining, {timeout:g} s at most; {self._placement.running} jobs run")
         deadline = time.monotonic() + timeout
         self._placement.close()
         with contextlib.suppress(TimeoutError):  # what a claim under way still brings goes back

@@ -1,0 +1,66 @@
+"""What systemd is told of a node: that it is ready, what it does, that its loop turns. One datagram for each message.
+
+Without `NOTIFY_SOCKET` there is nobody to tell. What can't be sent is dropped: it must not harm the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+from typing import Self
+
+STATUS_INTERVAL = 5.0
+"""Seconds between two lines of status, at least."""
+
+
+class ServiceManager:
+    """Owned by the coordinator's loop. address: of the socket, empty: nobody listens. watchdog: seconds, 0: none."""
+
+    def __init__(self, address: str, watchdog: float) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if address else None
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address  # an abstract one
+        self._watchdog = watchdog
+        self._fed_at = self._status_at = 0.0
+        self._status = ""
+        self._is_ready = False
+        if self._socket is not None:
+            self._socket.setblocking(False)
+
+    @classmethod
+    def of(cls, environ: MutableMapping[str, str]) -> Self:
+        """Takes its variables out: neither workers nor what jobs start may speak for the node."""
+        address = environ.pop("NOTIFY_SOCKET", "")
+        seconds, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
+        is_ours = pid in {"", str(os.getpid())}
+        return cls(address, int(seconds) / 1e6 if seconds.isdecimal() and is_ours else 0.0)
+
+    def turned(self, status: str, *, ready: bool) -> None:
+        """The loop turns. status: one line for people. ready: the node may claim; told once."""
+        now = time.monotonic()
+        if ready and not self._is_ready:
+            self._is_ready = True
+            self._tell("READY=1")
+        if self._watchdog and now - self._fed_at >= self._watchdog / 2 - 1:
+            self._fed_at = now
+            self._tell("WATCHDOG=1")
+        if status != self._status and now - self._status_at >= STATUS_INTERVAL:
+            self._status, self._status_at = status, now
+            self._tell(f"STATUS={status}")
+
+    def stopping(self, status: str) -> None:
+        """The node drains."""
+        self._tell(f"STOPPING=1\nSTATUS={status}")
+
+    def close(self) -> None:
+        """Nothing is told any more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _tell(self, message: str) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.sendto(message.encode(), self._address)
