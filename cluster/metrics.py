@@ -98,6 +98,14 @@ clock_offset = Gauge("cluster_clock_offset_seconds", "By how much the database's
 build = Info("cluster_build", "Version of this node")
 
 
+def begin(job_types: Sequence[str]) -> None:
+    """Shows at 0 what alerts watch for an increase: that of a series which begins at 1 would go unseen."""
+    for job_type in job_types:
+        claims_lost.labels(job_type)
+    for reason in ("crashed", "blocked", "hung", "forkserver_died"):
+        worker_exits.labels(reason)
+
+
 class ClusterWide(Collector):
     """Gauges of the whole cluster, given as text and labels by name. One node shows them at a time, the others nothing.
 

@@ -25,7 +25,7 @@ if [ -z "$root" ]; then
 fi
 cat <<'END'
 Installed. What is left to do:
-  1. python3 -m venv /opt/jobcluster && /opt/jobcluster/bin/pip install jobcluster     the program
+  1. python3 -m venv /opt/jobcluster && /opt/jobcluster/bin/pip install PATH/TO/jobcluster
   2. your package `jobs` in /opt/jobcluster/app
   3. the database's URL in /etc/jobcluster/default.database-url and migrate.database-url
   4. systemctl start jobcluster-migrate && systemctl enable --now jobcluster@default
