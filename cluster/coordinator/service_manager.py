@@ -41,7 +41,7 @@ class ServiceManager:
         """The loop turns. status: one line for people. ready: the node may claim; told once."""
         now = time.monotonic()
         if ready and not self._is_ready:
-            self._is_ready = True
+            self._is_ready, self._status_at = True, 0.0
             self._tell("READY=1")
         if self._watchdog and now - self._fed_at >= self._watchdog / 2 - 1:
             self._fed_at = now

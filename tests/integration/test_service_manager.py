@@ -113,7 +113,9 @@ def test_an_abstract_socket_is_told_and_that_the_node_is_ready_once_it_is() -> N
         service.turned("starting", ready=False)
         service.turned("at work", ready=True)
         service.turned("at work", ready=True)
-        assert heard(ours) == ["STATUS=starting", "READY=1"]  # another status only seconds later
+        assert heard(ours) == ["STATUS=starting", "READY=1", "STATUS=at work"]
+        service.turned("busy", ready=True)
+        assert not heard(ours)  # another status only seconds later
 
 
 def test_a_manager_that_is_gone_or_absent_harms_nobody(tmp_path: Path) -> None:
