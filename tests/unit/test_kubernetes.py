@@ -126,6 +126,13 @@ def settings_of(variant: str, pod: Manifest, folder: Path) -> Settings:
     )
 
 
+def amount(quantity: str) -> float:
+    """A quantity of Kubernetes, in CPUs or bytes; the schemas take any text."""
+    match = re.fullmatch(r"(\d+)(m|Ki|Mi|Gi|)", quantity)
+    assert match, f"no quantity: {quantity}"
+    return int(match[1]) * {"m": 0.001, "": 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[match[2]]
+
+
 def selects(selector: Manifest, pod: Manifest) -> bool:
     assert selector["matchLabels"], "an empty selector is every pod of the namespace"
     labels: dict[str, str] = pod["metadata"]["labels"]
@@ -275,6 +282,8 @@ def test_pods_have_requests_and_a_limit_of_memory(variant: str) -> None:
         resources = pod["spec"]["containers"][0]["resources"]
         assert resources["requests"].keys() == {"cpu", "memory"}
         assert "memory" in resources["limits"]
+        for name, limit in resources["limits"].items():
+            assert 0 < amount(resources["requests"][name]) <= amount(limit)
     for node in objects(variant, "Deployment"):
         # The number of worker processes comes from it; without, it would be the machine's CPUs.
         assert int(node["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) >= 1
