@@ -59,7 +59,7 @@ def _built(folder: Path) -> tuple[Manifest, ...]:
 
 
 def _built_with(components: list[str]) -> tuple[Manifest, ...]:
-    """An overlay of its own, as a user writes it. Paths in it are relative, so it is made beside the others."""
+    """An overlay as a user writes it."""
     folder = SCRATCH / "-".join(components)
     folder.mkdir()
     (folder / "kustomization.yaml").write_text(
@@ -395,6 +395,26 @@ def test_the_image_is_what_the_pods_expect() -> None:
         assert (context["runAsUser"], context["runAsGroup"]) == (int(user), int(group))
     assert CONTAINERFILE.endswith('ENTRYPOINT ["cluster"]\nCMD ["run"]\n')
     assert "\nARG BASE=docker.io/library/python:3.11-slim-bookworm\n" in CONTAINERFILE
+
+
+def test_the_overlay_of_the_documentation_can_be_built(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    folder = tmp_path.resolve() / "shop"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(
+        text.replace("../..", os.path.relpath(MANIFESTS, folder)), encoding="utf-8"
+    )
+    built = _built(folder)
+    assert {found["kind"] for found in built} == {found["kind"] for found in rendered("components/all")}
+    (settings,) = (found for found in built if found["kind"] == "ConfigMap")
+    assert settings["data"] == one("components/all", "ConfigMap")["data"] | {"CLUSTER_LOG_LEVEL": "warning"}
+    images = [
+        found["spec"]["template"]["spec"]["containers"][0]["image"]
+        for found in built
+        if found["kind"] in {"Deployment", "Job"}
+    ]
+    assert images == ["registry.example.org/shop-jobs:1"] * 3
 
 
 def test_production_survives_a_machine() -> None:
