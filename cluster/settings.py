@@ -472,5 +472,5 @@ def _shown(value: object) -> str:
         case ByteSize():
             return f"{value // 2**20}MiB"
         case None:
-            return "none"
+            return ""
     return str(value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import typer
 
 JOBS_PACKAGE = '"""The jobs of this application, a module for each."""\n'
@@ -62,17 +60,10 @@ def init() -> None:
 
 
 def _env_example() -> str:
-    """Every setting, commented out with its default. What depends on the machine is left empty."""
-    from cluster.settings import Settings
+    from cluster.cli.environment_file import environment_file
 
-    heading = (
+    return (
         "# Settings of the job cluster: copy to .env and remove the # of what you change.\n"
         "# Nodes read the environment only: `set -a; . ./.env; set +a` before `cluster run`,\n"
-        "# or let your process manager load the file.\n"
-    )
-    parts = [heading]
-    fields = Settings.model_fields.values()
-    for field, (variable, value, _, meaning) in zip(fields, Settings().describe(), strict=True):
-        parts.append(textwrap.fill(meaning, 88, initial_indent="# ", subsequent_indent="# "))
-        parts.append(f"# {variable}={'' if field.default_factory else value}\n")
-    return "\n".join(parts)
+        "# or let your process manager load the file.\n\n"
+    ) + environment_file()

@@ -12,28 +12,18 @@ def settings(
     as_file: Annotated[bool, typer.Option("--env-file", help="An environment file, all of it commented out.")] = False,
 ) -> None:
     """Show every setting; passwords are masked."""
+    from cluster.cli.environment_file import environment_file
     from cluster.cli.tables import print_json
-    from cluster.settings import Settings, load_settings
+    from cluster.settings import load_settings
 
     if as_file:
-        typer.echo(_environment_file(Settings().describe()), nl=False)
+        typer.echo(environment_file(), nl=False)
         return
     rows = load_settings().describe()
     if as_json:
         print_json([dict(zip(("variable", "value", "source", "meaning"), row, strict=True)) for row in rows])
     else:
         _print(rows)
-
-
-def _environment_file(rows: list[tuple[str, str, str, str]]) -> str:
-    """For systemd's EnvironmentFile and for containers: no shell reads it, so values are not quoted."""
-    import textwrap
-
-    parts = []
-    for variable, _, _, meaning in rows:
-        comment = textwrap.fill(meaning, 100, initial_indent="# ", subsequent_indent="# ")
-        parts.append(f"{comment}\n#{variable}=\n")
-    return "\n".join(parts)
 
 
 def _print(rows: list[tuple[str, str, str, str]]) -> None:
