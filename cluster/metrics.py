@@ -98,7 +98,7 @@ clock_offset = Gauge("cluster_clock_offset_seconds", "By how much the database's
 build = Info("cluster_build", "Version of this node")
 
 
-def begin(job_types: Sequence[str]) -> None:
+def show_at_zero(job_types: Sequence[str]) -> None:
     """Shows at 0 what alerts watch for an increase: that of a series which begins at 1 would go unseen."""
     for job_type in job_types:
         claims_lost.labels(job_type)

@@ -14,14 +14,11 @@ import psycopg
 from psycopg import AsyncConnection
 
 from cluster import events, metrics, statements
-from cluster.coordinator import pipeline
-from cluster.coordinator.causes import WHY_HELD, brief, cause_of
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
-from cluster.coordinator.refusal import is_lost
-from cluster.coordinator.rescue import MOST_TABLES
 from cluster.coordinator.session import Session, TransientDatabaseError
+from cluster.coordinator.survey import ask_each
 from cluster.coordinator.trouble import Hold, Troubles
 from cluster.metrics import Samples
 from cluster.statements import Key
@@ -98,7 +95,7 @@ class Census:
     async def _is_ours(self, lease: Lease) -> bool:
         async with self._session.use() as connection:
             before = time.time()
-            cursor = await connection.execute(statements.statement("take_census"), {"node": lease.node})
+            cursor = await connection.execute(statements.statement("is_oldest_node"), {"node": lease.node})
             row = await cursor.fetchone()
         assert row is not None
         is_ours, database_time = row
@@ -113,11 +110,11 @@ class Census:
         if not sees_all and not self._has_told:
             self._has_told = True
             events.statistics_hidden()
-        tables = [table for table in self._tables.values() if table.hold.is_over]
-        counts: dict[_Table, list[Count]] = {}
-        for start in range(0, len(tables), MOST_TABLES):
-            async with self._session.use() as connection:
-                counts |= await self._count(connection, tables[start : start + MOST_TABLES])
+        questions = {table: table.command() for table in self._tables.values() if table.hold.is_over}
+        answers = await ask_each(self._session, questions)
+        for table in answers:
+            table.hold.end()
+        counts = {table: [Count(*row) for row in rows] for table, rows in answers.items()}
         metrics.cluster_wide.show(
             {**_of_jobs(counts), **_of_nodes(nodes, counts), "cluster_oldest_transaction_seconds": {(): oldest or 0.0}}
         )
@@ -129,22 +126,6 @@ class Census:
             table = self._tables.setdefault(name, _Table(self._troubles, name))
             table.address, table.limit = (schema, relation), limit
             table.key = None if key is None else Key(key, "")
-
-    async def _count(self, connection: AsyncConnection[Any], tables: list[_Table]) -> dict[_Table, list[Count]]:
-        """Each in a transaction of its own: one that can't be counted is left out."""
-        async with pipeline.sent(connection, *([table.command()] for table in tables)) as answers:
-            answered = [(table, await answers.next()) for table in tables]
-        counts: dict[_Table, list[Count]] = {}
-        for table, answer in answered:
-            if answer.error is None:
-                rows = pipeline.rows(pipeline.adapter_of(connection), answer.results[-1])
-                counts[table] = [Count(*row) for row in rows]
-                table.hold.end()
-            elif is_lost(connection, answer.error):
-                raise answer.error
-            else:
-                table.hold.begin(WHY_HELD.get(cause_of(answer.error), "query_failed"), brief(answer.error))
-        return counts
 
 
 async def _rows(connection: AsyncConnection[Any], name: str) -> list[tuple[Any, ...]]:

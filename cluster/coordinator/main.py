@@ -178,7 +178,7 @@ class Node:
         )  # fmt: skip
         self._pruner = Pruner(self._finishes, self._troubles, settings.poll_interval.total_seconds())
         self._census = Census(self._finishes, self._troubles, lambda: self._heartbeat.lease)
-        metrics.begin(self._by_name)
+        metrics.show_at_zero(self._by_name)
         metrics.slots.labels("busy").set_function(lambda: self._placement.running)
         metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._placement.running))
 

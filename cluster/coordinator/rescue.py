@@ -28,6 +28,7 @@ from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
 from cluster.coordinator.refusal import ROWS_OWN, is_lost, search
 from cluster.coordinator.session import Session
+from cluster.coordinator.survey import ask_each
 from cluster.coordinator.trouble import Hold, Pace, RowsAside, Troubles
 from cluster.lease_clock import boottime
 
@@ -42,8 +43,6 @@ LONGEST_SWEEP_INTERVAL = 60.0
 """However slow they are: a network that is slow for a while must not keep jobs from being found for long."""
 MARGIN = 1.0
 BATCH = 1000
-MOST_TABLES = 50
-"""Asked in one round trip."""
 
 
 class Sighting(NamedTuple):
@@ -206,10 +205,7 @@ class Rescuer:
         """
         tables = await self._list_tables()
         asked = [table for table in tables if table.hold.is_over]
-        orphans: dict[_Table, list[_Orphan]] = {}
-        for start in range(0, len(asked), MOST_TABLES):
-            async with self._writing.use() as connection:
-                orphans |= await self._list_orphans(connection, asked[start : start + MOST_TABLES])
+        orphans = await self._list_orphans(asked)
         if orphans:
             all_known = len(asked) == len(tables) and not any(table.hold.until for table in tables)
             crashed = await self._list_crashed(orphans, all_known=all_known)
@@ -248,28 +244,18 @@ class Rescuer:
             table.most = {"max_attempts": max_attempts, "max_crashes": max_crashes}
         return list(self._tables.values())
 
-    async def _list_orphans(
-        self, connection: AsyncConnection[Any], tables: list[_Table]
-    ) -> dict[_Table, list[_Orphan]]:
-        commands = [
-            [Command(table.statement("list_orphans"), {"limit": BATCH, "set_aside": BigIntegers(table.aside.ids())})]
+    async def _list_orphans(self, tables: list[_Table]) -> dict[_Table, list[_Orphan]]:
+        questions = {
+            table: Command(
+                table.statement("list_orphans"), {"limit": BATCH, "set_aside": BigIntegers(table.aside.ids())}
+            )
             for table in tables
-        ]
-        async with pipeline.sent(connection, *commands) as answers:
-            answered = [(table, await answers.next()) for table in tables]
-        found: dict[_Table, list[_Orphan]] = {}
-        for table, answer in answered:
-            if answer.error is None:
-                rows = pipeline.rows(pipeline.adapter_of(connection), answer.results[-1])
-                if rows:
-                    found[table] = [_Orphan(*row) for row in rows]
-                else:
-                    table.hold.end()
-            elif is_lost(connection, answer.error):
-                raise answer.error
-            else:
-                table.hold.begin(WHY_HELD.get(cause_of(answer.error), "query_failed"), brief(answer.error))
-        return found
+        }
+        answers = await ask_each(self._writing, questions)
+        for table, rows in answers.items():
+            if not rows:
+                table.hold.end()
+        return {table: [_Orphan(*row) for row in rows] for table, rows in answers.items() if rows}
 
     async def _rescue(
         self, connection: AsyncConnection[Any], table: _Table, orphans: list[_Orphan], crashed: list[UUID]
