@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +25,11 @@ def run(
     """
     from cluster import events
     from cluster.cli.database import explained, settings_with_database
+    from cluster.coordinator.service_manager import ServiceManager
     from cluster.discovery import import_jobs
     from cluster.logs import configure_logs
 
+    service_manager = ServiceManager.of(os.environ)  # before the imports of jobs, which may start programs
     settings = settings_with_database(
         jobs=jobs,
         queues=queues,
@@ -46,4 +49,4 @@ def run(
     from cluster.coordinator.main import run_node
 
     with explained(settings.database_url):
-        run_node(settings, job_classes, app_dir, import_seconds)
+        run_node(settings, job_classes, app_dir, import_seconds, service_manager)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
-import os
 import signal
 import time
 from importlib.metadata import version
@@ -56,17 +56,27 @@ SHORTEST_TIMEOUT = 15_000
 """Milliseconds: a shorter timeout of the server's would end round trips that are only slow."""
 
 
-def run_node(settings: Settings, job_classes: list[type[Job]], app_dir: Path, import_seconds: float) -> None:
+def run_node(
+    settings: Settings,
+    job_classes: list[type[Job]],
+    app_dir: Path,
+    import_seconds: float,
+    service_manager: ServiceManager,
+) -> None:
     """Runs one node until it is told to stop. ClusterError: it can't start, or can't go on.
 
     import_seconds: that the import of the classes took: workers may take longer, but not for ever.
     """
+    with contextlib.suppress(AttributeError, OSError, RuntimeError):  # nobody reads stderr
+        faulthandler.enable(
+            all_threads=False
+        )  # SIGABRT, from a watchdog, leaves the stack; others' may change meanwhile
     reserve_files(settings.processes)
     check_database(settings, job_classes)
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of ends as an event of ours
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(Node(settings, job_classes, app_dir, import_seconds).run())
+            runner.run(Node(settings, job_classes, app_dir, import_seconds, service_manager).run())
     except ExceptionGroup as group:
         known = group.subgroup(ClusterError)
         if known is None:
@@ -132,12 +142,19 @@ def _check_pooled_settings(connection: psycopg.Connection[Any]) -> None:
 class Node:
     """The coordinator's parts and how they hang together. Everything runs on one loop."""
 
-    def __init__(self, settings: Settings, job_classes: list[type[Job]], app_dir: Path, import_seconds: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        job_classes: list[type[Job]],
+        app_dir: Path,
+        import_seconds: float,
+        service_manager: ServiceManager,
+    ) -> None:
         self._settings = settings
         self._types: list[JobType] = job_types(job_classes)
         self._by_name = [job_type.name for job_type in self._types]
         self._health = Health()
-        self._service_manager = ServiceManager.of(os.environ)
+        self._service_manager = service_manager
         self._stops = 0
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()

@@ -1,11 +1,10 @@
 """What systemd is told of a node: that it is ready, what it does, that its loop turns. One datagram for each message.
 
-Without `NOTIFY_SOCKET` there is nobody to tell. What can't be sent is dropped: it must not harm the node.
+Without `NOTIFY_SOCKET` there is nobody to tell. What can't be sent must not harm the node.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -25,7 +24,7 @@ class ServiceManager:
         self._watchdog = watchdog
         self._fed_at = self._status_at = 0.0
         self._status = ""
-        self._is_ready = False
+        self._knows_ready = False
         if self._socket is not None:
             self._socket.setblocking(False)
 
@@ -38,17 +37,14 @@ class ServiceManager:
         return cls(address, int(seconds) / 1e6 if seconds.isdecimal() and is_ours else 0.0)
 
     def turned(self, status: str, *, ready: bool) -> None:
-        """The loop turns. status: one line for people. ready: the node may claim; told once."""
+        """The loop turns. status: one line for people. ready: the node may claim; said until it has been heard."""
         now = time.monotonic()
-        if ready and not self._is_ready:
-            self._is_ready, self._status_at = True, 0.0
-            self._tell("READY=1")
-        if self._watchdog and now - self._fed_at >= self._watchdog / 2 - 1:
+        if ready and not self._knows_ready and self._tell("READY=1"):
+            self._knows_ready, self._status_at = True, 0.0
+        if self._watchdog and now - self._fed_at >= self._watchdog / 2 - 1 and self._tell("WATCHDOG=1"):
             self._fed_at = now
-            self._tell("WATCHDOG=1")
-        if status != self._status and now - self._status_at >= STATUS_INTERVAL:
+        if status != self._status and now - self._status_at >= STATUS_INTERVAL and self._tell(f"STATUS={status}"):
             self._status, self._status_at = status, now
-            self._tell(f"STATUS={status}")
 
     def stopping(self, status: str) -> None:
         """The node drains."""
@@ -60,7 +56,12 @@ class ServiceManager:
             self._socket.close()
             self._socket = None
 
-    def _tell(self, message: str) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.sendto(message.encode(), self._address)
+    def _tell(self, message: str) -> bool:
+        """Whether it was sent."""
+        if self._socket is None:
+            return False
+        try:
+            self._socket.sendto(message.encode(), self._address)
+        except OSError:
+            return False
+        return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +24,10 @@ from tests.support.nodes import wait_for, wait_until
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SOURCE = """
 import os
+from pathlib import Path
 from cluster import Job
+
+Path(__file__).with_name("at_import").write_text(" ".join(os.environ))
 
 class EnvironmentJob(Job):
     async def perform(self):
@@ -103,9 +105,10 @@ def test_workers_and_what_they_start_can_not_speak_for_the_node(
     node = run_node(SOURCE, processes=1)
     conn.execute("INSERT INTO environment_jobs DEFAULT VALUES")
     wait_for(conn, "SELECT status = 'succeeded' FROM environment_jobs")
-    names = (node.app_dir / "environment").read_text().split()
-    assert "PATH" in names
-    assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}.intersection(names)
+    for file in ("environment", "jobs/at_import"):
+        names = (node.app_dir / file).read_text().split()
+        assert "PATH" in names
+        assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"}.intersection(names)
 
 
 def test_an_abstract_socket_is_told_and_that_the_node_is_ready_once_it_is() -> None:
@@ -122,6 +125,17 @@ def test_a_manager_that_is_gone_or_absent_harms_nobody(tmp_path: Path) -> None:
     for environ in ({}, {"NOTIFY_SOCKET": str(tmp_path / "nobody")}, {"NOTIFY_SOCKET": "x" * 500}):
         with closing(ServiceManager.of(environ)) as service:
             service.turned("at work", ready=True)
+
+
+def test_ready_is_said_until_it_is_heard(tmp_path: Path) -> None:
+    path = tmp_path / "late"
+    with closing(ServiceManager.of({"NOTIFY_SOCKET": str(path)})) as service:
+        service.turned("at work", ready=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
+            ours.bind(str(path))
+            ours.setblocking(False)
+            service.turned("at work", ready=True)
+            assert heard(ours) == ["READY=1", "STATUS=at work"]
 
 
 @pytest.mark.parametrize(("pid", "fed"), [("1", False), ("own", True), ("", True)])
@@ -169,6 +183,14 @@ def test_a_node_runs_where_memory_can_not_be_made_executable(
     wait_for(conn, "SELECT status = 'succeeded' FROM environment_jobs")
 
 
+def test_a_loop_that_the_watchdog_ends_leaves_its_stack(run_node: RunNode) -> None:
+    """By the signal that systemd sends."""
+    node = run_node(SOURCE, processes=1)
+    os.kill(node.pid, signal.SIGABRT)
+    assert node.wait_exit() == -signal.SIGABRT
+    assert any("in run_node" in line["event"] for line in node.log())
+
+
 def setting(unit: str, name: str) -> str:
     """The last value of a unit's setting."""
     lines = (UNITS / unit).read_text().splitlines()
@@ -184,7 +206,7 @@ def test_secrets_have_the_names_that_a_node_reads() -> None:
         assert setting(unit, "LoadCredential").partition(":")[0] == "cluster_database_url"
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs the program systemd-analyze")
+@pytest.mark.needs("systemd-analyze")
 def test_the_units_are_sound_and_give_a_node_little() -> None:
     """Little: as much as Debian gives redis-server."""
     units = [str(path) for path in [*UNITS.glob("*.service"), *UNITS.glob("*.slice")]]
@@ -192,8 +214,9 @@ def test_the_units_are_sound_and_give_a_node_little() -> None:
     said = subprocess.run(verify, check=False, capture_output=True, text=True).stderr
     assert not [line for line in said.splitlines() if "/opt/jobcluster/bin/cluster" not in line]
     judge = ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=12"]
-    judged = subprocess.run([*judge, str(UNITS / "jobcluster@.service")], check=False, capture_output=True, text=True)
-    assert judged.returncode == 0, judged.stdout
+    for unit in UNITS.glob("*.service"):
+        judged = subprocess.run([*judge, str(unit)], check=False, capture_output=True, text=True)
+        assert judged.returncode == 0, judged.stdout
 
 
 def test_the_environment_file_names_every_setting() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def test_there_is_no_runbook_without_an_alert() -> None:
     assert re.findall(r"^## (\w+)", RUNBOOKS, re.MULTILINE) == ALERTS
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs the program promtool")
+@pytest.mark.needs("promtool")
 @pytest.mark.parametrize("command", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")])
 def test_prometheus_takes_the_rules_and_their_cases(command: tuple[str, ...]) -> None:
     done = subprocess.run(["promtool", *command], check=False, cwd=RULES, capture_output=True, text=True)

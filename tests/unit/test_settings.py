@@ -101,6 +101,21 @@ def test_a_duration_beyond_what_can_be_kept_is_refused() -> None:
     assert "this long" in refusal({"CLUSTER_LEASE": "99999999999d"})
 
 
+@pytest.mark.parametrize(("text", "size"), [("800MiB", 800 * 2**20), ("1.5GB", 1_500_000_000), ("2097152", 2 * 2**20)])
+def test_a_size_is_a_number_with_an_optional_unit(text: str, size: int) -> None:
+    assert load_settings({"CLUSTER_RECYCLE_MEMORY": text}).recycle_memory == size
+
+
+@pytest.mark.parametrize("text", ["much", "800 Mega", "-1MiB", "800Mi"])
+def test_a_malformed_size_is_refused_with_the_forms_that_work(text: str) -> None:
+    assert "800MiB" in refusal({"CLUSTER_RECYCLE_MEMORY": text})
+
+
+def test_recycling_after_no_job_or_with_hardly_any_memory_is_refused() -> None:
+    assert "CLUSTER_RECYCLE_JOBS='0'" in refusal({"CLUSTER_RECYCLE_JOBS": "0"})
+    assert "CLUSTER_RECYCLE_MEMORY='512'" in refusal({"CLUSTER_RECYCLE_MEMORY": "512"})
+
+
 def test_a_lease_shorter_than_three_heartbeats_is_refused() -> None:
     assert load_settings({"CLUSTER_LEASE": "15s"}).lease == timedelta(seconds=15)
     message = refusal({"CLUSTER_LEASE": "14s"})
