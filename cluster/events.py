@@ -52,6 +52,10 @@ def concurrency_key_differs(job_type: str, of_class: str | None, of_table: str |
                 hint="the node leaves this table alone: run `cluster migrate`, or deploy the newer class")  # fmt: skip
 
 
+def job_metric_refused(name: str, why: str) -> None:
+    log.error("job_metric_refused", metric=name, why=why, hint="it is not on /metrics; the jobs go on")
+
+
 def reload_refused() -> None:
     log.warning("reload_refused", hint="job code is loaded once: restart the node")
 

@@ -21,6 +21,8 @@ A claim that is with a worker has a ticket, a number that is never used again: i
                                           CLOCK_MONOTONIC seconds
         ("done", [report])                others, see Report
         ("returned", [ticket])            never begun, no longer held
+        ("metrics", [series], [change])   of job code, see Series and `read_changes`; sent before the reports of the attempts that
+                                          changed them
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import asyncio
 import contextlib
 import json
 import marshal
+import math
 import operator
 import os
 import struct
@@ -42,6 +45,7 @@ from cluster.error_text import LONGEST
 
 STATUSES = frozenset({"succeeded", "failed", "timed_out", "cancelled", "retry", "scheduled", "not_started"})
 OUTCOMES = STATUSES - {"scheduled", "not_started"} | {"snoozed", "released", "crashed"}
+KINDS = frozenset({"counter", "gauge", "histogram", "summary"})
 _FLOATS = b"\0"
 """Before the numbers of a frame that is not JSON."""
 LARGEST_FRAME = 16 * 2**20
@@ -68,6 +72,22 @@ class Report(NamedTuple):
     crashes: int
     begun: float
     ended: float
+
+
+class Series(NamedTuple):
+    """One series of a metric that job code keeps, on the wire as a list. The first that a worker sends has the number 0, and so on.
+
+    kind: counter, gauge, histogram or summary. family: the metric's name; name: with the suffix of the series. text: its
+    documentation. mode: of a gauge, how prometheus-client would put those of several processes together.
+    """
+
+    kind: str
+    family: str
+    name: str
+    label_names: list[str]
+    labels: list[str]
+    text: str
+    mode: str
 
 
 class FrameError(Exception):
@@ -119,6 +139,54 @@ def read_tickets(value: object) -> list[int]:
     if not _are_integers(value):
         raise FrameError("tickets")
     return value
+
+
+def read_series(value: object) -> list[Series]:
+    """From a "metrics" frame. FrameError: it is none."""
+    if type(value) is not list:
+        raise FrameError("series")
+    return [_read_series(item) for item in value]
+
+
+def _read_series(item: object) -> Series:
+    if type(item) is not list or len(item) != len(Series._fields):
+        raise FrameError("a series")
+    series = Series._make(item)
+    texts = [series.kind, series.family, series.name, series.text, series.mode]
+    if not all(map(_are_texts, (texts, series.label_names, series.labels))) or series.kind not in KINDS:
+        raise FrameError("the texts of a series")
+    if len(series.labels) != len(series.label_names):
+        raise FrameError("the labels of a series")
+    if series.kind == "histogram" and not _is_bound(
+        dict(zip(series.label_names, series.labels, strict=True)).get("le")
+    ):
+        raise FrameError("a bound")
+    return series
+
+
+def _is_bound(text: str | None) -> bool:
+    """None: the series is no bucket."""
+    try:
+        return not math.isnan(float(text or 0))
+    except ValueError:
+        return False
+
+
+def read_changes(value: object) -> list[tuple[int, float]]:
+    """From the same: numbers of series, each with what a gauge is, or with the amount by which another one has grown."""
+    if type(value) is not list or not all(
+        type(item) is list and list(map(type, item)) == [int, float] for item in value
+    ):
+        raise FrameError("changes of series")
+    return [(number, change) for number, change in value]
+
+
+def _are_texts(value: object) -> bool:
+    """A list of such as can be written out: lone surrogates can't."""
+    try:
+        return type(value) is list and set(map(type, value)) <= {str} and "".join(value).encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _read_report(item: object) -> Report:

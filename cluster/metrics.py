@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import TypeAlias
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
+import prometheus_client
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import values as value_classes
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -15,6 +19,18 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 """1 ms to 1 h: waiting and running."""
 DATABASE_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """0.25 ms to 10 s: round trips."""
+
+registry = CollectorRegistry()
+"""Of this node. prometheus-client's own is left to job code, whose metrics come from the workers."""
+ProcessCollector(registry=registry)
+PlatformCollector(registry=registry)
+GCCollector(registry=registry)
+
+value_classes.ValueClass = value_classes.MutexValue  # PROMETHEUS_MULTIPROC_DIR is about somebody else's processes
+warnings.filterwarnings("ignore", "(Removal of|Clearing) labels", UserWarning, "cluster")
+Counter = partial(prometheus_client.Counter, registry=registry)
+Gauge = partial(prometheus_client.Gauge, registry=registry)
+Histogram = partial(prometheus_client.Histogram, registry=registry)
 
 claimed = Counter("cluster_jobs_claimed", "Jobs claimed by this node", ["job_type", "queue"])
 finished = Counter("cluster_jobs_finished", "Attempts ended on this node", ["job_type", "queue", "outcome"])
@@ -58,7 +74,7 @@ class BatchHistogram(Collector):
         self._labels = labels
         self._bounds = bounds
         self._series: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
-        REGISTRY.register(self)
+        registry.register(self)
 
     def observe(self, labels: tuple[str, ...], values: Sequence[float]) -> None:
         counts, total = self._series.setdefault(labels, ([0] * (len(self._bounds) + 1), [0.0]))
@@ -95,7 +111,7 @@ trouble = Gauge(
 slots = Gauge("cluster_slots", "Jobs this node can perform at once", ["state"])
 heartbeat_age = Gauge("cluster_heartbeat_age_seconds", "Since this node last renewed its lease")
 clock_offset = Gauge("cluster_clock_offset_seconds", "By how much the database's clock is ahead of this node's")
-build = Info("cluster_build", "Version of this node")
+build = prometheus_client.Info("cluster_build", "Version of this node", registry=registry)
 
 
 def show_at_zero(job_types: Sequence[str]) -> None:
@@ -115,7 +131,7 @@ class ClusterWide(Collector):
     def __init__(self, gauges: Mapping[str, tuple[str, list[str]]]) -> None:
         self._gauges = gauges
         self._samples: Samples = {}
-        REGISTRY.register(self)
+        registry.register(self)
 
     def show(self, samples: Samples) -> None:
         """These in place of what was shown before; of names that are not among them, nothing."""

@@ -16,9 +16,9 @@ from http import HTTPStatus
 from http.client import HTTPException, parse_headers
 from pathlib import Path
 
-from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 
+from cluster import metrics
 from cluster.errors import SettingsError
 
 STALLED = 10.0
@@ -129,7 +129,7 @@ class ProbeServer:
                 return _response(HTTPStatus.SERVICE_UNAVAILABLE, "starting, draining, or without a lease\n")
             case "/metrics":
                 encode, content_type = choose_encoder(headers.get("Accept", ""))
-                return _response(HTTPStatus.OK, encode(REGISTRY), content_type)
+                return _response(HTTPStatus.OK, encode(metrics.registry), content_type)
             case _:
                 return _response(HTTPStatus.NOT_FOUND, "/livez, /readyz or /metrics\n")
 

@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cluster import events
+from cluster import events, metrics
 from cluster.coordinator.claims import Outcome
 from cluster.coordinator.crash import Death, outcomes_after
 from cluster.coordinator.forkserver import Forkserver
+from cluster.coordinator.job_metrics import JobMetrics
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.placement import STOP_GRACE, Placement
 from cluster.coordinator.process import Kill, WorkerProcess
 from cluster.coordinator.recycle import Recycling
 from cluster.coordinator.system_limits import explained
 from cluster.errors import ClusterError, ExitCode
-from cluster.frames import FrameError, read_reports, read_successes, read_tickets
+from cluster.frames import FrameError, read_changes, read_reports, read_series, read_successes, read_tickets
 from cluster.groups import Orphans
 from cluster.spawn import WorkerOptions
 
@@ -70,6 +71,7 @@ class Pool:
         self._workers: list[WorkerProcess] = []
         self.forkserver = Forkserver(options, processes)
         self.placement = Placement(self._workers, finished, room)
+        self._job_metrics = JobMetrics(metrics.registry)
         self._orphans = Orphans()
         self._boot_failures = 0
         """Since a worker last came up."""
@@ -151,6 +153,7 @@ class Pool:
         events.worker_ended(worker.pid, told, cause, jobs, len(worker.claims))
         outcomes = outcomes_after(Death(worker.claims, begun, cause, kill))
         worker.claims.clear()
+        self._job_metrics.forget(worker)
         self.placement.lost(outcomes)
         self._resized()
 
@@ -182,6 +185,8 @@ class Pool:
                 self.placement.took(worker, read_reports(reports))
             case ("returned", tickets):
                 self.placement.returned(worker, read_tickets(tickets))
+            case ("metrics", series, changes):
+                self._job_metrics.take(worker, read_series(series), read_changes(changes))
             case ("importing", str(module)) if not worker.is_up:
                 worker.importing = module[:200]
             case ("ready", int(threads)) if not worker.is_up:

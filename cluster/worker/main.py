@@ -23,6 +23,7 @@ from cluster.notes import Notes
 from cluster.spawn import STACK_SIGNAL, WorkerOptions
 from cluster.worker import preload
 from cluster.worker.fence import end_with_parent
+from cluster.worker.job_metrics import report_values
 from cluster.worker.perform import Performer, ignore_signals, watch_forks
 from cluster.worker.runner import Runner
 
@@ -37,6 +38,7 @@ def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
     watch_forks()
     _write_stacks_to(options.stacks)
     configure_logs(options.log_format, options.log_level)
+    report_values()
     found = import_jobs(
         options.modules, options.app_dir, lambda name: connection.sendall(for_coordinator(("importing", name)))
     )

@@ -28,8 +28,10 @@ threads = 1
 def _preload(plan: dict[str, Any]) -> int:
     from cluster.discovery import import_jobs  # only the forkserver pays for these
     from cluster.worker import main  # noqa: F401 - to share its pages
+    from cluster.worker.job_metrics import report_values
 
     signal.signal(FENCE_SIGNAL, lambda *_: None)  # that the timer's time has moved; without timers it means nothing
+    report_values()
     with contextlib.suppress(Exception):
         import_jobs(tuple(plan["modules"]), Path(plan["app_dir"]), partial(_tell, plan["fence"]))
     # Only now: while it imports nobody moves the timer, and there is no worker yet that it could end.

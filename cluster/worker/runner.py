@@ -42,6 +42,7 @@ from cluster.job import Row
 from cluster.lease_clock import boottime
 from cluster.notes import Notes
 from cluster.spawn import STOP_SIGNAL
+from cluster.worker.job_metrics import Reporter
 from cluster.worker.perform import CANCELLED, SUCCEEDED, Attempt, Performer, Verdict, refuse_row
 
 log = structlog.get_logger("cluster.worker")
@@ -90,6 +91,7 @@ class Runner:
         self._reports: list[tuple[Any, ...]] = []
         self._successes: list[float] = []
         """Of each ticket, begun and ended, as they go into a frame."""
+        self._metrics = Reporter()
         self._is_alone = False
         """The coordinator is gone."""
         self._awake = asyncio.Event()
@@ -103,6 +105,7 @@ class Runner:
         self._awake.clear()
         while self._for_main is None and not self._is_alone:
             self._notes.beat()
+            self._report_metrics()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._awake.wait(), BEAT_INTERVAL)
         return not self._is_alone
@@ -164,12 +167,18 @@ class Runner:
             self._flush()
 
     def _flush(self) -> None:
+        self._report_metrics()  # first: what an ended attempt has counted is not lost with its process
         if self._successes:
             successes, self._successes = self._successes, []
             self._channel.send(("succeeded", array("d", successes)))
         if self._reports:
             reports, self._reports = self._reports, []
             self._channel.send(("done", reports))
+
+    def _report_metrics(self) -> None:
+        frame = self._metrics.frame()
+        if frame is not None:
+            self._channel.send(frame)
 
     # --- attempts ---
 

@@ -20,10 +20,13 @@ from cluster.frames import (
     FrameError,
     FrameProtocol,
     Report,
+    Series,
     coordinator_end,
     for_coordinator,
     for_worker,
+    read_changes,
     read_reports,
+    read_series,
     read_successes,
     read_tickets,
     worker_end,
@@ -209,7 +212,7 @@ def test_a_length_that_no_worker_needs_is_not_waited_for() -> None:
 
 @given(ANYTHING)
 def test_whatever_stands_for_reports_is_read_or_refused(value: Any) -> None:
-    for read in (read_reports, read_tickets):
+    for read in (read_reports, read_tickets, read_series, read_changes):
         try:
             read(value)
         except FrameError:
@@ -261,6 +264,27 @@ NAN, INFINITE = float("nan"), float("inf")
 def test_successes_with_a_value_that_no_worker_sends_are_refused(value: object) -> None:
     with pytest.raises(FrameError):
         read_successes(value)
+
+
+BUCKET: list[Any] = ["histogram", "app_seconds", "app_seconds_bucket", ["queue", "le"], ["mail", "0.5"], "Of one", ""]
+
+
+def test_series_come_through_as_they_were_sent() -> None:
+    [frame], _ = broken_by(for_coordinator(("metrics", [BUCKET], [(0, 1.0), (7, INFINITE)])))
+    assert read_series(frame[1]) == [Series(*BUCKET)]
+    assert read_changes(frame[2]) == [(0, 1.0), (7, INFINITE)]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, "table"), (0, ["gauge"]), (1, None), (2, 7), (3, ["le"]), (3, [["x"], "le"]), (4, ["mail", "wide"]),
+        (4, ["mail", "nan"]), (4, "ab"), (5, "\ud800"), (6, {}),
+    ],
+)  # fmt: skip
+def test_a_series_with_a_value_that_no_worker_sends_is_refused(place: int, value: object) -> None:
+    with pytest.raises(FrameError):
+        read_series([[*BUCKET[:place], value, *BUCKET[place + 1 :]]])
 
 
 def test_a_delay_is_cut_to_what_dates_can_hold() -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from prometheus_client import REGISTRY
 
 from cluster import events, metrics
 from cluster.coordinator import trouble
@@ -58,7 +57,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
 
 
 def gauge(job_type: str, reason: str) -> float | None:
-    return REGISTRY.get_sample_value("cluster_trouble", {"job_type": job_type, "reason": reason})
+    return metrics.registry.get_sample_value("cluster_trouble", {"job_type": job_type, "reason": reason})
 
 
 def test_a_trouble_is_named_once_and_shown_until_it_is_over(clock: SimpleNamespace, log: Log) -> None:
