@@ -237,6 +237,18 @@ def worker_ended(pid: int, reason: str, cause: str, jobs: list[str], held: int) 
     level("worker_ended", pid=pid, reason=reason, cause=cause, jobs=jobs[:20], held=held)
 
 
+def worker_memory_too_small(allowed: int, used: int, least: int) -> None:
+    """In bytes."""
+    allowed, used, least = (number // 2**20 for number in (allowed, used, least))
+    log.warning(
+        "worker_memory_too_small",
+        allowed_mib=allowed,
+        used_mib=used,
+        raised_to_mib=least,
+        hint="imports of job modules take nearly all of it: have CLUSTER_WORKER_MEMORY higher, or CLUSTER_PROCESSES lower",
+    )
+
+
 def worker_recycled(pid: int, why: str) -> None:
     """It ends once the jobs that it performs have."""
     log.info("worker_recycled", pid=pid, why=why)

@@ -118,7 +118,7 @@ def show_at_zero(job_types: Sequence[str]) -> None:
     """Shows at 0 what alerts watch for an increase: that of a series which begins at 1 would go unseen."""
     for job_type in job_types:
         claims_lost.labels(job_type)
-    for reason in ("crashed", "blocked", "hung", "forkserver_died"):
+    for reason in ("crashed", "blocked", "memory", "hung", "forkserver_died"):
         worker_exits.labels(reason)
 
 

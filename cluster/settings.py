@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from cluster.cpus import available_cpus
+from cluster.container import LEAST_WORKER_MEMORY, worker_processes, worker_share
 from cluster.errors import SettingsError
 
 PREFIX = "CLUSTER_"
@@ -98,7 +98,17 @@ def _lower(value: object) -> object:
 
 
 def _default_processes() -> int:
-    return available_cpus()
+    return worker_processes()
+
+
+def _default_worker_memory(given: dict[str, Any]) -> ByteSize | None:
+    share = worker_share(given["processes"]) if "processes" in given else None
+    return ByteSize(share) if share is not None else None
+
+
+def _default_recycle_memory(given: dict[str, Any]) -> ByteSize | None:
+    share = _default_worker_memory(given)
+    return ByteSize(share * 4 // 5) if share is not None else None
 
 
 def _default_jobs() -> tuple[str, ...]:
@@ -146,7 +156,7 @@ class Settings(BaseSettings):
 
     processes: int = Field(default_factory=_default_processes, ge=1)
     """Worker processes of this node, at least 1; one plain `def perform` runs in each at a time.
-    Default: the CPUs available to the container."""
+    Default: the CPUs available to the container, and one for each 128 MiB of its memory beyond the first at most."""
 
     concurrency: int = Field(default=16, ge=1)
     """Async jobs at once in one worker process, at least 1; the node's slots are processes x concurrency.
@@ -200,8 +210,13 @@ class Settings(BaseSettings):
     recycle_age: Duration | None = None
     """Age at which a worker process is replaced. Default: none."""
 
-    recycle_memory: ByteSize | None = Field(default=None, ge=2**20)
-    """Resident memory, such as `800MiB`, above which a worker process is replaced. Default: none."""
+    recycle_memory: ByteSize | None = Field(default_factory=_default_recycle_memory, ge=2**20)
+    """Resident memory, such as `800MiB`, above which a worker process is replaced.
+    Default: four fifths of its share of the container's memory, else none."""
+
+    worker_memory: ByteSize | None = Field(default_factory=_default_worker_memory, ge=LEAST_WORKER_MEMORY)
+    """Resident memory, at least 128MiB, that a worker process may have: above it, the job that it performs fails as if it had
+    crashed. Default: its share of the container's memory, after 128 MiB for the coordinator; else none."""
 
     log_format: LogFormat = Field(default_factory=_default_log_format)
     """`console` for people or `json`, one object per line. Default: console on a terminal, else json."""

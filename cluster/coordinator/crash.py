@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cluster.coordinator.claims import Claim, Outcome
 from cluster.coordinator.process import Kill
+from cluster.error_text import shorten
 from cluster.frames import ATTEMPTS, CRASHES, integer
 from cluster.notes import Note
 
@@ -32,7 +33,7 @@ def outcomes_after(death: Death) -> list[Outcome]:
     begun = {note.ticket: note.begun for note in death.begun if note.ticket in death.claims}
     outcomes = []
     for ticket, claim in death.claims.items():
-        if death.kill is not None and not (death.kill.reason == "blocked" and death.kill.ticket is None):
+        if death.kill is not None and not (death.kill.reason in {"blocked", "memory"} and death.kill.ticket is None):
             verdict = _killed(death, ticket, claim)
         elif ticket not in begun:
             verdict = _RELEASED
@@ -68,12 +69,17 @@ def _killed(death: Death, ticket: int, claim: Claim) -> _Verdict:
     job_type = claim.job_type
     if ticket != death.kill.ticket or death.kill.reason == "released":
         return _RELEASED
-    if death.kill.reason == "cancelled":
-        text = "cancelled on request; it did not stop, so its process was killed"
-        return ("cancelled", "cancelled", None, text, 0, 0)
-    if death.kill.reason == "blocked":
-        return _crashed("it held its process's event loop for too long, so the process was killed", claim)
-    text = f"timed out after {job_type.timeout:g} s; it did not stop, so its process was killed"
+    where = f"; it was here:\n{death.kill.detail}" if death.kill.detail else ""
+    match death.kill.reason:
+        case "cancelled":
+            text = f"cancelled on request; it did not stop, so its process was killed{where}"
+            return ("cancelled", "cancelled", None, shorten(text), 0, 0)
+        case "blocked":
+            text = f"it held its process's event loop for too long, so the process was killed{where}"
+            return _crashed(text, claim)
+        case "memory":
+            return _crashed(death.kill.detail, claim)
+    text = shorten(f"timed out after {job_type.timeout:g} s; it did not stop, so its process was killed{where}")
     attempt = integer(claim.head[ATTEMPTS])
     if attempt >= job_type.max_attempts:
         return ("timed_out", "timed_out", None, text, 0, 0)
@@ -83,7 +89,7 @@ def _killed(death: Death, ticket: int, claim: Claim) -> _Verdict:
 def _crashed(cause: str, claim: Claim) -> _Verdict:
     job_type = claim.job_type
     crashes, attempt = integer(claim.head[CRASHES]) + 1, integer(claim.head[ATTEMPTS])
-    text = f"the worker process died under this job: {cause}"
+    text = shorten(f"the worker process died under this job: {cause}")
     if crashes >= job_type.job_class.max_crashes:
         return ("failed", "crashed", None, f"{text}; {crashes} crashes, so it is not tried again", 0, 1)
     if attempt >= job_type.max_attempts:

@@ -172,6 +172,7 @@ class Node:
             self._worker_options(app_dir),
             settings.processes,
             Recycling.of(settings),
+            settings.worker_memory,
             import_seconds,
             self._finisher.add,
             self._room,

@@ -30,6 +30,12 @@ BLOCKED = 30.0
 HOLDS_LOOP = 1.5
 """Seconds without a turn, of which there is one each second, after which the log names the job that holds the loop."""
 CHECK_INTERVAL, IDLE_CHECK_INTERVAL = 0.25, 1.0
+LAST_STACKS = 1.0
+"""Seconds that a process which is to be killed has to write down where its threads are."""
+FORGOTTEN = 2 * LAST_STACKS
+"""Seconds after which it was not killed after all: there was no reason any more."""
+ROOM_FOR_JOBS = 64 * 2**20
+"""Bytes that a worker may at least grow by, if the imports alone take as much memory as it is allowed."""
 BOOT_DEADLINE = 30.0
 """Seconds that a worker has to come up, or five times what the coordinator's own imports took."""
 BOOT_FAILURES = 3
@@ -50,7 +56,7 @@ class Pool:
     """Worker processes.
 
     finished: called with the outcomes of one frame; room: when a slot is free; resized: when there are more slots, or fewer.
-    import_seconds: that the coordinator's own import of the job modules took.
+    import_seconds: that the coordinator's own import of the job modules took. memory: bytes that a worker may have; None: any.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Pool:
         options: WorkerOptions,
         processes: int,
         recycling: Recycling,
+        memory: int | None,
         import_seconds: float,
         finished: Callable[[list[Outcome]], None],
         room: Callable[[], None],
@@ -66,6 +73,7 @@ class Pool:
         self._options = options
         self._processes = processes
         self._recycling = recycling
+        self._memory = memory
         self._resized = resized
         self._boot_deadline = max(BOOT_DEADLINE, 5 * import_seconds)
         self._workers: list[WorkerProcess] = []
@@ -198,6 +206,7 @@ class Pool:
         worker.is_up = True
         self._resized()
         worker.sample(time.monotonic())  # a job may end the process before the next check
+        self._make_room(worker)
         self._boot_failures = 0
         events.worker_started(worker.pid, time.monotonic() - worker.started_at)
         if forkserver_threads > 1 and self.forkserver.preloads:
@@ -217,6 +226,7 @@ class Pool:
                 worker.kill(HUNG)
             if worker.is_leaving and not worker.claims:
                 worker.kill(RECYCLED)
+            self._check_memory(worker)
             self._check_stops(worker, now)
             self._check_timeouts(worker, now)
             self._tell_of_blocked(worker, now)
@@ -233,6 +243,8 @@ class Pool:
 
     def _tell_of_blocked(self, worker: WorkerProcess, now: float) -> None:
         """Names a job that holds the loop of its worker, with its stack: its neighbours wait."""
+        if worker.doomed is not None and now < worker.doomed[1] + FORGOTTEN:
+            return  # the stacks are for the row
         holder, blocked = worker.notes.on_stack(), now - worker.notes.last_beat
         claim = worker.claims.get(holder.ticket) if holder is not None and blocked > HOLDS_LOOP else None
         if claim is None or holder is None:
@@ -244,6 +256,33 @@ class Pool:
             worker.stacks.forget()
             events.job_holds_loop(claim.job_type.name, claim.id, blocked, len(worker.claims) - 1, stacks)
 
+    def _make_room(self, worker: WorkerProcess) -> None:
+        """If the imports alone take what a worker may have, none could perform anything."""
+        least = worker.memory + ROOM_FOR_JOBS
+        if self._memory is not None and self._memory < least:
+            events.worker_memory_too_small(self._memory, worker.memory, least)
+            self._memory = least
+
+    def _check_memory(self, worker: WorkerProcess) -> None:
+        """Kills a worker that has too much. One job in progress: it is to blame. Several: each runs alone. None: it is replaced."""
+        if self._memory is None or worker.memory <= self._memory:
+            return
+        begun = [note.ticket for note in worker.notes.in_progress() if note.ticket in worker.claims]
+        had, allowed = (f"{number / 2**20:,.0f} MiB" for number in (worker.memory, self._memory))
+        detail = f"it had {had} of memory, and CLUSTER_WORKER_MEMORY allows {allowed}"
+        worker.kill(Kill("memory", begun[0] if len(begun) == 1 else None, detail) if begun else RECYCLED)
+
+    def _end(self, worker: WorkerProcess, kill: Kill, now: float) -> None:
+        """Kills it once it has written down where its threads are, as long as there is still reason to. The first reason stands."""
+        first, since = worker.doomed or (kill, -FORGOTTEN)
+        if not _has_a_thread(worker, kill.ticket):
+            worker.kill(kill)
+        elif now > since + FORGOTTEN or first.ticket not in worker.claims:
+            worker.doomed = kill, now
+            worker.stacks.ask(worker.pid)
+        elif (stacks := worker.stacks.read()) or now > since + LAST_STACKS:
+            worker.kill(first._replace(detail=stacks))
+
     def _check_stops(self, worker: WorkerProcess, now: float) -> None:
         """Kills a worker whose job was told to stop and did not. One that has not begun goes back when the worker gets to it."""
         if not worker.stops:
@@ -253,7 +292,7 @@ class Pool:
             if ticket not in worker.claims:
                 del worker.stops[ticket]
             elif now > deadline and ticket in begun:
-                worker.kill(Kill(reason, ticket))
+                self._end(worker, Kill(reason, ticket), now)
 
     def _check_timeouts(self, worker: WorkerProcess, now: float) -> None:
         """Kills a worker whose job overran its timeout and did not stop, or holds the loop for good."""
@@ -261,15 +300,23 @@ class Pool:
         turned = worker.last_sign
         if turned and now - turned > BLOCKED and worker.claims:
             # Without a holder it is something that a job left on the loop, or the process is stopped: no job is to blame.
-            worker.kill(Kill("blocked", holder.ticket if holder is not None else None))
+            self._end(worker, Kill("blocked", holder.ticket if holder is not None else None), now)
         for note in worker.notes.in_progress():
             claim = worker.claims.get(note.ticket)
             timeout = claim.job_type.timeout if claim is not None else None
             if timeout is not None and now > note.begun + timeout + STOP_GRACE:
                 # Its neighbour may be to blame: one that holds the loop keeps everybody's timers from firing.
                 if holder is not None and holder.ticket != note.ticket and now - turned > STOP_GRACE:
-                    worker.kill(Kill("blocked", holder.ticket))
-                worker.kill(Kill("timed_out", note.ticket))
+                    self._end(worker, Kill("blocked", holder.ticket), now)
+                self._end(worker, Kill("timed_out", note.ticket), now)
+
+
+def _has_a_thread(worker: WorkerProcess, ticket: int | None) -> bool:
+    """An async job that waits has none: stacks would not show it."""
+    claim, holder = worker.claims.get(ticket or 0), worker.notes.on_stack()
+    return claim is not None and (
+        not claim.job_type.definition.is_async or (holder is not None and holder.ticket == ticket)
+    )
 
 
 HUNG = Kill("hung", None)

@@ -35,12 +35,14 @@ LAST_WORDS = 0.2
 class Kill(NamedTuple):
     """Why the node kills a worker, and the ticket of the attempt on whose account; its neighbours are released.
 
-    reason: timed_out, cancelled, released, blocked (its job held the loop for too long), fenced, forkserver_died, hung (it does
-    not come up), replaced (its plain job was stopped half-way), or recycled. ticket None: on nobody's account.
+    reason: timed_out, cancelled, released, blocked (its job held the loop for too long), memory (it has too much), fenced,
+    forkserver_died, hung (it does not come up), replaced (its plain job was stopped half-way), or recycled. ticket None: on
+    nobody's account. detail: how much memory; of the first four, where its threads were.
     """
 
     reason: str
     ticket: int | None
+    detail: str = ""
 
 
 class WorkerProcess:
@@ -74,6 +76,8 @@ class WorkerProcess:
         """Attempts, by ticket, told to stop: until when, and why. Past that time the process is killed."""
         self.overrun: asyncio.TimerHandle | None = None
         """When the job that it performs in its main thread has used up its time. Written by the placement."""
+        self.doomed: tuple[Kill, float] | None = None
+        """Why it is about to be killed, and since when: it is writing down where it is. Written by the pool."""
         self.blocked_ticket: int | None = None
         """The job of which the log has been told that it holds the loop."""
         self.peak_memory = 0
@@ -197,7 +201,7 @@ class WorkerProcess:
     def cause_of_death(self) -> str:
         """The ended process in words: signal or exit code, likely cause, peak memory."""
         if self.kill_reason is not None:
-            return "killed by its node"
+            return self.kill_reason.detail if self.kill_reason.reason == "memory" else "killed by its node"
         if self.garbage:
             return f"killed by its node, to which it sent what no worker sends ({self.garbage})"
         code = self._process.exitcode

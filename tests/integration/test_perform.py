@@ -746,6 +746,9 @@ def test_neighbours_of_a_job_stuck_in_native_code_lose_no_attempt(
     stuck = ended(db, "stuck_async_jobs", insert(db, "stuck_async_jobs"))
     gate.open()
     assert (stuck.status, stuck.crashes_count) == ("timed_out", 0)
+    first, *stacks = stuck.last_error.splitlines()
+    assert first == "timed out after 0.2 s; it did not stop, so its process was killed; it was here:"
+    assert any("in perform" in line for line in stacks)
     (seen,) = notes(db, "StuckAsyncJob", stuck.id)
     rows = [ended(db, "gate_jobs", job_id) for job_id in neighbours]
     assert [(row.status, row.attempts_count, row.crashes_count) for row in rows] == [("succeeded", 1, 0)] * 4

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cluster.cpus import available_cpus
+from cluster.container import available_cpus, memory_limit, worker_processes, worker_share
 from cluster.errors import ExitCode, SettingsError
 from cluster.settings import Settings, database_url, load_settings, mask_url
 
@@ -399,6 +399,52 @@ def test_processes_default_to_the_cpus_of_the_container(
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(8)), raising=False)
     assert available_cpus(write(tmp_path, files)) == cpus
+
+
+MIB = 2**20
+HALF_A_GIB = {"sys/fs/cgroup/memory.max": str(512 * MIB)}
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        (V2 | {"sys/fs/cgroup/memory.max": "max"}, None),
+        (V2 | HALF_A_GIB, 512 * MIB),
+        (V2 | HALF_A_GIB | {"sys/fs/cgroup/app.slice/memory.max": str(300 * MIB)}, 300 * MIB),
+        (V1, None),
+        ({"proc/self/cgroup": "4:memory:/docker/abc", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{400 * MIB}"}, 400 * MIB),
+        ({"proc/self/cgroup": "4:memory:/", "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+    ],
+)  # fmt: skip
+def test_the_memory_of_the_container_is_known(tmp_path: Path, files: dict[str, str], limit: int | None) -> None:
+    assert memory_limit(write(tmp_path, files)) == limit
+
+
+def test_a_container_with_little_memory_does_not_start_a_process_for_each_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(64)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    root = write(tmp_path, V2 | HALF_A_GIB)
+    assert worker_processes(root) == 3
+    assert worker_share(3, root) == 128 * MIB
+    assert worker_share(1, root) == 384 * MIB
+    assert worker_share(4, root) is None  # too little to hold jobs to: the kernel's limit is the only one
+
+
+def test_memory_follows_the_container_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.container.memory_limit", lambda _root: 1024 * MIB)
+    found = load_settings({"CLUSTER_PROCESSES": "2"})
+    assert (found.worker_memory, found.recycle_memory) == (448 * MIB, 448 * MIB * 4 // 5)
+    found = load_settings({"CLUSTER_PROCESSES": "2", "CLUSTER_WORKER_MEMORY": "1GiB", "CLUSTER_RECYCLE_MEMORY": "2GiB"})
+    assert (found.worker_memory, found.recycle_memory) == (1024 * MIB, 2048 * MIB)
+
+
+def test_without_a_limit_of_a_container_there_is_none_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.container.memory_limit", lambda _root: None)
+    found = load_settings({})
+    assert (found.worker_memory, found.recycle_memory) == (None, None)
 
 
 def test_a_stranger_among_the_variables_is_named_and_not_refused() -> None:
