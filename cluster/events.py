@@ -56,8 +56,16 @@ def job_metric_refused(name: str, why: str) -> None:
     log.error("job_metric_refused", metric=name, why=why, hint="it is not on /metrics; the jobs go on")
 
 
-def reload_refused() -> None:
-    log.warning("reload_refused", hint="job code is loaded once: restart the node")
+def reloaded(new: list[str]) -> None:
+    """Job code. new: classes that the node did not have when it started."""
+    metrics.reloads.labels("done").inc()
+    more = {"not_served": new, "hint": "restart the node to perform these"} if new else {}
+    log.info("reloaded", **more)
+
+
+def reload_failed(why: str) -> None:
+    metrics.reloads.labels("failed").inc()
+    log.error("reload_failed", why=why, hint="the node goes on with the code that it has")
 
 
 def table_missing(job_type: str, table: str) -> None:

@@ -16,7 +16,9 @@ A claim that is with a worker has a ticket, a number that is never used again: i
         ("return", None)                  give back everything that has not begun
     worker -> coordinator
         ("importing", module)             begins to import a module with jobs; before "ready"
-        ("ready", threads)                the process can perform jobs; threads: of the forkserver, after its imports
+        ("unfit", why)                    its job classes can't be imported, or are not those that it was told; before its end
+        ("ready", threads, [name])        the process can perform jobs; threads: of the forkserver, after its imports; name: of
+                                          each job class that it has found
         ("succeeded", array)              attempts that went as most do: of each ticket, begun and ended, as floats;
                                           CLOCK_MONOTONIC seconds
         ("done", [report])                others, see Report

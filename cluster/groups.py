@@ -37,11 +37,11 @@ class Orphans:
         self._is_init = os.getpid() == 1
         self._seen: set[int] = set()
 
-    def reap(self, own: int | None) -> None:
-        """Waits for those that had ended at the last call already. own: a child that somebody else waits for."""
+    def reap(self, own: set[int | None]) -> None:
+        """Waits for those that had ended at the last call already. own: children that somebody else waits for."""
         if not self._is_init:
             return
-        ended = {pid for pid in children(1) if pid != own and _is_zombie(pid)}
+        ended = {pid for pid in children(1) if pid not in own and _is_zombie(pid)}
         for pid in ended & self._seen:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)

@@ -43,6 +43,7 @@ set_aside = Counter(
     "cluster_jobs_set_aside", "Rows whose trigger or constraint refuses the cluster's update", ["job_type"]
 )
 worker_exits = Counter("cluster_worker_exits", "Worker processes that ended", ["reason"])
+reloads = Counter("cluster_reloads", "Times that job code was to be loaded anew", ["result"])
 rings = Counter("cluster_doorbell_rings", "Notifications that woke this node")
 listener_reconnects = Counter("cluster_listener_reconnects", "Times the listening connection was made anew")
 
@@ -120,6 +121,8 @@ def show_at_zero(job_types: Sequence[str]) -> None:
         claims_lost.labels(job_type)
     for reason in ("crashed", "blocked", "memory", "hung", "forkserver_died"):
         worker_exits.labels(reason)
+    for result in ("done", "failed"):
+        reloads.labels(result)
 
 
 class ClusterWide(Collector):

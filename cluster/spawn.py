@@ -7,7 +7,10 @@ import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from cluster.job_shape import Shape
 
 PRELOAD_MODULE = "cluster.worker.preload"
 PRELOAD_VARIABLE = "_JOBCLUSTER_PRELOAD"
@@ -30,13 +33,13 @@ STACK_SIGNAL: int = _REAL_TIME - 2 if _REAL_TIME else signal.SIGUSR1
 class WorkerOptions:
     """What a worker process is told at its start. Plain data: it is pickled.
 
-    jobs: class names in the order in which frames number them. parent: pid of the coordinator. stacks: file for the stacks of its
+    jobs: the classes in the order in which frames number them. parent: pid of the coordinator. stacks: file for the stacks of its
     threads; empty: none.
     """
 
     modules: tuple[str, ...]
     app_dir: Path
-    jobs: tuple[str, ...]
+    jobs: tuple[Shape, ...]
     slots: int
     log_format: Literal["console", "json"]
     log_level: str

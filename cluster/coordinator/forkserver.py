@@ -1,6 +1,7 @@
 """The process from which workers are forked: its preloading, and the time at which the kernel is to end it.
 
-Owned by the pool. multiprocess keeps one forkserver per process and starts a new one when it has died.
+Owned by the pool, which has a second one while job code is loaded anew. multiprocess knows one only, and starts another when it
+has died: here each has its threads, and which one a process is forked from goes by the thread that starts it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,6 +30,27 @@ from cluster.spawn import (
 )
 
 _DEADLINE = struct.Struct("=d")
+_STARTING = threading.Lock()
+_of_thread = threading.local()
+
+
+def _connect_to_new_process(fds: list[int]) -> tuple[int, int]:
+    pair: tuple[int, int] = _of_thread.server.connect_to_new_process(fds)
+    return pair
+
+
+forkserver.connect_to_new_process = _connect_to_new_process
+
+
+class _Server(forkserver.ForkServer):  # type: ignore[misc] # multiprocess has no types
+    """Hands its plan to each process that it starts: they inherit the environment."""
+
+    plan = ""
+
+    def ensure_running(self) -> None:
+        with _STARTING:
+            os.environ[PRELOAD_VARIABLE] = self.plan
+            super().ensure_running()
 
 
 class Forkserver:
@@ -37,7 +60,9 @@ class Forkserver:
         self.context: Any = multiprocess.get_context("forkserver")
         self.preloads = True
         """Job modules are imported once, in the forkserver; False: in every worker, since importing them starts threads."""
-        self.threads = ThreadPoolExecutor(max_workers=processes, thread_name_prefix="start")
+        self._server = _Server()
+        self._server.set_forkserver_preload([PRELOAD_MODULE])
+        self.threads = ThreadPoolExecutor(processes, "start", lambda: setattr(_of_thread, "server", self._server))
         """Where processes are started: that waits for the forkserver's imports, for which nothing else should wait."""
         self._options = options
         self._lease: Lease | None = None
@@ -45,13 +70,12 @@ class Forkserver:
         """Pid of the forkserver that is known to listen to signals: before, FENCE_SIGNAL would end it."""
         self._memory = os.memfd_create("jobcluster-fence") if sys.platform == "linux" else -1
         self._write(0.0)
-        self.context.set_forkserver_preload([PRELOAD_MODULE])
         self._plan()
 
     @property
     def pid(self) -> int | None:
         """None: not started yet."""
-        pid: int | None = forkserver._forkserver._forkserver_pid
+        pid: int | None = self._server._forkserver_pid
         return pid
 
     def fence(self, lease: Lease) -> None:
@@ -90,11 +114,19 @@ class Forkserver:
         """Starts it anew without the job modules: forking a process with threads is not safe."""
         self.preloads = False
         self._plan()
-        forkserver._forkserver._stop()
+        self._server._stop()
+
+    def stop(self) -> None:
+        """For good: no worker of it is left. Waits for its end, a moment."""
+        self._server._stop()
+        self.threads.shutdown(wait=False)
+        if self._memory >= 0:
+            os.close(self._memory)
+            self._memory = -1
 
     def _plan(self) -> None:
         memory = f"/proc/{os.getpid()}/fd/{self._memory}" if self._memory >= 0 else ""
-        os.environ[PRELOAD_VARIABLE] = json.dumps({
+        self._server.plan = json.dumps({
             "modules": self._options.modules if self.preloads else [],
             "app_dir": str(self._options.app_dir),
             "fence": memory,

@@ -44,6 +44,7 @@ from cluster.coordinator.trouble import Troubles
 from cluster.differences import differences
 from cluster.errors import ClusterError, DatabaseUnreachableError, SchemaMisfitError
 from cluster.job import Job, definition
+from cluster.job_shape import shape
 from cluster.neighbours import check_neighbours
 from cluster.privileges import check_privileges, quoted_table
 from cluster.settings import Settings
@@ -158,6 +159,7 @@ class Node:
         self._stops = 0
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._hangup = asyncio.Event()
         self._claims = Session(settings.read_database_url, "claim", setup=self._prepare_claims)
         self._finishes = Session(settings.read_database_url, "finish", setup=_prepare_planner)
         self._troubles = Troubles()
@@ -185,7 +187,7 @@ class Node:
         )  # fmt: skip
         self._heartbeat = Heartbeat(
             settings, _VERSION, self._by_name, self._load,
-            registered=self._registered, renewed=self._pool.forkserver.fence, fenced=self._fenced,
+            registered=self._registered, renewed=self._pool.renewed, fenced=self._fenced,
             deregistered=self._deregistered,
         )  # fmt: skip
         self._rescuer = Rescuer(self._heartbeat.session, self._finishes, self._troubles)
@@ -202,7 +204,8 @@ class Node:
 
     def _worker_options(self, app_dir: Path) -> WorkerOptions:
         return WorkerOptions(
-            modules=self._settings.jobs, app_dir=app_dir, jobs=tuple(self._by_name), slots=self._settings.concurrency,
+            modules=self._settings.jobs, app_dir=app_dir, jobs=tuple(shape(job_type.job_class) for job_type in self._types),
+            slots=self._settings.concurrency,
             log_format=self._settings.log_format, log_level=self._settings.log_level, parent=0, stacks="",
         )  # fmt: skip
 
@@ -213,7 +216,7 @@ class Node:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, events.reload_refused)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         server = serve(self._settings.http_host, self._settings.http_port, self._health)
         try:
             async with asyncio.TaskGroup() as services:
@@ -221,6 +224,7 @@ class Node:
                 others = [
                     services.create_task(self._pool.run()),
                     services.create_task(self._turn()),
+                    services.create_task(self._reload()),
                     services.create_task(repeat("finish", self._finisher.tick, self._finisher.wakeup)),
                     services.create_task(repeat("prune", self._pruner.tick, self._pruner.wakeup)),
                     services.create_task(repeat("claim", self._claimer.tick, self._claimer.wakeup)),
@@ -255,7 +259,17 @@ class Node:
     def _status(self) -> str:
         """One line for people."""
         may_claim = "may claim" if self._health.ready else "may not claim: it has no lease, or no worker"
-        return f"{self._placement.running} jobs on {self._pool.slots} slots; {may_claim}"
+        reload_error = f"; the newest code can't be used: {self._pool.reload_error}" if self._pool.reload_error else ""
+        return f"{self._placement.running} jobs on {self._pool.slots} slots; {may_claim}{reload_error}"
+
+    async def _reload(self) -> None:
+        """At each SIGHUP; at one more if any has come meanwhile."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            self._service_manager.reloading()
+            await self._pool.reload()
+            self._service_manager.reloaded()
 
     async def _drain(self) -> None:
         """Stops claiming, lets jobs end until the deadline or a second signal, then stops and releases the rest."""
@@ -346,7 +360,6 @@ class Node:
     def _fenced(self, lease: Lease) -> None:
         if self._claimer.lease is lease:
             self._claimer.lease = None
-        self._pool.forkserver.fence(lease)
         self._pool.fence(lease)
 
     def _deregistered(self) -> None:

@@ -20,6 +20,7 @@ from cluster.coordinator.placement import STOP_GRACE, Placement
 from cluster.coordinator.process import Kill, WorkerProcess
 from cluster.coordinator.recycle import Recycling
 from cluster.coordinator.system_limits import explained
+from cluster.error_text import LONGEST_LINE, shorten
 from cluster.errors import ClusterError, ExitCode
 from cluster.frames import FrameError, read_changes, read_reports, read_series, read_successes, read_tickets
 from cluster.groups import Orphans
@@ -77,7 +78,12 @@ class Pool:
         self._resized = resized
         self._boot_deadline = max(BOOT_DEADLINE, 5 * import_seconds)
         self._workers: list[WorkerProcess] = []
-        self.forkserver = Forkserver(options, processes)
+        self._forkserver = Forkserver(options, processes)
+        self._older: list[Forkserver] = []
+        """Of code that was loaded before, as long as they have workers."""
+        self._lease: Lease | None = None
+        self.reload_error = ""
+        """Why the newest code can't be used; empty: it is."""
         self.placement = Placement(self._workers, finished, room)
         self._job_metrics = JobMetrics(metrics.registry)
         self._orphans = Orphans()
@@ -101,7 +107,7 @@ class Pool:
         failures = 0
         while not self._is_stopping:
             try:
-                worker = WorkerProcess(self._options, self.forkserver, self._receive)
+                worker = WorkerProcess(self._options, self._forkserver, self._receive)
                 async with asyncio.timeout(self._boot_deadline):
                     await worker.start()
             except (OSError, EOFError) as error:
@@ -117,23 +123,23 @@ class Pool:
                 failures = 0
             elif not self._is_stopping:
                 failures += 1
-                await self._boot_failed(worker.importing, failures, hung=worker.kill_reason == HUNG)
+                await self._boot_failed(worker.importing, failures, hung=worker.kill_reason == HUNG, why=worker.unfit)
 
     async def _boot_failed(self, importing: str, failures: int, *, hung: bool, why: str = "") -> None:
-        """failures: of this place in the pool, in a row. why: the system's answer; empty: it has not refused anything.
+        """failures: of this place in the pool, in a row. why: what the system, or the worker, has said; empty: nothing.
 
         One that hangs has taken its time: if all do, none gets another try.
         """
         self._boot_failures += 1
-        module = "" if why else importing or self.forkserver.importing
+        module = importing or ("" if why else self._forkserver.importing)
         events.worker_boot_failed(self._boot_failures, module, why, hung=hung)
         if not self.is_ready and self._boot_failures >= (1 if hung or why else BOOT_FAILURES) * self._processes:
-            raise (
-                WorkerBootError(f"can't start worker processes: {why}") if why else self._boot_error(module, hung=hung)
-            )
+            raise self._boot_error(module, why, hung=hung)
         await asyncio.sleep(min(LONGEST_BOOT_PAUSE, FIRST_BOOT_PAUSE * 2.0 ** (failures - 1)))
 
-    def _boot_error(self, module: str, *, hung: bool) -> WorkerBootError:
+    def _boot_error(self, module: str, why: str, *, hung: bool) -> WorkerBootError:
+        if why:
+            return (WorkerImportError if module else WorkerBootError)(f"can't start worker processes: {why}")
         if hung and module:
             return WorkerImportError(
                 f"can't import {module} in a worker process: it has not come back for {self._boot_deadline:g} s;"
@@ -175,13 +181,68 @@ class Pool:
         """A worker is up."""
         return any(worker.is_up for worker in self._workers)
 
+    def renewed(self, lease: Lease) -> None:
+        """The kernel is to end the workers when this lease is over."""
+        self._lease = lease
+        for found in (self._forkserver, *self._older):
+            found.fence(lease)
+
     def fence(self, lease: Lease) -> None:
         """The lease is over: kills whatever runs under it, at once. Others may have the jobs; nothing is told of them."""
+        self.renewed(lease)
         self.placement.forget(lease)
         for worker in self._workers:
             if any(claim.lease is lease for claim in worker.claims.values()):
                 worker.kill(Kill("fenced", None))
                 worker.claims.clear()
+
+    # --- new code ---
+
+    async def reload(self) -> None:
+        """Imports the job modules anew, in a forkserver of their own. If that works, workers are replaced after their jobs, one by
+        one; else all goes on as it was."""
+        made = Forkserver(self._options, self._processes)
+        if self._lease is not None:
+            made.fence(self._lease)
+        classes, self.reload_error = await self._try(made)
+        if self.reload_error:
+            events.reload_failed(self.reload_error)
+            self._older.append(made)
+        else:
+            events.reloaded(sorted({*classes}.difference(job["name"] for job in self._options.jobs)))
+            self._older.append(self._forkserver)
+            self._forkserver = made
+
+    async def _try(self, forkserver: Forkserver) -> tuple[list[str], str]:
+        """The job classes that a worker of it finds, and why it can't be used; empty: it can."""
+        worker = WorkerProcess(self._options, forkserver, self._receive)
+        try:
+            async with asyncio.timeout(self._boot_deadline):
+                await worker.start()
+                while not (worker.is_up or worker.ended.done()):
+                    await asyncio.wait([worker.ended], timeout=0.05)
+        except TimeoutError:
+            if worker.pid:
+                worker.kill(HUNG)
+            return (
+                [],
+                f"{worker.importing or forkserver.importing or 'an import'} has not come back for {self._boot_deadline:g} s",
+            )
+        except (OSError, EOFError) as error:
+            ended = f"importing {forkserver.importing or 'the job modules'} ended the process"
+            return [], (explained(error) if isinstance(error, OSError) else "") or ended
+        if worker.is_up:
+            worker.kill(RECYCLED)
+            await worker.ended
+            self._job_metrics.forget(worker)
+            return worker.classes, ""
+        return [], worker.unfit or f"importing {worker.importing} ended the process: {worker.cause_of_death()}"
+
+    def _retire(self) -> None:
+        """Ends forkservers without workers."""
+        for found in [old for old in self._older if all(worker.forkserver is not old for worker in self._workers)]:
+            self._older.remove(found)
+            asyncio.get_running_loop().run_in_executor(None, found.stop)
 
     # --- what workers say ---
 
@@ -197,7 +258,10 @@ class Pool:
                 self._job_metrics.take(worker, read_series(series), read_changes(changes))
             case ("importing", str(module)) if not worker.is_up:
                 worker.importing = module[:200]
-            case ("ready", int(threads)) if not worker.is_up:
+            case ("unfit", str(why)) if not worker.is_up:
+                worker.unfit = shorten(why, LONGEST_LINE)
+            case ("ready", int(threads), list(classes)) if not worker.is_up:
+                worker.classes = [shorten(str(name), LONGEST_LINE) for name in classes]
                 self._greet(worker, threads)
             case _:
                 raise FrameError("an unknown frame")
@@ -209,16 +273,17 @@ class Pool:
         self._make_room(worker)
         self._boot_failures = 0
         events.worker_started(worker.pid, time.monotonic() - worker.started_at)
-        if forkserver_threads > 1 and self.forkserver.preloads:
+        if forkserver_threads > 1 and worker.forkserver.preloads:
             events.preloading_stopped(forkserver_threads)
-            self.forkserver.stop_preloading()
+            worker.forkserver.stop_preloading()
         self.placement.came_up()
 
     # --- watching over them ---
 
     def _check(self, now: float) -> None:
         self.placement.give_back_stale(now)
-        self._orphans.reap(self.forkserver.pid)
+        self._orphans.reap({found.pid for found in (self._forkserver, *self._older)})
+        self._retire()
         self._recycle(now)
         for worker in self._workers:
             worker.sample(now)
@@ -234,10 +299,10 @@ class Pool:
     def _recycle(self, now: float) -> None:
         """One at a time, once all others are up: they take what this one does not."""
         all_up = len(self._workers) == self._processes and all(worker.is_up for worker in self._workers)
-        found = self._recycling.due(self._workers, now) if all_up else None
+        found = self._recycling.due(self._workers, self._forkserver, now) if all_up else None
         if found is not None:
             worker, reason = found
-            worker.is_leaving = True
+            worker.is_leaving, worker.leaving_since = True, now
             worker.send(("return", None))  # others may begin it at once
             events.worker_recycled(worker.pid, reason)
 

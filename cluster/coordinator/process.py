@@ -58,7 +58,8 @@ class WorkerProcess:
         self.is_reserved = False
         """It takes nothing until it is empty: a job that must have no neighbour waits for it."""
         self.is_leaving = False
-        """It takes nothing more, and ends once it is empty. Written by the pool."""
+        """It takes nothing more, and ends once it is empty. Written by the pool, as the time is."""
+        self.leaving_since = 0.0
         self.performed = 0
         """Attempts that it has ended. Written by the placement."""
         self.ended_jobs = 0
@@ -69,6 +70,10 @@ class WorkerProcess:
         """It can perform jobs. Written by the pool, as the rest is."""
         self.importing = ""
         """The job module that it imports, before it is up."""
+        self.unfit = ""
+        """Why its job classes are not those that this node needs; empty: it has not said so."""
+        self.classes: list[str] = []
+        """Names of the job classes that it has found, once it is up."""
         self.kill_reason: Kill | None = None
         self.garbage = ""
         """What is wrong with what it sent; empty: nothing."""
@@ -101,7 +106,7 @@ class WorkerProcess:
         self._process = forkserver.context.Process(
             target=worker, args=(options, self._theirs, self._array), daemon=False
         )
-        self._forkserver = forkserver
+        self.forkserver = forkserver
         self._oom_kills = oom_kills()
 
     async def start(self) -> None:
@@ -110,17 +115,17 @@ class WorkerProcess:
         TimeoutError from around it, or any other cancellation: the forkserver is ended, since it may hang in an import.
         """
         loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(self._forkserver.threads, self._process.start)
+        starting = loop.run_in_executor(self.forkserver.threads, self._process.start)
         try:
             await asyncio.shield(starting)
-            self.forked_from = self._forkserver.pid
-            self._forkserver.forked(self.forked_from)  # a worker may import for longer than the lease
+            self.forked_from = self.forkserver.pid
+            self.forkserver.forked(self.forked_from)  # a worker may import for longer than the lease
             self._theirs.close()
             self._ours.setblocking(False)
             await loop.create_unix_connection(lambda: self._channel, sock=self._ours)
         except asyncio.CancelledError:
             while not starting.done():  # the thread may have been about to start another one
-                self._forkserver.kill()
+                self.forkserver.kill()
                 await asyncio.wait([starting], timeout=0.1)
             self.stacks.close()
             with contextlib.suppress(OSError, EOFError):

@@ -46,6 +46,16 @@ class ServiceManager:
         if status != self._status and now - self._status_at >= STATUS_INTERVAL and self._tell(f"STATUS={status}"):
             self._status, self._status_at = status, now
 
+    def reloading(self) -> None:
+        """Job code is loaded anew; until `reloaded`."""
+        if self._knows_ready:
+            self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        """It was, or could not be: the status says so."""
+        self._knows_ready = self._knows_ready and self._tell("READY=1")
+        self._status_at = 0.0
+
     def stopping(self, status: str) -> None:
         """The node drains."""
         self._tell(f"STOPPING=1\nSTATUS={status}")

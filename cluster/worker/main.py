@@ -8,6 +8,7 @@ import faulthandler
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import structlog
 import uvloop
 
 from cluster.discovery import import_jobs
+from cluster.errors import ExitCode, JobImportError
 from cluster.frames import for_coordinator
 from cluster.groups import lead_group
-from cluster.job import definition
+from cluster.job import Job, definition
+from cluster.job_shape import check_shapes
 from cluster.logs import configure_logs
 from cluster.notes import Notes
 from cluster.spawn import STACK_SIGNAL, WorkerOptions
@@ -39,15 +42,13 @@ def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
     _write_stacks_to(options.stacks)
     configure_logs(options.log_format, options.log_level)
     report_values()
-    found = import_jobs(
-        options.modules, options.app_dir, lambda name: connection.sendall(for_coordinator(("importing", name)))
-    )
+    classes = _import(options, lambda *frame: connection.sendall(for_coordinator(frame)))
     _reseed()
-    classes = {definition(cls).name: cls for cls in found}
-    performers = [Performer.of(classes[name]) for name in options.jobs]
+    performers = [Performer.of(classes[job["name"]]) for job in options.jobs]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         try:
             runner = loop.run(_connect(performers, connection, Notes(array, options.slots), options.slots))
+            runner.channel.send(("ready", preload.threads, list(classes)))
             while loop.run(runner.run()):
                 runner.perform_in_main()  # while no loop runs: a plain job may have one of its own
         except BaseException:  # a task of a job's own may end the loop, by SystemExit
@@ -57,11 +58,21 @@ def main(options: WorkerOptions, connection: socket.socket, array: Any) -> None:
     os._exit(0)  # threads of jobs, and what they left behind, must not hold the process
 
 
+def _import(options: WorkerOptions, tell: Callable[..., None]) -> dict[str, type[Job]]:
+    """The job classes by name. Ends the process if they are not what its coordinator needs, which may have other code."""
+    try:
+        found = import_jobs(options.modules, options.app_dir, lambda name: tell("importing", name))
+        check_shapes(found, options.jobs)
+    except JobImportError as error:
+        tell("unfit", str(error))
+        os._exit(ExitCode.JOBS_NOT_IMPORTABLE)
+    return {definition(job_class).name: job_class for job_class in found}
+
+
 async def _connect(performers: list[Performer], connection: socket.socket, notes: Notes, slots: int) -> Runner:
     runner = Runner(performers, notes, slots)
     connection.setblocking(False)
     await asyncio.get_running_loop().create_unix_connection(lambda: runner.channel, sock=connection)
-    runner.channel.send(("ready", preload.threads))
     return runner
 
 

@@ -83,6 +83,19 @@ def test_a_node_tells_that_it_is_ready_what_it_does_and_that_it_stops(manager: M
     assert node.wait_exit() == 0
 
 
+def test_a_reload_is_told_from_its_beginning_to_its_end(manager: Manager, run_node: RunNode) -> None:
+    node = run_node(SOURCE, processes=1)
+    manager.hear("READY=1")
+    node.hang_up()
+    manager.hear("RELOADING=1")
+    manager.hear("READY=1")
+    (node.app_dir / "jobs" / "__init__.py").write_text("import nothing_of_the_kind\n")
+    node.hang_up()
+    manager.hear("RELOADING=1")
+    manager.hear("READY=1")
+    assert "the newest code can't be used: can't import jobs: ModuleNotFoundError" in manager.hear("STATUS=")
+
+
 def test_the_watchdog_starves_while_the_loop_stands_still(manager: Manager, run_node: RunNode) -> None:
     node = run_node(SOURCE, processes=1)
     manager.hear("WATCHDOG=1")
@@ -212,7 +225,7 @@ def test_the_units_are_sound_and_give_a_node_little() -> None:
     units = [str(path) for path in [*UNITS.glob("*.service"), *UNITS.glob("*.slice")]]
     verify = ["systemd-analyze", "verify", "--man=no", *units]
     said = subprocess.run(verify, check=False, capture_output=True, text=True).stderr
-    assert not [line for line in said.splitlines() if "/opt/jobcluster/bin/cluster" not in line]
+    assert not [line for line in said.splitlines() if "/opt/jobcluster/bin/jobcluster" not in line]
     judge = ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=12"]
     for unit in UNITS.glob("*.service"):
         judged = subprocess.run([*judge, str(unit)], check=False, capture_output=True, text=True)

@@ -78,6 +78,10 @@ class NodeProcess:
         """SIGTERM, without waiting for what follows."""
         self._popen.send_signal(signal.SIGTERM)
 
+    def hang_up(self) -> None:
+        """SIGHUP: it loads job code anew."""
+        self._popen.send_signal(signal.SIGHUP)
+
     def wait_exit(self, timeout: float = 20) -> int:
         """The exit code; negative: the signal that ended it."""
         try:
@@ -130,6 +134,11 @@ class NodeProcess:
         everyone = list(_processes())
         children = {process.pid for process in everyone if process.parent == self._popen.pid}
         return [process.pid for process in everyone if process.parent in children]
+
+    def forkservers(self) -> list[int]:
+        """One, but for the time in which job code is loaded anew."""
+        children = [process.pid for process in _processes() if process.parent == self._popen.pid]
+        return [pid for pid in children if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def log(self, event: str | None = None) -> list[dict[str, Any]]:
         """Log lines so far, all or those of one event. A line that is not JSON becomes {"event": line}."""

@@ -23,7 +23,7 @@ if child == 0:
 os.waitpid(child, 0)
 end = time.monotonic() + 20
 while children(1):
-    orphans.reap(None)
+    orphans.reap(set())
     assert time.monotonic() < end
 """
 
@@ -38,5 +38,5 @@ def test_another_process_leaves_its_children_to_those_who_wait_for_them() -> Non
         orphans = Orphans()
         assert program.pid in children(os.getpid())
         for _ in range(3):
-            orphans.reap(None)
+            orphans.reap(set())
         assert program.wait(20) == 7

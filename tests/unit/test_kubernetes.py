@@ -393,7 +393,7 @@ def test_the_image_is_what_the_pods_expect() -> None:
     for pod in pods("overlays/small"):
         context = pod["spec"]["securityContext"]
         assert (context["runAsUser"], context["runAsGroup"]) == (int(user), int(group))
-    assert CONTAINERFILE.endswith('ENTRYPOINT ["cluster"]\nCMD ["run"]\n')
+    assert CONTAINERFILE.endswith('ENTRYPOINT ["jobcluster"]\nCMD ["run"]\n')
     assert "\nARG BASE=docker.io/library/python:3.11-slim-bookworm\n" in CONTAINERFILE
 
 
