@@ -21,6 +21,7 @@ from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, errors, sq
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from cluster import tracing
 from cluster.backoff import LONGEST_DELAY
 from cluster.columns import Column
 from cluster.configuration import default_database_url
@@ -47,14 +48,9 @@ def enqueue(
     """
     _check_job(job, "perform_later")
     given = _Given.checked(delay, run_at, queue, priority)
-    columns = definition(type(job)).columns
-    values = [column.value(getattr(job, column.name)) for column in columns]
-    values += [value for value in given if value is not None]
-    names = (*definition(type(job)).column_names, *given.columns)
-    statement = _insert_statement(definition(type(job)).table, names, delayed=delay is not None)
     if isinstance(_usable(connection), AsyncConnection):
-        return _insert_async(cast("AsyncConnection[Any]", connection), job, statement, values)
-    return _insert(cast("Connection[Any]", connection), job, statement, values)
+        return _insert_async(cast("AsyncConnection[Any]", connection), job, given)
+    return _insert(cast("Connection[Any]", connection), job, given)
 
 
 def enqueue_many(
@@ -251,8 +247,9 @@ def _class_of_first(jobs: Iterable[Job]) -> tuple[type[Job] | None, Iterable[Job
 
 
 class _Given(NamedTuple):
-    """What the caller decided for standard columns; None is left to their defaults."""
+    """What is decided for standard columns; None is left to their defaults. traceparent: of the caller's span."""
 
+    traceparent: str | None
     queue: str | None
     priority: int | None
     run_at: datetime | None
@@ -275,11 +272,13 @@ class _Given(NamedTuple):
             raise EnqueueError(f"run_at is a datetime with a time zone, not {run_at!r}")
         if run_at is not None and run_at.utcoffset() is None:
             raise EnqueueError(f"run_at {run_at!s} has no time zone: add one, such as datetime(…, tzinfo=timezone.utc)")
-        return cls(queue, priority, run_at, None if delay is None else min(delay, timedelta(seconds=LONGEST_DELAY)))
+        return cls(
+            None, queue, priority, run_at, None if delay is None else min(delay, timedelta(seconds=LONGEST_DELAY))
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
-        names = ("queue", "priority", "run_at", "run_at")
+        names = (tracing.COLUMN, "queue", "priority", "run_at", "run_at")
         return tuple(name for name, value in zip(names, self, strict=True) if value is not None)
 
 
@@ -298,19 +297,33 @@ def _listed(columns: tuple[str, ...]) -> str:
     return f" ({', '.join(sql.Identifier(column).as_string() for column in columns)})" if columns else ""
 
 
-def _insert(connection: Connection[Any], job: JobT, statement: LiteralString, values: list[Any]) -> JobT:
+def _insert(connection: Connection[Any], job: JobT, given: _Given) -> JobT:
     # A cursor of ours: the connection's own may take other placeholders or return other rows.
-    with _Explained(type(job), values), Cursor(connection, row_factory=tuple_row) as cursor:
-        return _inserted(job, cursor.execute(statement, values).fetchone())
+    with _Explained(type(job)) as explained, Cursor(connection, row_factory=tuple_row) as cursor:
+        if _must_ask(type(job)):
+            _note(type(job), cursor.execute(*_question(type(job))).fetchone())
+        statement, explained.row = _insert_of(job, _traced(type(job), given))
+        return _inserted(job, cursor.execute(statement, explained.row).fetchone())
 
 
-async def _insert_async(
-    connection: AsyncConnection[Any], job: JobT, statement: LiteralString, values: list[Any]
-) -> JobT:
-    with _Explained(type(job), values):
+async def _insert_async(connection: AsyncConnection[Any], job: JobT, given: _Given) -> JobT:
+    with _Explained(type(job)) as explained:
         async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
-            await cursor.execute(statement, values)
+            if _must_ask(type(job)):
+                await cursor.execute(*_question(type(job)))
+                _note(type(job), await cursor.fetchone())
+            statement, explained.row = _insert_of(job, _traced(type(job), given))
+            await cursor.execute(statement, explained.row)
             return _inserted(job, await cursor.fetchone())
+
+
+def _insert_of(job: Job, given: _Given) -> tuple[LiteralString, list[Any]]:
+    """The statement and its parameters."""
+    made = definition(type(job))
+    values = [column.value(getattr(job, column.name)) for column in made.columns]
+    values += [value for value in given if value is not None]
+    statement = _insert_statement(made.table, (*made.column_names, *given.columns), delayed=given.delay is not None)
+    return statement, values
 
 
 def _inserted(job: JobT, row: tuple[Any, ...] | None) -> JobT:
@@ -332,6 +345,9 @@ def _copy(connection: Connection[Any], job_class: type[JobT], jobs: Iterable[Job
     with _Explained(job_class) as explained, together, Cursor(connection, row_factory=tuple_row) as cursor:
         if given.delay is not None:
             given = _at(given, cursor.execute(_LATER, [given.delay]).fetchone())
+        if _must_ask(job_class):
+            _note(job_class, cursor.execute(*_question(job_class)).fetchone())
+        given = _traced(job_class, given)
         statement = _copy_statement(job_class, given.columns)
         for rows in _batches(job_class, jobs, given):
             with cursor.copy(statement) as copying:
@@ -351,6 +367,10 @@ async def _copy_async(
             if given.delay is not None:
                 await cursor.execute(_LATER, [given.delay])
                 given = _at(given, await cursor.fetchone())
+            if _must_ask(job_class):
+                await cursor.execute(*_question(job_class))
+                _note(job_class, await cursor.fetchone())
+            given = _traced(job_class, given)
             statement = _copy_statement(job_class, given.columns)
             for rows in _batches(job_class, jobs, given):
                 async with cursor.copy(statement) as copying:
@@ -395,6 +415,37 @@ def _parts(jobs: Iterable[JobT]) -> Iterator[list[JobT]]:
 def _values(column: Column, jobs: Sequence[JobT]) -> Iterable[Any]:
     values = map(attrgetter(column.name), jobs)
     return values if column.to_database is None else map(column.value, values)
+
+
+# --- traces ---
+
+_takes_traces: dict[str, bool] = {}
+"""Whether a table has a column for them that this role may write, by its name in the class. Asked once, by the first who traces."""
+
+
+def _must_ask(job_class: type[Job]) -> bool:
+    return tracing.current_traceparent() is not None and definition(job_class).table not in _takes_traces
+
+
+def _question(job_class: type[Job]) -> tuple[LiteralString, list[str]]:
+    return _ASKED, [tracing.COLUMN, identifier(definition(job_class).table).as_string()]
+
+
+_ASKED = """
+SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = found.oid AND attname = %s AND NOT attisdropped
+               AND has_column_privilege(found.oid, attnum, 'INSERT'))
+FROM (SELECT to_regclass(%s) AS oid) AS found WHERE found.oid IS NOT NULL"""
+
+
+def _note(job_class: type[Job], row: tuple[Any, ...] | None) -> None:
+    """None: there is no such table yet."""
+    if row is not None:
+        _takes_traces[definition(job_class).table] = row[0]
+
+
+def _traced(job_class: type[Job], given: _Given) -> _Given:
+    takes = _takes_traces.get(definition(job_class).table, False)
+    return given._replace(traceparent=tracing.current_traceparent()) if takes else given
 
 
 # --- refusals ---

@@ -23,6 +23,7 @@ A claim that is with a worker has a ticket, a number that is never used again: i
                                           CLOCK_MONOTONIC seconds
         ("done", [report])                others, see Report
         ("returned", [ticket])            never begun, no longer held
+        ("exemplars", [example])          attempts whose trace is worth a look, see Example; once a second
         ("metrics", [series], [change])   of job code, see Series and `read_changes`; sent before the reports of the attempts that
                                           changed them
 """
@@ -36,6 +37,7 @@ import marshal
 import math
 import operator
 import os
+import re
 import struct
 import time
 from array import array
@@ -48,6 +50,7 @@ from cluster.error_text import LONGEST
 STATUSES = frozenset({"succeeded", "failed", "timed_out", "cancelled", "retry", "scheduled", "not_started"})
 OUTCOMES = STATUSES - {"scheduled", "not_started"} | {"snoozed", "released", "crashed"}
 KINDS = frozenset({"counter", "gauge", "histogram", "summary"})
+_TRACE_ID = re.compile("[0-9a-f]{32}", re.ASCII)
 _FLOATS = b"\0"
 """Before the numbers of a frame that is not JSON."""
 LARGEST_FRAME = 16 * 2**20
@@ -74,6 +77,16 @@ class Report(NamedTuple):
     crashes: int
     begun: float
     ended: float
+
+
+class Example(NamedTuple):
+    """An attempt that stands for others of its job type, queue and outcome, on the wire as a list. seconds: that it took."""
+
+    job_type: str
+    queue: str
+    outcome: str
+    trace_id: str
+    seconds: float
 
 
 class Series(NamedTuple):
@@ -172,6 +185,24 @@ def _is_bound(text: str | None) -> bool:
         return not math.isnan(float(text or 0))
     except ValueError:
         return False
+
+
+def read_examples(value: object) -> list[Example]:
+    """From an "exemplars" frame. FrameError: it is none."""
+    if type(value) is not list:
+        raise FrameError("exemplars")
+    return [_read_example(item) for item in value]
+
+
+def _read_example(item: object) -> Example:
+    if type(item) is not list or len(item) != len(Example._fields) or not _are_texts(item[:4]):
+        raise FrameError("an exemplar")
+    example = Example._make(item)
+    if example.outcome not in OUTCOMES or not _TRACE_ID.fullmatch(example.trace_id):
+        raise FrameError("an outcome, or a trace")
+    if type(example.seconds) is not float or not 0 <= example.seconds < math.inf:
+        raise FrameError("the time of an exemplar")
+    return example
 
 
 def read_changes(value: object) -> list[tuple[int, float]]:

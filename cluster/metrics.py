@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client import values as value_classes
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
 """1 ms to 1 h: waiting and running."""
@@ -75,6 +77,8 @@ class BatchHistogram(Collector):
         self._labels = labels
         self._bounds = bounds
         self._series: dict[tuple[str, ...], tuple[list[int], list[float]]] = {}
+        self._exemplars: dict[tuple[tuple[str, ...], int], Exemplar] = {}
+        """By labels and number of the bucket."""
         registry.register(self)
 
     def observe(self, labels: tuple[str, ...], values: Sequence[float]) -> None:
@@ -84,6 +88,12 @@ class BatchHistogram(Collector):
             counts[bisect_left(bounds, value)] += 1
         total[0] += sum(values)
 
+    def exemplify(self, labels: tuple[str, ...], value: float, trace_id: str) -> None:
+        """The last one of each bucket is kept."""
+        if labels in self._series:
+            exemplar = Exemplar({"trace_id": trace_id}, value, time.time())
+            self._exemplars[labels, bisect_left(self._bounds, value)] = exemplar
+
     def describe(self) -> list[Metric]:
         return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]
 
@@ -92,12 +102,23 @@ class BatchHistogram(Collector):
         for labels, (counts, total) in list(self._series.items()):
             upto = list(accumulate(counts))
             bounds = [*(repr(float(bound)) for bound in self._bounds), "+Inf"]
-            family.add_metric(labels, list(zip(bounds, upto, strict=True)), total[0])
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+            for number, (bound, count) in enumerate(zip(bounds, upto, strict=True)):
+                example = self._exemplars.get((labels, number))
+                buckets.append((bound, count) if example is None else (bound, count, example))
+            family.add_metric(labels, buckets, total[0])
         yield family
 
 
 wait_seconds = BatchHistogram("cluster_job_wait_seconds", "From due to started", ["job_type", "queue"], SECONDS)
 run_seconds = BatchHistogram("cluster_job_run_seconds", "Of one attempt", ["job_type", "queue", "outcome"], SECONDS)
+
+
+def exemplify(job_type: str, queue: str, outcome: str, trace_id: str, seconds: float) -> None:
+    """An attempt, with the trace that shows what it did."""
+    run_seconds.exemplify((job_type, queue_label(queue.encode()), outcome), seconds, trace_id)
+
+
 claim_seconds = Histogram("cluster_claim_seconds", "Round trip of one claim", buckets=DATABASE_SECONDS)
 finish_seconds = Histogram("cluster_finish_seconds", "Round trip of one batch of outcomes", buckets=DATABASE_SECONDS)
 claim_batch = Histogram(

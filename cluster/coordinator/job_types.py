@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 from psycopg import AsyncConnection
 
-from cluster import events, statements, tables
+from cluster import events, statements, tables, tracing
 from cluster.backoff import seconds_after
 from cluster.job import Definition, Job, definition
 from cluster.job_checks import STANDARD_COLUMNS
@@ -33,6 +32,9 @@ class JobType:
     key_differs: bool = False
     """The table has another key than the class, so nothing of it is claimed."""
 
+    def __post_init__(self) -> None:
+        self.is_to_trace(traced=False)
+
     @property
     def name(self) -> str:
         return self.definition.name
@@ -55,12 +57,14 @@ class JobType:
         kind: Literal["default", "named", "others"] = "named"
         if queue is None or queue == DEFAULT_QUEUE:
             kind = "others" if queue is None else "default"
-        return statements.for_table(name, self.table, self.definition.column_names, self.key, kind, self._bytes_of_row)
+        return statements.for_table(name, self.table, self._columns, self.key, kind, self._bytes_of_row)
 
-    @cached_property
-    def _bytes_of_row(self) -> str:
+    def is_to_trace(self, *, traced: bool) -> None:
+        """traced: the table has a column `traceparent`, which goes to the worker after those of the class."""
+        self._columns = (*self.definition.column_names, *([tracing.COLUMN] if traced else []))
         sizes = [statements.column_bytes(column.name, column.type.name) for column in self.definition.columns]
-        return " + ".join(filter(None, sizes))
+        sizes += [statements.column_bytes(tracing.COLUMN, "text")] if traced else []
+        self._bytes_of_row = " + ".join(filter(None, sizes))
 
     def delay(self, attempt: int) -> float:
         """Seconds of backoff after an attempt that ended with its worker process."""
@@ -74,7 +78,9 @@ def job_types(job_classes: list[type[Job]]) -> list[JobType]:
 _FIND = """
 SELECT given.place, c.oid, n.nspname, c.relname, CASE WHEN t.job_table IS NULL THEN a.attname ELSE t.concurrency_key END,
        format_type(a.atttypid, a.atttypmod), t.job_table IS NOT NULL,
-       (SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)
+       (SELECT array_agg(attname::text) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+       EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = 'traceparent' AND NOT attisdropped
+               AND atttypid = 'text'::regtype AND has_column_privilege(c.oid, attnum, 'SELECT'))
 FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS given (name, key, place)
 JOIN pg_class AS c ON c.oid = to_regclass(given.name)
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -90,10 +96,11 @@ async def resolve(connection: AsyncConnection[Any], types: list[JobType]) -> Non
     cursor = await connection.execute(_FIND, [names, keys])
     found = {row[0]: row[1:] for row in await cursor.fetchall()}
     for place, job_type in enumerate(types, 1):
-        oid, schema, table, key, key_type, registered, columns = found.get(place, (0, *[None] * 6))
+        oid, schema, table, key, key_type, registered, columns, is_traced = found.get(place, (0, *[None] * 7))
         if not oid or not {*job_type.definition.column_names, *STANDARD_COLUMNS} <= set(columns):
             forget(job_type)
             continue
+        job_type.is_to_trace(traced=is_traced)
         column = job_type.job_class.concurrency_key
         if job_type.oid != oid:
             known = job_type.table != ()

@@ -22,7 +22,15 @@ from cluster.coordinator.recycle import Recycling
 from cluster.coordinator.system_limits import explained
 from cluster.error_text import LONGEST_LINE, shorten
 from cluster.errors import ClusterError, ExitCode
-from cluster.frames import FrameError, read_changes, read_reports, read_series, read_successes, read_tickets
+from cluster.frames import (
+    FrameError,
+    read_changes,
+    read_examples,
+    read_reports,
+    read_series,
+    read_successes,
+    read_tickets,
+)
 from cluster.groups import Orphans
 from cluster.spawn import WorkerOptions
 
@@ -254,6 +262,9 @@ class Pool:
                 self.placement.took(worker, read_reports(reports))
             case ("returned", tickets):
                 self.placement.returned(worker, read_tickets(tickets))
+            case ("exemplars", examples):
+                for example in read_examples(examples):
+                    metrics.exemplify(*example)
             case ("metrics", series, changes):
                 self._job_metrics.take(worker, read_series(series), read_changes(changes))
             case ("importing", str(module)) if not worker.is_up:

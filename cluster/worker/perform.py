@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pydantic
 import structlog
@@ -24,9 +24,12 @@ from cluster.configuration import failure_handler
 from cluster.error_text import describe, shorten
 from cluster.job import Definition, Job, definition, explain, validate_fields
 from cluster.outcomes import Cancel, Fail, Snooze
+from cluster.tracing import begin_span, end_span, trace_id
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = structlog.get_logger("cluster.worker")
-
 
 _JOB_TYPE, _JOB_ID, _ATTEMPT = (
     token.var
@@ -95,10 +98,17 @@ class Attempt:
     A job of the main thread is stopped by a signal instead, see `interrupt`: the loop stands still meanwhile.
     """
 
-    def __init__(self, performer: Performer, job: Job, number: int) -> None:
+    def __init__(
+        self, performer: Performer, job: Job, number: int, queue: bytes = b"default", traceparent: str = ""
+    ) -> None:
         self.performer = performer
         self.job = job
         self.number = number
+        self.queue = queue
+        self.trace_id = trace_id(traceparent)
+        """Of the trace that it belongs to; empty: none."""
+        self._traceparent = traceparent
+        self._span: Span | None = None
         self.stopped: str | None = None
         """Why it was told to stop: timed_out, cancelled, released. None: it was not."""
         self._task: asyncio.Task[Any] | None = None
@@ -123,18 +133,40 @@ class Attempt:
             if self._is_in_main:
                 raise StopRequested
 
-    def _name_in_logs(self) -> None:
-        """On every line that is logged in this context, whoever logs it. The runner has made the context for this attempt."""
+    def _name_in_context(self) -> None:
+        """On every line that is logged in this context, whoever logs it, and in its trace. The runner has made the context for this
+        attempt."""
         _JOB_TYPE.set(self.performer.definition.name)
         _JOB_ID.set(self.job.id)
         _ATTEMPT.set(self.number)
+        made = self.performer.definition
+        self._span = begin_span(
+            f"process {made.table}",
+            self._traceparent,
+            {
+                "messaging.system": "jobcluster",
+                "messaging.operation.name": "process",
+                "messaging.operation.type": "process",
+                "messaging.destination.name": made.table,
+                "messaging.message.id": str(self.job.id),
+                "jobcluster.job_type": made.name,
+                "jobcluster.queue": self.queue.decode(errors="replace"),
+                "jobcluster.attempt": self.number,
+            },
+        )
+        if self._span is not None and self._span.get_span_context().is_valid:
+            self.trace_id = f"{self._span.get_span_context().trace_id:032x}"
+
+    def _end_span(self, verdict: Verdict, cause: BaseException | None) -> None:
+        if self._span is not None:
+            end_span(self._span, verdict.outcome, cause)
 
     # --- async jobs ---
 
     async def perform(self, task: asyncio.Task[Any]) -> Verdict:
         """Performs an async job in the current task, which is given."""
         self._task = task
-        self._name_in_logs()
+        self._name_in_context()
         cause: BaseException | None = None
         try:
             if self.stopped is not None:
@@ -157,13 +189,14 @@ class Attempt:
                     await _finished(getattr(self.job, name)(*arguments))
                 except BaseException:  # noqa: BLE001 - the outcome stands
                     self._hook_failed(name)
+        self._end_span(verdict, cause)
         return verdict
 
     # --- plain jobs ---
 
     def perform_plain(self) -> Verdict:
         """Performs a plain job in the current thread."""
-        self._name_in_logs()
+        self._name_in_context()
         cause: BaseException | None = None
         try:
             try:
@@ -189,6 +222,7 @@ class Attempt:
                     getattr(self.job, name)(*arguments)
                 except BaseException:  # noqa: BLE001 - the outcome stands
                     self._hook_failed(name)
+        self._end_span(verdict, cause)
         return verdict
 
     def _open(self) -> None:

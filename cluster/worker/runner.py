@@ -92,6 +92,8 @@ class Runner:
         self._successes: list[float] = []
         """Of each ticket, begun and ended, as they go into a frame."""
         self._metrics = Reporter()
+        self._exemplars: dict[tuple[str, str, str], tuple[str, float]] = {}
+        """The last attempt of a trace, by job type, queue and outcome: trace id, seconds."""
         self._is_alone = False
         """The coordinator is gone."""
         self._awake = asyncio.Event()
@@ -106,6 +108,7 @@ class Runner:
         while self._for_main is None and not self._is_alone:
             self._notes.beat()
             self._report_metrics()
+            self._report_exemplars()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._awake.wait(), BEAT_INTERVAL)
         return not self._is_alone
@@ -119,7 +122,8 @@ class Runner:
     def _receive(self, frame: Sequence[Any]) -> None:
         match frame:
             case ("perform", job_type, fence, oids, ticket, rows):
-                batch = Batch(self._performers[job_type], fence, Columns(oids))
+                performer = self._performers[job_type]
+                batch = Batch(performer, fence, Columns(oids, len(performer.definition.columns)))
                 self._waiting.update(zip(count(ticket), zip(repeat(batch), rows)))
                 self._fill()
             case ("stop", tickets, reason):
@@ -180,6 +184,16 @@ class Runner:
         if frame is not None:
             self._channel.send(frame)
 
+    def _report_exemplars(self) -> None:
+        if self._exemplars:
+            exemplars, self._exemplars = self._exemplars, {}
+            self._channel.send(("exemplars", [[*labels, *example] for labels, example in exemplars.items()]))
+
+    def _note_exemplar(self, attempt: Attempt, verdict: Verdict, seconds: float) -> None:
+        if attempt.trace_id:
+            queue = attempt.queue.decode(errors="replace")
+            self._exemplars[attempt.performer.definition.name, queue, verdict.outcome] = attempt.trace_id, seconds
+
     # --- attempts ---
 
     def _fill(self) -> None:
@@ -209,6 +223,7 @@ class Runner:
                 if isinstance(told, str):
                     attempt.stop(told)
                 verdict = await self._carry_out(attempt, self._tasks[slot])
+                self._note_exemplar(attempt, verdict, time.monotonic() - begun)
             else:
                 verdict = attempt
             del self._attempts[ticket]
@@ -237,6 +252,7 @@ class Runner:
                 attempt.interrupt(asked)
             verdict = context.run(attempt.perform_plain)
             self._in_main = None
+            self._note_exemplar(attempt, verdict, time.monotonic() - begun)
         else:
             verdict = attempt
         self._notes.end(0)
@@ -261,7 +277,7 @@ class Runner:
         number = integer(row[ATTEMPTS])
         values = vars(job)
         values["id"], values["attempt"], values["_row"] = job_id, number, partial(columns.standard, row)
-        return Attempt(performer, job, number)
+        return Attempt(performer, job, number, row[QUEUE] or b"", columns.traceparent(row))
 
     def _carry_out(self, attempt: Attempt, task: asyncio.Task[None]) -> Coroutine[Any, Any, Verdict]:
         performer = attempt.performer
@@ -290,15 +306,21 @@ def _context_of_imports() -> contextvars.Context:
 
 
 class Columns:
-    """How the values of one frame's rows are decoded. oids: of all columns, as the database has named them."""
+    """How the values of one frame's rows are decoded. oids: of all columns, as the database has named them. own: how many are the
+    class's; one more is `traceparent`."""
 
-    def __init__(self, oids: Sequence[int]) -> None:
+    def __init__(self, oids: Sequence[int], own: int) -> None:
         self._oids = oids
-        self._own = _decoder(tuple(oids[COLUMNS:]))
+        self._end = COLUMNS + own
+        self._own = _decoder(tuple(oids[COLUMNS : self._end]))
 
     def own(self, row: RawRow) -> tuple[Any, ...]:
         """The values of the class's columns."""
-        return self._own.load_sequence(row[COLUMNS:])
+        return self._own.load_sequence(row[COLUMNS : self._end])
+
+    def traceparent(self, row: RawRow) -> str:
+        """Empty: there is none."""
+        return (row[self._end] or b"").decode(errors="replace") if len(row) > self._end else ""
 
     def standard(self, row: RawRow) -> Row:
         """What a job may see of the others."""

@@ -105,7 +105,7 @@ HEAD_OIDS = (20, 23, 23, 1184, 701, 25, 21, 1184, 1184)
 def test_any_bytes_of_a_row_make_an_attempt_or_a_verdict_on_that_row(values: list[bytes | None]) -> None:
     assert len(HEAD) == COLUMNS
     assert len(definition(WideJob).column_names) == len(OIDS)
-    columns = Columns((*HEAD_OIDS, *OIDS))
+    columns = Columns((*HEAD_OIDS, *OIDS), len(OIDS))
     made = Runner._attempt(cast("Any", None), WIDE, 1, columns, [*HEAD, *values])
     assert isinstance(made, (Attempt, Verdict))
     if isinstance(made, Verdict):

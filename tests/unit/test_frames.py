@@ -25,6 +25,7 @@ from cluster.frames import (
     for_coordinator,
     for_worker,
     read_changes,
+    read_examples,
     read_reports,
     read_series,
     read_successes,
@@ -212,7 +213,7 @@ def test_a_length_that_no_worker_needs_is_not_waited_for() -> None:
 
 @given(ANYTHING)
 def test_whatever_stands_for_reports_is_read_or_refused(value: Any) -> None:
-    for read in (read_reports, read_tickets, read_series, read_changes):
+    for read in (read_reports, read_tickets, read_series, read_changes, read_examples):
         try:
             read(value)
         except FrameError:
@@ -285,6 +286,17 @@ def test_series_come_through_as_they_were_sent() -> None:
 def test_a_series_with_a_value_that_no_worker_sends_is_refused(place: int, value: object) -> None:
     with pytest.raises(FrameError):
         read_series([[*BUCKET[:place], value, *BUCKET[place + 1 :]]])
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(0, 1), (1, "\ud800"), (2, "lost"), (3, "A" * 32), (3, "a" * 31), (4, 1), (4, -1.0), (4, NAN), (4, INFINITE)],
+)
+def test_an_exemplar_with_a_value_that_no_worker_sends_is_refused(place: int, value: object) -> None:
+    good = ["MailJob", "default", "succeeded", "a" * 32, 0.5]
+    assert read_examples([good]) == [tuple(good)]
+    with pytest.raises(FrameError):
+        read_examples([[*good[:place], value, *good[place + 1 :]]])
 
 
 def test_a_delay_is_cut_to_what_dates_can_hold() -> None:
