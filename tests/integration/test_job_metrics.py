@@ -110,6 +110,31 @@ def test_a_gauge_leaves_with_its_process(conn: psycopg.Connection, run_node: Run
     shows(node, 'app_mails_total{country="is"}', 30)
 
 
+def resident(pid: int) -> float:
+    """MiB."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+@pytest.mark.fault
+@pytest.mark.timeout(600)
+def test_memory_stays_flat_over_200_replaced_workers_and_100000_updates(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    node = run_node(SOURCE, processes=2, recycle_jobs=50)
+    recycled = 'cluster_worker_exits_total{reason="recycled"}'
+    seen: list[float] = []
+    mails = 0
+    for replaced in (100, 200, 300):
+        while mails < replaced * 500 or node.metrics().get(recycled, 0) < replaced:
+            insert_mails(conn, 1000)
+            mails += 1000
+            wait_for(conn, "SELECT bool_and(status = 'succeeded') FROM mail_jobs", timeout=60)
+            conn.execute("TRUNCATE mail_jobs")
+        shows(node, 'app_mails_total{country="is"}', mails)
+        seen.append(resident(node.pid))
+    assert seen[-1] - seen[0] < 2, f"the coordinator grew: {seen} MiB"
+
+
 def test_one_named_like_the_nodes_own_is_refused_by_name(conn: psycopg.Connection, run_node: RunNode) -> None:
     node = run_node(SOURCE, processes=1)
     insert_mails(conn, 1)
