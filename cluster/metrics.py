@@ -131,6 +131,10 @@ trouble = Gauge(
     "cluster_trouble", "1 while something wrong with a job type holds it, or rows of it, back", ["job_type", "reason"]
 )
 slots = Gauge("cluster_slots", "Jobs this node can perform at once", ["state"])
+worker_memory = Gauge(
+    "cluster_worker_memory_bytes", "Resident memory of this node's worker processes; what they share is counted in each"
+)
+largest_worker_memory = Gauge("cluster_largest_worker_memory_bytes", "Resident memory of the largest worker process")
 heartbeat_age = Gauge("cluster_heartbeat_age_seconds", "Since this node last renewed its lease")
 clock_offset = Gauge("cluster_clock_offset_seconds", "By how much the database's clock is ahead of this node's")
 build = prometheus_client.Info("cluster_build", "Version of this node", registry=registry)
@@ -185,6 +189,11 @@ cluster_wide = ClusterWide(
         "cluster_concurrency_in_use": ("Jobs of a type with a limit that run", ["job_type"]),
         "cluster_unroutable_jobs": ("Jobs whose type or queue no live node serves", ["job_type"]),
         "cluster_nodes": ("Nodes; silent: the lease is over", ["state"]),
+        "cluster_job_type_paused": ("1 while operators have paused the type", ["job_type"]),
+        "cluster_queue_paused": ("1 while operators have paused the queue; * is everything", ["queue"]),
+        "cluster_table_live_rows": ("Rows of the job table, as the statistics have it", ["job_type"]),
+        "cluster_table_dead_rows": ("Row versions that vacuum has not removed yet, likewise", ["job_type"]),
+        "cluster_table_bytes": ("Of the job table on disk, with its indexes", ["job_type"]),
         "cluster_oldest_transaction_seconds": ("Since the oldest transaction began; vacuum keeps what it may see", []),
     }
 )

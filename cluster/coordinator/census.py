@@ -1,13 +1,14 @@
 """Counts what waits and runs in the whole cluster, for the gauges that one node at a time shows: the one that has lived longest.
 
-Reads only. A census costs each table a few index probes and bounded counts, whatever has finished or waits there.
+Reads only. A census costs each table a few index probes, bounded counts and its size, whatever has finished or
+waits there.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import psycopg
@@ -40,6 +41,14 @@ class Count(NamedTuple):
     bound: int
 
 
+class Size(NamedTuple):
+    """Of one table: rows as the statistics have it, and bytes on disk. bytes None: it was dropped a moment ago."""
+
+    live: int
+    dead: int
+    bytes: int | None
+
+
 class Serving(NamedTuple):
     """Nodes of one kind. shown: their state, "silent" where the lease is over."""
 
@@ -60,11 +69,16 @@ class _Table:
         self.hold = Hold(troubles, job_type)
         """It can't be counted."""
         self.address: tuple[str, str] = ("", "")
+        self.oid = 0
         self.key: Key | None = None
         self.limit: int | None = None
+        self.is_paused = False
 
-    def command(self) -> Command:
+    def count(self) -> Command:
         return Command(statements.for_table("count_jobs", self.address, key=self.key), {"most": MOST})
+
+    def measure(self) -> Command:
+        return Command(statements.text("measure_table").encode(), {"table": self.oid})
 
 
 class Census:
@@ -106,25 +120,33 @@ class Census:
         async with self._session.use() as connection:
             nodes = [Serving(*row) for row in await _rows(connection, "list_serving_nodes")]
             ((oldest, sees_all),) = await _rows(connection, "find_oldest_transaction")
+            paused = [name for (name,) in await _rows(connection, "list_paused_queues")]
             self._find_tables(await _rows(connection, "list_counted_types"))
         if not sees_all and not self._has_told:
             self._has_told = True
             events.statistics_hidden()
-        questions = {table: table.command() for table in self._tables.values() if table.hold.is_over}
+        questions = {table: table.count() for table in self._tables.values() if table.hold.is_over}
         answers = await ask_each(self._session, questions)
         for table in answers:
             table.hold.end()
         counts = {table: [Count(*row) for row in rows] for table, rows in answers.items()}
+        sizes = await ask_each(self._session, {table: table.measure() for table in counts})
         metrics.cluster_wide.show(
-            {**_of_jobs(counts), **_of_nodes(nodes, counts), "cluster_oldest_transaction_seconds": {(): oldest or 0.0}}
+            {
+                **_of_jobs(counts),
+                **_of_nodes(nodes, counts),
+                **_of_pauses(self._tables.values(), paused),
+                **_of_sizes({table: Size(*rows[0]) for table, rows in sizes.items()}),
+                "cluster_oldest_transaction_seconds": {(): oldest or 0.0},
+            }
         )
 
     def _find_tables(self, rows: Sequence[tuple[Any, ...]]) -> None:
         for gone in self._tables.keys() - {name for name, *_ in rows}:
             self._tables.pop(gone).hold.end()
-        for name, schema, relation, key, limit in rows:
+        for name, schema, relation, oid, key, limit, is_paused in rows:
             table = self._tables.setdefault(name, _Table(self._troubles, name))
-            table.address, table.limit = (schema, relation), limit
+            table.address, table.oid, table.limit, table.is_paused = (schema, relation), oid, limit, is_paused
             table.key = None if key is None else Key(key, "")
 
 
@@ -168,6 +190,22 @@ def _of_nodes(nodes: Sequence[Serving], counts: dict[_Table, list[Count]]) -> Sa
         alone = (count.jobs for count in found if not _is_served(nodes, table.job_type, count))
         unroutable[table.job_type,] = sum(alone)
     return {"cluster_nodes": states, "cluster_unroutable_jobs": unroutable}
+
+
+def _of_pauses(tables: Iterable[_Table], queues: Sequence[str]) -> Samples:
+    """A queue that is not paused is not shown: nobody knows all their names."""
+    return {
+        "cluster_job_type_paused": {(table.job_type,): table.is_paused for table in tables},
+        "cluster_queue_paused": {(metrics.queue_label(queue.encode()),): 1 for queue in queues},
+    }
+
+
+def _of_sizes(sizes: Mapping[_Table, Size]) -> Samples:
+    return {
+        "cluster_table_live_rows": {(table.job_type,): size.live for table, size in sizes.items()},
+        "cluster_table_dead_rows": {(table.job_type,): size.dead for table, size in sizes.items()},
+        "cluster_table_bytes": {(table.job_type,): size.bytes or 0 for table, size in sizes.items()},
+    }
 
 
 def _is_served(nodes: Sequence[Serving], job_type: str, count: Count) -> bool:

@@ -201,6 +201,8 @@ class Node:
         metrics.show_at_zero(self._by_name)
         metrics.slots.labels("busy").set_function(lambda: self._placement.running)
         metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._placement.running))
+        metrics.worker_memory.set_function(lambda: sum(self._pool.memory))
+        metrics.largest_worker_memory.set_function(lambda: max(self._pool.memory, default=0))
 
     def _worker_options(self, app_dir: Path) -> WorkerOptions:
         return WorkerOptions(

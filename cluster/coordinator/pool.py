@@ -195,6 +195,11 @@ class Pool:
         for found in (self._forkserver, *self._older):
             found.fence(lease)
 
+    @property
+    def memory(self) -> list[int]:
+        """Resident bytes of each worker, when last seen."""
+        return [worker.memory for worker in self._workers]
+
     def fence(self, lease: Lease) -> None:
         """The lease is over: kills whatever runs under it, at once. Others may have the jobs; nothing is told of them."""
         self.renewed(lease)

@@ -89,6 +89,30 @@ def test_jobs_that_no_live_node_serves_are_told(conn: psycopg.Connection, run_no
     assert gauge(node, 'cluster_unroutable_jobs{job_type="nobodys_jobs"}') == 1
 
 
+def test_what_is_paused_is_told_and_how_large_tables_and_workers_are(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    setup = """
+        SELECT cluster.create_job_table('dead_jobs');
+        ALTER TABLE dead_jobs SET (autovacuum_enabled = false);
+        INSERT INTO dead_jobs (queue) SELECT 'slow' FROM generate_series(1, 2000);
+        DELETE FROM dead_jobs WHERE id <= 1500;
+        SELECT pg_stat_force_next_flush();
+        SELECT cluster.pause('dead_jobs'::regclass, 'a test'), cluster.pause('slow');
+    """
+    node = run_node(SOURCE, setup=setup, processes=1)
+    shows(node, 'cluster_job_type_paused{job_type="dead_jobs"}', 1)
+    seen = node.metrics()
+    assert seen['cluster_job_type_paused{job_type="MailJob"}'] == 0
+    assert {name: seen[name] for name in seen if name.startswith("cluster_queue_paused")} == {
+        'cluster_queue_paused{queue="slow"}': 1
+    }
+    assert seen['cluster_table_live_rows{job_type="dead_jobs"}'] == 500
+    assert seen['cluster_table_dead_rows{job_type="dead_jobs"}'] == 1500
+    assert seen['cluster_table_bytes{job_type="dead_jobs"}'] > seen['cluster_table_bytes{job_type="MailJob"}'] > 0
+    assert 10 * 2**20 < seen["cluster_largest_worker_memory_bytes"] <= seen["cluster_worker_memory_bytes"] < 2**30
+
+
 def test_a_transaction_that_keeps_vacuum_back_is_told(
     conn: psycopg.Connection, database_url: str, run_node: RunNode
 ) -> None:
