@@ -141,9 +141,10 @@ build = prometheus_client.Info("cluster_build", "Version of this node", registry
 
 
 def show_at_zero(job_types: Sequence[str]) -> None:
-    """Shows at 0 what alerts watch for an increase: that of a series which begins at 1 would go unseen."""
+    """Shows at 0 what alerts and dashboards watch for an increase: that of a series which begins at 1 would go unseen."""
     for job_type in job_types:
-        claims_lost.labels(job_type)
+        for counter in (claims_lost, released, rescued, set_aside):
+            counter.labels(job_type)
     for reason in ("crashed", "blocked", "memory", "hung", "forkserver_died"):
         worker_exits.labels(reason)
     for result in ("done", "failed"):

@@ -42,11 +42,13 @@ def test_the_objective_is_a_bucket() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_an_alert_has_a_severity_a_summary_a_runbook_and_two_cases(alert: str) -> None:
+def test_an_alert_has_a_severity_a_summary_a_runbook_a_dashboard_and_two_cases(alert: str) -> None:
     (block,) = re.findall(rf"alert: {alert}\n.*?(?=\n\n|\Z)", TEXT, re.DOTALL)
     assert re.search(r"severity: (critical|warning|info)", block)
     assert re.search(r"summary: '[^\n]+\.'", block)
     assert f"runbook_url: docs/runbooks.md#{alert.lower()}" in block
+    (dashboard,) = re.findall(r"dashboard_url: '/d/([\w-]+)\?", block)
+    assert (ROOT / "grafana" / "dashboards" / f"{dashboard}.json").is_file()
     (runbook,) = re.findall(rf"^## {alert}\n(.*?)(?=^## |\Z)", RUNBOOKS, re.DOTALL | re.MULTILINE)
     assert [part in runbook for part in ("**Means.**", "**First look.**", "**Do.**", "**Over when**")] == [True] * 4
     assert f"name: {alert} fires" in CASES
