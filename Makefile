@@ -17,13 +17,16 @@ BIN := .venv/bin
 DEV := .venv/.installed-dev
 DEMO := .venv/.installed-demo
 
-.PHONY: help demo test fmt lint types fault soak bench schema clean
+.PHONY: help demo observe test fmt lint types fault soak bench schema dashboards clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO) ## See a cluster at work, on a Postgres of its own
 	$(BIN)/cluster demo
+
+observe: $(DEMO) ## Watch the demo's cluster in Prometheus and Grafana, until Ctrl-C
+	$(BIN)/python -m examples.newsletter.observe
 
 test: $(DEV) $(CHECKS) ## Run the linters, the type checker and all tests
 	$(BIN)/pytest -n auto -m "$(MARKERS)" $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS) $(TESTS)
@@ -51,6 +54,9 @@ bench: $(DEV) ## Measure
 
 schema: $(DEV) ## Write the SQL schema that the migrations add up to
 	$(BIN)/python -m cluster.sql.dump
+
+dashboards: $(DEV) ## Write the dashboards and rules that are generated from code
+	$(BIN)/python -m grafana.build
 
 clean: ## Remove what make has made; the databases in .cluster stay
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""What to do first: the sentences of the overview, of its table of reasons, and of each alert. Conditions are those of the alerts."""
+"""What to do first: the sentences of the overview, of its table of reasons, and of each alert, by the alerts' conditions."""
 
 from __future__ import annotations
 

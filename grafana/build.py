@@ -45,10 +45,11 @@ def files() -> Mapping[Path, str]:
 
 
 def as_json(dashboard: object) -> dict[str, Any]:  # Any: JSON
-    """Without what the SDK adds and Grafana's schema refuses: null in some places, `auto` of variables that are no intervals."""
+    """Without what the SDK adds and Grafana's schema refuses: null in some places, `auto…` of variables that are no intervals."""
     parsed: dict[str, Any] = _without_nulls(json.loads(json.dumps(dashboard, cls=JSONEncoder)))
     for variable in parsed["templating"]["list"]:
-        variable.pop("auto", None)
+        for name in ("auto", "auto_min", "auto_count"):
+            variable.pop(name, None)
     return parsed
 
 

@@ -1,4 +1,4 @@
-"""What all dashboards have around their panels: uid, variables, links to each other, and starts, versions, deploys and alerts as marks."""
+"""What all dashboards have around their panels: uid, variables, links; marks of starts, versions, deploys and alerts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ANY = ".*"
 
 
 def address(name: str, variables: str = "") -> str:
-    """Of another of our dashboards, with the chosen data source, cluster and time. variables: further ones, each with & before it."""
+    """Of another dashboard, with the chosen data source, cluster and time. variables: further ones, each with & before it."""
     return f"/d/jobcluster-{name}?${{datasource:queryparam}}&${{cluster:queryparam}}&${{__url_time_range}}{variables}"
 
 

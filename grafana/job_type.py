@@ -236,7 +236,7 @@ def _errors() -> Iterator[Builder[Panel] | Row]:
     yield lines(
         Words(
             "Failures by type",
-            "Attempts that fail a second: for good (failed), to be tried again (retry), too long (timed_out), with their process (crashed).",
+            "Attempts that fail a second: for good, to be tried again (retry), too long (timed_out), with their process (crashed).",
             "SELECT last_error, count(*) FROM the table WHERE status IN ('retry', 'failed') GROUP BY 1 ORDER BY 2 DESC LIMIT 5.",
         ),
         [Query(failed, "{{job_type}}, {{outcome}}")],

@@ -70,7 +70,7 @@ def _list() -> Builder[Panel]:
         Words(
             "Nodes",
             "As Prometheus sees them now.",
-            "heartbeat: the node does not reach Postgres. Clock: synchronise it; nothing depends on it but the times that people read.",
+            "heartbeat: the node does not reach Postgres. Clock: synchronise it; only times that people read depend on it.",
         ),
         [
             Query(f"sum by (instance, version) ({here})", ""),
@@ -171,7 +171,7 @@ def _processes() -> Iterator[Builder[Panel] | Row]:
     yield lines(
         Words(
             "Memory",
-            "Resident: of the coordinator, of all workers together (what they share is counted in each), and of the largest worker.",
+            "Resident: of the coordinator, of all workers (what they share is counted in each), and of the largest one.",
             "more than 4 GiB: if it grows slowly, CLUSTER_RECYCLE_MEMORY replaces workers; else fewer jobs at once.",
         ),
         [

@@ -35,7 +35,7 @@ def _health() -> Iterator[Builder[Panel] | Row]:
     yield sentence(
         Words(
             "What to do first",
-            "The worst of what is wrong now, by the same limits as the alerts, and what to do about it. It needs no rules in Prometheus.",
+            "The worst of what is wrong now, by the limits of the alerts, and what to do about it. It needs no rules.",
             "do what it says. The table below has the details; docs/runbooks.md has a section for each alert.",
         ),
         Query(worst()),
@@ -117,7 +117,7 @@ def _figures() -> Iterator[Builder[Panel] | Row]:
         Words(
             "Failing attempts",
             "Share of all attempts that fail, time out or crash, those that are tried again included.",
-            "open the job type that fails, and read last_error. If something that it calls is down, pause it: that saves the attempts.",
+            "open the job type that fails, and read last_error. If what it calls is down, pause it: that saves the attempts.",
         ),
         Query(f"sum({rate('cluster_jobs_finished_total', FAILED)}) / sum({rate('cluster_jobs_finished_total')})"),
         "percentunit",
@@ -129,7 +129,7 @@ def _figures() -> Iterator[Builder[Panel] | Row]:
         Words(
             "Oldest transaction",
             "Age of the oldest transaction in the database. What it may see, vacuum must keep, and claims step over it.",
-            "end it: SELECT pid, query, xact_start FROM pg_stat_activity ORDER BY xact_start LIMIT 5, then pg_terminate_backend(pid).",
+            "end it: SELECT pid, query FROM pg_stat_activity ORDER BY xact_start LIMIT 5, then pg_terminate_backend(pid).",
         ),
         Query(f"max({whole('cluster_oldest_transaction_seconds')})"),
         "s",
@@ -210,7 +210,7 @@ def _saturated() -> Iterator[Builder[Panel] | Row]:
         Words(
             "Limits in use by type",
             "Running jobs as a share of the limit of their type. Types without a limit are not here.",
-            "the limit is full. If jobs wait for it and what it protects can bear more: UPDATE cluster.job_types SET max_concurrency_override = … .",
+            "the limit is full. If jobs wait and what it protects can bear more, raise max_concurrency_override.",
         ),
         [Query(f"sum by (job_type) ({whole('cluster_concurrency_in_use')}) / ({limit} > 0)", "{{job_type}}")],
         "percentunit",

@@ -157,7 +157,7 @@ def lines(
 
 
 def heat(words: Words, query: Query, steps: Steps, *, width: int = 12) -> Builder[Panel]:
-    """How many fell into each bucket of seconds. The thresholds colour nothing here: the description says from where on it is too much."""
+    """How many fell into each bucket of seconds. The thresholds colour nothing here: the description names them."""
     return (
         heatmap.Panel()
         .title(words.title)

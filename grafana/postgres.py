@@ -42,7 +42,7 @@ def _dead_rows() -> Iterator[Builder[Panel] | Row]:
     yield lines(
         Words(
             "Oldest transaction",
-            "Its age. What it may see, vacuum must keep, and every claim steps over it. Without pg_read_all_stats: of the node's own role.",
+            "Its age. What it may see, vacuum must keep. Without pg_read_all_stats: of the nodes' own role.",
             f"end it: {OLDEST}; then pg_terminate_backend(pid). Give roles idle_in_transaction_session_timeout.",
         ),
         [Query(f"max({whole('cluster_oldest_transaction_seconds')})", "age")],

@@ -29,7 +29,7 @@ def dashboard() -> Dashboard:
     frame = on_postgres(
         "sql",
         "SQL",
-        "Without Prometheus: what the database itself knows. The role needs to read schema cluster, the job tables, and pg_read_all_stats.",
+        "Without Prometheus: what the database itself knows. The role reads schema cluster and the job tables.",
         [single("job_table", "Job table", TABLES)],
     )
     parts = (*_health(), row("What waits, and why"), *_waiting(), row("Nodes and Postgres"), *_servers())
@@ -42,7 +42,11 @@ def _sql(text: str) -> Query:
 
 def _health() -> Iterator[Builder[Panel] | Row]:
     yield sentence(
-        Words("What to do first", "The worst of what is wrong now, and what to do about it.", "do what it says."),
+        Words(
+            "What to do first",
+            "The worst of what is wrong now, and what to do about it.",
+            "do what it says; docs/runbooks.md says more.",
+        ),
         _sql(sql_queries.WORST),
         WORST,
     )
@@ -206,7 +210,7 @@ def _chosen() -> Iterator[Builder[Panel] | Row]:
         Words(
             "Errors",
             f"The last line of last_error, and how many jobs have it. {RECENT}",
-            "a hundred jobs have the same error: if something that they call is down, pause the type; else deploy, then `cluster retry`.",
+            "a hundred jobs have the same error: if what they call is down, pause the type; else deploy, then `cluster retry`.",
         ),
         [_sql(sql_queries.ERRORS)],
         {"error": Column(width=480), "jobs": Column(steps=((10, AMBER), (100, RED)))},

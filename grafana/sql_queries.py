@@ -10,10 +10,10 @@ NEWEST = 20_000
 
 
 def of_every_table(query: str, columns: str) -> str:
-    """The rows of a query of each job table, %1$s in it, beside its name. columns: of the query, with their types; 2,000 bytes a row.
+    """The rows of a query of each job table, %1$s in it, beside its name. columns: with their types; 2,000 bytes a row.
 
-    The one function that runs text as SQL in a plain SELECT, on every server, is ts_stat: of text search, but a word may be any text,
-    so each row is one, as JSON. (query_to_xml needs a server with libxml, and a function of our own a migration.)
+    The one function that runs text as SQL in a plain SELECT, on every server, is ts_stat. It is one of text search, but a word
+    may be any text, so each row is one, as JSON. (query_to_xml needs a server with libxml, a function of our own a migration.)
     """
     rows_as_words = (
         f"SELECT array_to_tsvector(coalesce(array_agg(to_json(found)::text), '{{}}')) FROM ({query}) AS found"
@@ -35,7 +35,8 @@ _UNFINISHED = " UNION ALL ".join(
     )
 )
 COUNTS = of_every_table(
-    "SELECT left(queue, 200) AS queue, status, count(*) AS jobs, extract(epoch FROM now() - min(run_at) FILTER (WHERE run_at <= now())) AS age"
+    "SELECT left(queue, 200) AS queue, status, count(*) AS jobs,"
+    " extract(epoch FROM now() - min(run_at) FILTER (WHERE run_at <= now())) AS age"
     f" FROM ({_UNFINISHED}) AS unfinished GROUP BY 1, 2",
     "queue text, status text, jobs bigint, age float8",
 )
@@ -108,8 +109,9 @@ LONGEST_WAIT = f"SELECT coalesce(max(age), 0) AS seconds FROM (\n{COUNTS}\n) AS 
 OLDEST_TRANSACTION = f"SELECT coalesce(({_OLDEST}), 0) AS seconds"
 NODES = """\
 SELECT hostname, pid, version,
-       CASE WHEN state IN ('live', 'draining') AND lease_until < now() THEN 'silent' ELSE state END AS state, running AS busy, slots,
-       extract(epoch FROM now() - heartbeat_at) AS heartbeat, extract(epoch FROM now() - started_at) AS "up for",
+       CASE WHEN state IN ('live', 'draining') AND lease_until < now() THEN 'silent' ELSE state END AS state,
+       running AS busy, slots, extract(epoch FROM now() - heartbeat_at) AS heartbeat,
+       extract(epoch FROM now() - started_at) AS "up for",
        array_to_string(queues, ', ') AS queues
 FROM cluster.nodes ORDER BY state = 'stopped', hostname, pid LIMIT 200"""
 TABLES = """\

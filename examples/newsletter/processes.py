@@ -33,9 +33,13 @@ class DemoError(Exception):
 
 
 class Processes:
-    """Postgres, the mail server and the nodes, in a temporary folder that goes with them."""
+    """Postgres, the mail server and the nodes, in a temporary folder that goes with them.
 
-    def __init__(self) -> None:
+    database_url: of a server that is there; empty: one of our own. port: on which ours listens too; None: on its socket only.
+    http_host: where the nodes' probes and metrics are.
+    """
+
+    def __init__(self, database_url: str = "", port: int | None = None, http_host: str = "127.0.0.1") -> None:
         # Postgres does not run as root: its user has to pass through the folder.
         self.folder = Path(tempfile.mkdtemp(prefix="jobcluster-demo-"))
         self.folder.chmod(0o711)
@@ -43,7 +47,9 @@ class Processes:
         self.mails = self.folder / "mails.jsonl"
         for name in ("photos", "thumbnails"):
             (self.media / name).mkdir(parents=True)
-        self.postgres = EmbeddedPostgres(self.folder / "data", fast=True)
+        self.postgres = EmbeddedPostgres(self.folder / "data", fast=True, port=port)
+        self._database_url = database_url
+        self._http_host = http_host
         self.nodes: list[Node] = []
         self._started: list[subprocess.Popen[str]] = []
         self._smtp_port = 0
@@ -51,6 +57,11 @@ class Processes:
         self._interrupted = False
         for number in ENDINGS:
             signal.signal(number, self._interrupt)
+
+    @property
+    def database_url(self) -> str:
+        """Of whichever server it is."""
+        return self._database_url or self.postgres.url()
 
     def start_postgres(self) -> None:
         """Ctrl-C waits until it is up: what is half started could not be found and stopped."""
@@ -64,7 +75,7 @@ class Processes:
         """Returns its port. It ends with our end of the pipe, even if we are killed."""
         program = [sys.executable, str(APP / "smtp_server.py"), "--port", "0", "--store", str(self.mails)]
         log = self.folder / "smtp_server.log"
-        process = self._start([*program, "--until-eof", *options], log, stdout=subprocess.PIPE)
+        process = self.start([*program, "--until-eof", *options], log, stdout=subprocess.PIPE)
         assert process.stdout is not None
         port = process.stdout.readline()
         if not port:
@@ -78,13 +89,14 @@ class Processes:
 
     def psql(self, statements: str) -> None:
         """Runs SQL with the program that comes with Postgres."""
-        self._run([str(wheel_bin_dir() / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", self.postgres.url()], statements)
+        self._run([str(wheel_bin_dir() / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", self.database_url], statements)
 
-    def start_node(self) -> None:
+    def start_node(self, port: int | None = None) -> None:
+        """port: of its probes and metrics; None: a free one."""
         number = len(self.nodes) + 1
-        port, log = free_port(), self.folder / f"node-{number}.log"
+        port, log = port or free_port(), self.folder / f"node-{number}.log"
         options = ["--processes", "2", "--http-port", str(port), "--log-format", "json"]
-        process = self._start([sys.executable, "-m", "cluster", "run", *options], log)
+        process = self.start([sys.executable, "-m", "cluster", "run", *options], log)
         self.nodes.append(Node(process, port, log))
 
     def stop(self) -> None:
@@ -111,15 +123,15 @@ class Processes:
         foreign = ("CLUSTER_", "PG", "DATABASE_URL", "CREDENTIALS_DIRECTORY")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return kept | {
-            "CLUSTER_DATABASE_URL": self.postgres.url(),
-            "CLUSTER_HTTP_HOST": "127.0.0.1",
+            "CLUSTER_DATABASE_URL": self.database_url,
+            "CLUSTER_HTTP_HOST": self._http_host,
             "SMTP_HOST": "127.0.0.1",
             "SMTP_PORT": str(self._smtp_port),
             "MEDIA_DIR": str(self.media),
         }
 
-    def _start(self, command: Sequence[str], log: Path, stdout: int | None = None) -> subprocess.Popen[str]:
-        """In a session of its own: Ctrl-C goes to a terminal's whole group, and the order of the stop is ours."""
+    def start(self, command: Sequence[str], log: Path, stdout: int | None = None) -> subprocess.Popen[str]:
+        """What `stop` ends. In a session of its own: Ctrl-C goes to a terminal's whole group, and the order is ours."""
         with log.open("w") as file, self._uninterrupted():
             process = subprocess.Popen(
                 command, cwd=APP, env=self._environment(), stdin=subprocess.PIPE, stdout=stdout or file, stderr=file,

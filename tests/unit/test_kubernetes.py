@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "k8s"
 CONTAINERFILE = (ROOT / "deploy" / "Containerfile").read_text(encoding="utf-8")
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
-COMPONENTS = ["queue", "hpa", "podmonitor", "cloudnative-pg"]
+COMPONENTS = ["queue", "hpa", "podmonitor", "prometheus-rule", "grafana", "cloudnative-pg"]
 VERSIONS = [
     "1.30",
     "1.33",
@@ -101,6 +101,17 @@ def one(variant: str, kind: str) -> Manifest:
     return found
 
 
+def settings_map(variant: str) -> Manifest:
+    """The ConfigMap of the nodes; others are dashboards."""
+    (found,) = (found for found in objects(variant, "ConfigMap") if "grafana_dashboard" not in _labels(found))
+    return found
+
+
+def _labels(found: Manifest) -> dict[str, str]:
+    labels: dict[str, str] = found["metadata"].get("labels", {})
+    return labels
+
+
 def pods(variant: str) -> list[Manifest]:
     """Templates of nodes and of the migration: metadata and spec."""
     return [found["spec"]["template"] for kind in ("Deployment", "Job") for found in objects(variant, kind)]
@@ -108,7 +119,7 @@ def pods(variant: str) -> list[Manifest]:
 
 def environment(variant: str, pod: Manifest) -> dict[str, str]:
     """As the container gets it: that of the settings, then its own. A value from a secret is a stand-in."""
-    settings = one(variant, "ConfigMap")
+    settings = settings_map(variant)
     (container,) = pod["spec"]["containers"]
     names = [source["configMapRef"]["name"] for source in container["envFrom"]]
     assert names == [settings["metadata"]["name"]]
@@ -407,14 +418,31 @@ def test_the_overlay_of_the_documentation_can_be_built(tmp_path: Path) -> None:
     )
     built = _built(folder)
     assert {found["kind"] for found in built} == {found["kind"] for found in rendered("components/all")}
-    (settings,) = (found for found in built if found["kind"] == "ConfigMap")
-    assert settings["data"] == one("components/all", "ConfigMap")["data"] | {"CLUSTER_LOG_LEVEL": "warning"}
+    (settings,) = (
+        found for found in built if found["kind"] == "ConfigMap" and "grafana_dashboard" not in _labels(found)
+    )
+    assert settings["data"] == settings_map("components/all")["data"] | {"CLUSTER_LOG_LEVEL": "warning"}
     images = [
         found["spec"]["template"]["spec"]["containers"][0]["image"]
         for found in built
         if found["kind"] in {"Deployment", "Job"}
     ]
     assert images == ["registry.example.org/shop-jobs:1"] * 3
+
+
+def test_dashboards_and_rules_are_those_of_the_mixin() -> None:
+    folder = ROOT / "grafana"
+    dashboards = [
+        found for found in objects("components/grafana", "ConfigMap") if "grafana_dashboard" in _labels(found)
+    ]
+    assert all(_labels(found)["grafana_dashboard"] == "1" for found in dashboards)
+    texts = {name: text for found in dashboards for name, text in found["data"].items()}
+    assert texts == {path.name: path.read_text(encoding="utf-8") for path in (folder / "dashboards").glob("*.json")}
+    assert len(dashboards) == len(texts)
+    # `kubectl apply` keeps all of an object in an annotation, of 256 KiB at most.
+    assert max(len(json.dumps(found)) for found in dashboards) < 200_000
+    rules = yaml.safe_load((folder / "prometheus" / "rules.yaml").read_text(encoding="utf-8"))
+    assert one("components/prometheus-rule", "PrometheusRule")["spec"] == rules
 
 
 def test_production_survives_a_machine() -> None:
