@@ -58,7 +58,7 @@ def on_prometheus(
 
 def on_postgres(name: str, title: str, description: str, variables: Sequence[Builder[VariableModel]]) -> Dashboard:
     """The same for a data source that is the database itself."""
-    source = DatasourceVariable("datasource").label("Data source").type("grafana-postgresql-datasource")
+    source = DatasourceVariable("postgres").label("Data source").type("grafana-postgresql-datasource")
     starts = (
         "SELECT started_at AS time, 'node started' AS title, hostname || ' ' || version AS text"
         " FROM cluster.nodes WHERE $__timeFilter(started_at)"

@@ -55,7 +55,7 @@ def _health() -> Iterator[Builder[Panel] | Row]:
                 texts={"critical": ("critical", RED), "warning": ("warning", AMBER), "info": ("info", "blue")}, width=90
             ),
             "alertname": Column(width=210),
-            "first": Column(texts={alert: (step, "text") for alert, step in FIRST_STEPS.items()}),
+            "first": Column(texts={alert: (step, "") for alert, step in FIRST_STEPS.items()}),
             "job_type": Column(link=TO_TYPE),
             "queue": Column(),
             "instance": Column(link=TO_NODE),

@@ -26,7 +26,8 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode, HeatmapColor
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
-POSTGRES = DataSourceRef(type_val="grafana-postgresql-datasource", uid="${datasource}")
+POSTGRES = DataSourceRef(type_val="grafana-postgresql-datasource", uid="${postgres}")
+"""A variable of another name: links between dashboards hand on the chosen ones."""
 GREEN, AMBER, RED, BLUE = "green", "orange", "red", "blue"
 
 Steps: TypeAlias = Sequence[tuple[float | None, str]]
@@ -67,7 +68,8 @@ class Query:
 
 @dataclass(frozen=True)
 class Column:
-    """How a column of a table is shown. links: title and URL; texts: what stands in place of which value, and its colour."""
+    """How a column of a table is shown. links: title and URL; texts: what stands in place of which value, and the colour of
+    its ground; empty: none."""
 
     unit: str = ""
     steps: Steps = ()
@@ -86,7 +88,7 @@ class Column:
             found.append(("links", [{"title": title, "url": url}]))
         if self.texts:
             found.append(("mappings", [mapping(self.texts)]))
-        if self.steps or self.texts:
+        if self.steps or any(color for _, color in self.texts.values()):
             found.append(("custom.cellOptions", {"type": "color-background", "mode": "basic"}))
         if self.width is not None:
             found.append(("custom.width", self.width))
@@ -193,9 +195,9 @@ def rows(
     steps: Steps = ((1e9, RED),),
     width: int = 24,
     height: int = 8,
-    no_value: str = "nothing",
+    no_value: str = "",
 ) -> Builder[Panel]:
-    """A table; of several queries, the rows with the same labels are one. columns: in their order, by name."""
+    """A table; of several queries, the rows with the same labels are one. columns: in order, by name. no_value: of all of it."""
     panel = (
         table.Panel()
         .title(words.title)
@@ -209,6 +211,8 @@ def rows(
         .height(height)
         .span(width)
     )
+    if no_value:
+        panel = panel.override_by_regexp("/.*/", [DynamicConfigValue(id_val="noValue", value="–")])  # of a cell
     for name, column in columns.items():
         if properties := column.properties():
             panel = panel.override_by_name(name, properties)
@@ -242,7 +246,7 @@ def mapping(texts: Mapping[str, tuple[str, str]]) -> ValueMap:
     """Text and colour in place of each value."""
     return ValueMap(
         options={
-            value: ValueMappingResult(text=text, color=color, index=at)
+            value: ValueMappingResult(text=text, color=color or None, index=at)
             for at, (value, (text, color)) in enumerate(texts.items())
         }
     )

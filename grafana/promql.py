@@ -1,7 +1,7 @@
 """Words of PromQL that all dashboards use alike.
 
-Metrics of nodes are summed over nodes. Gauges of the whole cluster come from one node at a time, for a moment from two: `whole` takes
-the largest. Clusters are told apart by the label `cluster`; the variable's "All" also matches where there is no such label.
+Metrics of nodes are summed over nodes. Gauges of the whole cluster come from one node at a time, for a moment from two: `whole`
+takes the largest. Clusters are told apart by the label `cluster`; the variable's "All" also matches where there is no such label.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ STATES = {
     "draining": ("draining", AMBER),
     "silent": ("silent", RED),
     "lost": ("lost", RED),
-    "stopped": ("stopped", "text"),
+    "stopped": ("stopped", "transparent"),
 }
 RECENT = f"Of the newest {sql_queries.NEWEST:,} rows of the chosen table."
 

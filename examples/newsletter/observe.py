@@ -22,7 +22,7 @@ from examples.newsletter.photos import make_photo
 from examples.newsletter.processes import APP, DemoError, Processes
 
 GRAFANA = APP.parents[1] / "grafana"
-PHOTOS = 12
+PHOTOS = 6
 CUSTOMERS = """
 INSERT INTO customers (name, email) SELECT 'Customer ' || n, 'customer-' || n || '@example.org' FROM generate_series(1, 1000) n
 ON CONFLICT DO NOTHING

@@ -1,4 +1,4 @@
-"""The demo of the README: that it holds what it shows, that it would notice if not, and that it leaves nothing behind."""
+"""The demo of the README, and `make observe`: they hold what they show, notice if not, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.nodes import free_port, wait_until
 from tests.support.postgres import make_run_folder
+from tests.support.prometheus import Prometheus
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--mails", "45", "--photos", "6", "--timeout", "40")
@@ -24,9 +26,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 @contextmanager
 def demo(temp_folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """The demo with its files below temp_folder, and an end to it however the test ends."""
+    with started(temp_folder, "demo", *SMALL, *options) as process:
+        yield process
+
+
+@contextmanager
+def started(temp_folder: Path, module: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """The same of a module of the newsletter."""
     environment = os.environ | {"TMPDIR": str(temp_folder), "COLUMNS": "80"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "examples.newsletter.demo", *SMALL, *options],
+        [sys.executable, "-m", f"examples.newsletter.{module}", *options],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -103,5 +112,26 @@ def test_ctrl_c_ends_every_process_of_the_demo(temp_folder: Path, moment: str) -
         process.wait(60)
     assert process.returncode == 130, output
     assert "interrupted" in output
+    assert processes_of(temp_folder) == []
+    assert list(temp_folder.iterdir()) == []
+
+
+@pytest.mark.needs("prometheus")
+def test_a_prometheus_observes_the_demo_until_ctrl_c(temp_folder: Path) -> None:
+    port = free_port()
+    with started(temp_folder, "observe", "--prometheus-port", str(port)) as process:
+        assert process.stdout is not None
+        output = ""
+        while not (line := process.stdout.readline()).startswith("Mails, photos"):
+            assert line, output
+            output += line
+        prometheus = Prometheus(f"http://127.0.0.1:{port}")
+        assert f"PROMETHEUS_URL='{prometheus.url}'" in output
+        wait_until(lambda: len(prometheus.now("up == 1")) == 2, "both nodes are scraped")
+        wait_until(lambda: bool(prometheus.now("sum(cluster_jobs_finished_total) > 0")), "jobs have ended")
+        assert prometheus.ask("rules")["groups"]
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
     assert processes_of(temp_folder) == []
     assert list(temp_folder.iterdir()) == []

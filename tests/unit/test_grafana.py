@@ -1,4 +1,4 @@
-"""Dashboards: generated from code, whole, of Grafana's schema, and pointing at what there is. Provisioning and compose.yaml fit them."""
+"""Dashboards: generated from code, of Grafana's schema, and pointing at what there is; provisioning and compose.yaml fit them."""
 
 from __future__ import annotations
 
@@ -120,10 +120,11 @@ def test_panels_lie_side_by_side_and_have_numbers_of_their_own(uid: str) -> None
 def test_every_query_goes_to_the_chosen_data_source_and_cluster(uid: str) -> None:
     found = read(uid)
     variables = {variable["name"] for variable in found["templating"]["list"]}
-    assert found["templating"]["list"][0]["name"] == "datasource"
+    source = "postgres" if uid == "jobcluster-sql" else "datasource"
+    assert found["templating"]["list"][0]["name"] == source
     for panel in panels(uid):
         for target in panel["targets"]:
-            assert target["datasource"]["uid"] == "${datasource}"
+            assert target["datasource"]["uid"] == f"${{{source}}}"
             text = target.get("expr") or target["rawSql"]
             used = set(re.findall(r"\$\{?([a-z]\w*)", text)) - {"s"}  # %1$s of format()
             assert used <= variables, panel["title"]
