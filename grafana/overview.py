@@ -167,7 +167,7 @@ def _waiting() -> Iterator[Builder[Panel] | Row]:
             "scheduled": Column(),
             "nobody serves": Column(steps=((1, RED),)),
         },
-        no_value="",
+        worst="why",
     )
     yield lines(
         Words(

@@ -101,9 +101,9 @@ class Column:
 def number(
     words: Words, query: Query, unit: str, steps: Steps, *, width: int = 4, link: str = "", no_value: str = "none"
 ) -> Builder[Panel]:
-    """The last value, large, and how it came to be. link: of the dashboard to look at next."""
+    """As it is now: an older value must not be taken for it. link: of the dashboard to look at next."""
     panel = _stat(words, query, unit, steps, width=width, height=4).no_value(no_value)
-    panel = panel.graph_mode(model.BigValueGraphMode.AREA).color_mode(model.BigValueColorMode.VALUE)
+    panel = panel.color_mode(model.BigValueColorMode.VALUE)
     if link:
         panel = panel.data_links([DashboardLink("Look closer").type(DashboardLinkType.LINK).url(link)])
     return panel
@@ -113,7 +113,7 @@ def sentence(words: Words, query: Query, texts: Mapping[str, tuple[str, str]]) -
     """A number that stands for a sentence, on a ground of its colour, as wide as the page."""
     panel = _stat(words, query, "none", ((1, AMBER), (2, RED)), width=24, height=4).mappings([mapping(texts)])
     panel = panel.no_value("No data: is Prometheus there, and does it reach the nodes?" if not query.sql else "No data")
-    return panel.graph_mode(model.BigValueGraphMode.NONE).color_mode(model.BigValueColorMode.BACKGROUND_SOLID)
+    return panel.color_mode(model.BigValueColorMode.BACKGROUND_SOLID)
 
 
 def lines(
@@ -196,8 +196,12 @@ def rows(
     width: int = 24,
     height: int = 8,
     no_value: str = "",
+    worst: str = "",
 ) -> Builder[Panel]:
-    """A table; of several queries, the rows with the same labels are one. columns: in order, by name. no_value: of all of it."""
+    """A table; of several queries, the rows with the same labels are one. columns: in order, by name.
+
+    no_value: of all of it. worst: the column whose largest values come first.
+    """
     panel = (
         table.Panel()
         .title(words.title)
@@ -211,6 +215,8 @@ def rows(
         .height(height)
         .span(width)
     )
+    if worst:
+        panel = panel.sort_by([common.TableSortByFieldState().display_name(worst).desc(True)])
     if no_value:
         panel = panel.override_by_regexp("/.*/", [DynamicConfigValue(id_val="noValue", value="–")])  # of a cell
     for name, column in columns.items():
@@ -258,11 +264,12 @@ def _stat(words: Words, query: Query, unit: str, steps: Steps, *, width: int, he
         .title(words.title)
         .description(words.description)
         .datasource(_source([query]))
-        .targets(_targets([query], "table" if query.sql else "time_series", instant=False))
+        .targets(_targets([query], "table" if query.sql else "time_series", instant=True))
         .unit(unit)
         .thresholds(thresholds(steps))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
         .text_mode(model.BigValueTextMode.VALUE)
+        .graph_mode(model.BigValueGraphMode.NONE)
         .height(height)
         .span(width)
     )

@@ -149,6 +149,7 @@ def _tables() -> Iterator[Builder[Panel] | Row]:
             "size": Column(unit="bytes", steps=((20 * 2**30, AMBER), (100 * 2**30, RED))),
             "grown in 1 h": Column(unit="bytes"),
         },
+        worst="dead",
         width=12,
     )
     yield lines(

@@ -174,11 +174,10 @@ def faults_in_prometheus(prometheus: Prometheus, asked: Asked, began: float) -> 
         return
     expression = filled_in(asked.target["expr"])
     what = f"{asked.dashboard}, {asked.panel}"
-    if asked.target.get("instant"):
-        numbers = [float(series["value"][1]) for series in prometheus.now(expression)]
-    else:
-        found = prometheus.over(expression, began, time.time())
-        numbers = [float(value) for series in found for _, value in series["values"]]
+    if asked.target.get("instant") and not prometheus.now(expression):
+        yield f"{what} finds nothing now:\n{expression}"
+    found = prometheus.over(expression, began, time.time())
+    numbers = [float(value) for series in found for _, value in series["values"]]
     if not [number for number in numbers if not math.isnan(number)]:
         yield f"{what} finds nothing:\n{expression}"
     elif not any(number > 0 for number in numbers) and asked.panel not in AT_REST:
