@@ -170,6 +170,77 @@ def test_advice_covers_every_alert_and_every_rank() -> None:
         assert asked == ranks.keys() - {"0"}
 
 
+HEALTHY = {
+    'cluster_nodes{state="live",instance="a"}': "2x80",
+    'cluster_nodes{state="silent",instance="a"}': "0x80",
+    'cluster_nodes{state="lost",instance="a"}': "1x80",
+    'cluster_heartbeat_age_seconds{instance="a"}': "4x80",
+    'cluster_worker_exits_total{reason="crashed",instance="a"}': "0x80",
+    'cluster_jobs_finished_total{job_type="A",outcome="succeeded",instance="a"}': "0+10x80",
+    'cluster_jobs_finished_total{job_type="A",outcome="failed",instance="a"}': "0x80",
+    'cluster_unroutable_jobs{job_type="A",instance="a"}': "0x80",
+    'cluster_oldest_ready_job_age_seconds{job_type="A",queue="mail",instance="a"}': "1x80",
+    'cluster_oldest_transaction_seconds{instance="a"}': "1x80",
+    'cluster_job_type_paused{job_type="A",instance="a"}': "0x80",
+    'cluster_jobs{job_type="A",queue="mail",status="not_started",instance="a"}': "0x80",
+    'cluster_slots{state="free",instance="a"}': "4x80",
+    'cluster_concurrency_limit{job_type="A",instance="a"}': "2x80",
+    'cluster_concurrency_in_use{job_type="A",instance="a"}': "1x80",
+}
+LIVE, SILENT, LOST, AGE, EXITS, _, FAILED, UNROUTABLE, OLDEST, TRANSACTION, PAUSED, READY, FREE, _, IN_USE = HEALTHY
+TROUBLE = 'cluster_trouble{job_type="A",reason="table_locked",instance="a"}'
+QUEUE_PAUSED = 'cluster_queue_paused{queue="mail",instance="a"}'
+"""The state of a cluster, as series of promtool: one value each 15 s, 20 minutes long."""
+
+
+@pytest.mark.needs("promtool")
+@pytest.mark.parametrize(
+    ("title", "rank", "changes"),
+    [
+        ("What to do first", 0, {}),
+        ("What to do first", 1, {PAUSED: "1x80"}),
+        ("What to do first", 1, {PAUSED: "1x80", OLDEST: "400x80"}),
+        ("What to do first", 1, {QUEUE_PAUSED: "1x80", OLDEST: "400x80"}),
+        ("What to do first", 2, {SILENT: "1x80"}),
+        ("What to do first", 2, {LOST: "1x40 2x40"}),
+        ("What to do first", 3, {TRANSACTION: "2000x80"}),
+        ("What to do first", 4, {OLDEST: "400x80"}),
+        ("What to do first", 5, {FAILED: "0+5x80"}),
+        ("What to do first", 6, {UNROUTABLE: "3x80", OLDEST: "400x80"}),
+        ("What to do first", 7, {TROUBLE: "1x80", PAUSED: "1x80"}),
+        ("What to do first", 8, {EXITS: "0+1x80"}),
+        ("What to do first", 9, {AGE: "20x80"}),
+        ("What to do first", 10, {LIVE: "0x80", AGE: "20x80"}),
+        ("What to do first", 10, dict.fromkeys(HEALTHY, "_x80")),
+        ("Why jobs wait", 0, {}),
+        ("Why jobs wait", 1, {READY: "5x80"}),
+        ("Why jobs wait", 2, {READY: "5x80", FREE: "0x80"}),
+        ("Why jobs wait", 3, {READY: "5x80", FREE: "0x80", IN_USE: "2x80"}),
+        ("Why jobs wait", 4, {READY: "5x80", QUEUE_PAUSED: "1x80"}),
+        ("Why jobs wait", 5, {READY: "5x80", PAUSED: "1x80"}),
+        ("Why jobs wait", 6, {READY: "5x80", UNROUTABLE: "5x80"}),
+        ("Why jobs wait", 7, {READY: "5x80", TROUBLE: "1x80"}),
+    ],
+)
+def test_the_overview_names_the_worst_and_the_reason(
+    title: str, rank: int, changes: dict[str, str], tmp_path: Path
+) -> None:
+    (panel,) = (panel for panel in panels("jobcluster-overview") if panel["title"] == title)
+    expression = panel["targets"][0]["expr"].replace("$cluster", ".*")
+    labels = "{}" if title == "What to do first" else '{job_type="A"}'
+    case = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in (HEALTHY | changes).items()],
+        "promql_expr_test": [
+            {"expr": expression, "eval_time": "19m", "exp_samples": [{"labels": labels, "value": rank}]}
+        ],
+    }
+    (tmp_path / "case.yaml").write_text(json.dumps({"tests": [case]}))  # JSON is YAML
+    command = ["promtool", "test", "rules", "case.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # --- what is around them ---
 
 
