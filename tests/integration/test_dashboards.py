@@ -97,10 +97,22 @@ def queries() -> Iterator[Asked]:
         for panel in dashboard["panels"]:
             for target in panel.get("targets", []):
                 yield Asked(path.stem, panel["title"], target)
+        for variable in dashboard["templating"]["list"]:
+            if variable["name"] in {"job_type", "queue", "node"}:  # there is no label `cluster` here
+                yield Asked(path.stem, variable["name"], {"expr": _of_variable(variable["query"]["query"])})
+            if variable["name"] == "job_table":
+                yield Asked(path.stem, variable["name"], {"rawSql": variable["query"]})
         for mark in dashboard["annotations"]["list"]:
             target = {"expr": mark["expr"]} if "expr" in mark else mark["target"]
             if mark["datasource"]["uid"] in {"${datasource}", "${postgres}"}:
                 yield Asked(path.stem, mark["name"], target)
+
+
+def _of_variable(query: str) -> str:
+    """PromQL for what Grafana asks in another way."""
+    match = re.fullmatch(r"label_values\((.+), (\w+)\)", query)
+    assert match, query
+    return f"count by ({match[2]}) ({match[1]})"
 
 
 @pytest.mark.slow
