@@ -27,12 +27,12 @@ def dashboard() -> Dashboard:
         "Overview",
         "Is it healthy; what waits and why; who is saturated. The first line says what to do first.",
     )
-    parts = (*_health(), *_figures(), row("What waits, and why"), *_waiting(), row("Who is saturated"), *_saturated())
-    return fill(frame, *parts)
+    first_screen = (_verdict(), *_figures(), _alerts(), row("What waits, and why"), *_waiting())
+    return fill(frame, *first_screen, row("Who is saturated"), *_saturated())
 
 
-def _health() -> Iterator[Builder[Panel] | Row]:
-    yield sentence(
+def _verdict() -> Builder[Panel]:
+    return sentence(
         Words(
             "What to do first",
             "The worst of what is wrong now, by the limits of the alerts, and what to do about it. It needs no rules.",
@@ -41,9 +41,12 @@ def _health() -> Iterator[Builder[Panel] | Row]:
         Query(worst()),
         WORST,
     )
+
+
+def _alerts() -> Builder[Panel]:
     labels = "alertname, severity, job_type, queue, instance, reason"
     alerts = of_cluster("ALERTS", 'alertname=~"Cluster.+"', 'alertstate="firing"')
-    yield rows(
+    return rows(
         Words(
             "Alerts that fire",
             "From the rules of grafana/prometheus/rules.yaml, if Prometheus has loaded them.",
