@@ -10,7 +10,7 @@ OF_CLUSTER = 'cluster=~"$cluster"'
 OF_TYPE = 'job_type=~"$job_type"'
 OF_QUEUE = 'queue=~"$queue"'
 OF_NODE = 'instance=~"$node"'
-UNEXPECTED_EXITS = 'reason=~"crashed|blocked|hung|forkserver_died"'
+UNEXPECTED_EXITS = 'reason=~"crashed|blocked|memory|hung|forkserver_died"'
 """Of worker processes, as the alert ClusterWorkersCrash counts them."""
 FAILED = 'outcome=~"failed|retry|timed_out|crashed"'
 """Attempts, as the alert ClusterJobsFail counts them."""
