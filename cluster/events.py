@@ -35,6 +35,40 @@ def node_stopped(node: str, finished: int, released: int) -> None:
     log.info("node_stopped", node=node, finished=finished, released=released)
 
 
+def supervisor_started(nodes: int) -> None:
+    log.info("supervisor_started", nodes=nodes)
+
+
+def supervised_node_ended(pid: int, code: int, seconds: float | None) -> None:
+    """By itself. seconds: until another takes its place; None: somebody must change something first."""
+    if seconds is None:
+        log.error("supervised_node_ended", pid=pid, code=code,
+                  hint="the line above says why; then `cluster restart`: no other is started before")  # fmt: skip
+    else:
+        log.warning("supervised_node_ended", pid=pid, code=code, next_in=seconds)
+
+
+def node_not_started(error: str, seconds: float) -> None:
+    """seconds: until it is tried again."""
+    log.error("node_not_started", error=error, next_in=seconds)
+
+
+def nodes_restarted(renewed: int, code: int) -> None:
+    """code: of a node that did not become ready; 0: all did."""
+    if code:
+        log.error("restart_failed", renewed=renewed, code=code, hint="the nodes that were not replaced go on")
+    else:
+        log.info("nodes_restarted", renewed=renewed)
+
+
+def state_not_written(error: str) -> None:
+    log.error("state_not_written", error=error, hint="`cluster stop` finds the nodes by it: free some space")
+
+
+def supervisor_stopped(code: int) -> None:
+    log.info("supervisor_stopped", code=code)
+
+
 def unroutable_tables(tables: list[str]) -> None:
     log.warning(
         "unroutable_tables",

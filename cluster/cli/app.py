@@ -25,7 +25,11 @@ from cluster.cli import (
     pause,
     run,
     settings,
+    start,
     status,
+    stop,
+    work,
+    workoff,
 )
 from cluster.cli.database import is_unreachable
 from cluster.errors import ClusterError, ExitCode, Terminated
@@ -130,6 +134,11 @@ app.command(rich_help_panel=START)(migrate.migrate)
 app.command(rich_help_panel=START)(dev.dev)
 app.command(rich_help_panel=START)(demo.demo)
 app.command(rich_help_panel=RUN)(run.run)
+app.command(rich_help_panel=RUN)(work.work)
+app.command(rich_help_panel=RUN)(workoff.workoff)
+app.command(rich_help_panel=RUN)(start.start)
+app.command(rich_help_panel=RUN)(stop.stop)
+app.command(rich_help_panel=RUN)(stop.restart)
 app.command(rich_help_panel=RUN)(enqueue.enqueue)
 app.command(rich_help_panel=OPERATE)(status.status)
 app.command(rich_help_panel=OPERATE)(pause.pause)

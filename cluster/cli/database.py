@@ -6,7 +6,8 @@ line that names host and database, and never a password.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,13 @@ from cluster.settings import Settings, load_settings
 SECONDS_TO_CONNECT = 10
 
 
-def settings_with_database(**flags: object) -> Settings:
-    """The settings, with the URL of `./.cluster` where none is set. DatabaseUnreachableError: there is neither."""
-    settings = load_settings(None, **flags)
+def settings_with_database(defaults: Mapping[str, str] | None = None, **flags: object) -> Settings:
+    """The settings, with the URL of `./.cluster` where none is set. DatabaseUnreachableError: there is neither.
+
+    defaults: of the command, for variables that are not set.
+    """
+    environment = dict(defaults or {}) | {name: value for name, value in os.environ.items() if value.strip()}
+    settings = load_settings(environment, **flags)
     if settings.database_configured:
         return settings
     from cluster.embedded import running_project_url
@@ -33,7 +38,7 @@ def settings_with_database(**flags: object) -> Settings:
     if url is None:
         raise DatabaseUnreachableError("there is no database: set CLUSTER_DATABASE_URL, or run `cluster dev`")
     typer.echo("using the database of ./.cluster", err=True)
-    return load_settings(None, **flags | {"database_url": url})
+    return load_settings(environment, **flags | {"database_url": url})
 
 
 @contextmanager

@@ -124,12 +124,15 @@ WITH picked AS MATERIALIZED (
 
 
 def ask(question: str, *, yes: bool) -> None:
-    """Goes on if the answer is yes. ClusterError: there is nobody to ask, or it is no; nothing was changed."""
+    """Goes on if the answer is yes. ClusterError: there is nobody to ask, or it is no; KeyboardInterrupt; nothing was changed."""
     if yes:
         return
     try:
         agreed = typer.confirm(question)
-    except typer.Abort:
+    except typer.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            typer.echo("\ncluster: nothing was changed", err=True)
+            raise KeyboardInterrupt from None
         raise ClusterError("nothing was changed: nobody answered; --yes does not ask") from None
     if not agreed:
         raise ClusterError("nothing was changed")

@@ -80,6 +80,8 @@ class Backlog:
         self.promotions_pace = Pace(MOST_PROMOTED)
         self.failures = 0
         """Claims in a row that failed for what may pass."""
+        self.given_up = 0
+        """Rows that this node has made `failed`, since they will never be let run."""
         self._apart_until = 0.0
 
     def _forget(self) -> None:

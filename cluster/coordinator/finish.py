@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -67,8 +68,8 @@ class Finisher:
         names_all: bool = False,
     ) -> None:
         self.wakeup = Wakeup()
-        self.written = 0
-        self.released = 0
+        self.ended: Counter[str] = Counter()
+        """Attempts whose end is written: failed ones by status, `retry`, `failed` or `timed_out`; the others by outcome."""
         self._session = session
         self._limit_freed = limit_freed
         self._waits = waits
@@ -144,6 +145,11 @@ class Finisher:
     def claims(self) -> Iterator[Claim]:
         """Of the outcomes that the database does not have yet, those being written included."""
         return (claim for table in self._tables.values() for claim in table.unwritten.claims())
+
+    @property
+    def is_drained(self) -> bool:
+        """Everything is written, but for rows that can't be."""
+        return self._idle.is_set()
 
     async def drained(self) -> None:
         """Returns once everything is written, but for rows that can't be."""
@@ -313,13 +319,12 @@ class Finisher:
 
     def _count(self, job_type: JobType, written: list[Outcome]) -> None:
         """Per batch and label set, not per job."""
-        self.written += len(written)
         series: dict[tuple[bytes | None, str], list[Outcome]] = {}
         for outcome in written:
             series.setdefault((outcome.claim.head[QUEUE], outcome.outcome), []).append(outcome)
         for (queue, name), outcomes in series.items():
             if name == "released":
-                self.released += len(outcomes)
+                self.ended[name] += len(outcomes)
                 metrics.released.labels(job_type.name).inc(len(outcomes))
                 continue
             labels = job_type.name, metrics.queue_label(queue)
@@ -328,13 +333,13 @@ class Finisher:
             waits = [max(0.0, _seconds(o.claim.head[WAIT]) + o.begun - o.claim.claimed_at) for o in outcomes]
             metrics.wait_seconds.observe(labels, waits)
             if name in _FAILURES:
+                self.ended.update(outcome.status for outcome in outcomes)
                 for outcome in outcomes:
                     _tell_failure(job_type, outcome)
-            elif self._names_all:
-                for o in outcomes:
-                    events.job_finished(
-                        job_type.name, o.claim.id, integer(o.claim.head[ATTEMPTS]), name, o.ended - o.begun
-                    )
+                continue
+            self.ended[name] += len(outcomes)
+            for o in outcomes if self._names_all else ():
+                events.job_finished(job_type.name, o.claim.id, integer(o.claim.head[ATTEMPTS]), name, o.ended - o.begun)
 
 
 class _Batch(NamedTuple):

@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import signal
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from cluster.coordinator.service_manager import ServiceManager
 from cluster.coordinator.session import SETTINGS, Session, TransientDatabaseError, notice_silence
 from cluster.coordinator.system_limits import reserve_files
 from cluster.coordinator.trouble import Troubles
+from cluster.coordinator.workoff import Progress, WorkOff
 from cluster.differences import differences
 from cluster.errors import ClusterError, DatabaseUnreachableError, SchemaMisfitError
 from cluster.job import Job, definition
@@ -63,10 +65,15 @@ def run_node(
     app_dir: Path,
     import_seconds: float,
     service_manager: ServiceManager,
-) -> None:
-    """Runs one node until it is told to stop. ClusterError: it can't start, or can't go on.
+    tell: Callable[[Progress], None] | None = None,
+    *,
+    attached: bool = False,
+) -> int:
+    """Runs one node until it is told to stop; returns the signal that told it. ClusterError: it can't start, or can't go on.
 
     import_seconds: that the import of the classes took: workers may take longer, but not for ever.
+    tell: the node ends by itself once nothing is due, with signal 0, and tells how far it is; None: it goes on.
+    attached: to a terminal, with which it ends.
     """
     with contextlib.suppress(AttributeError, OSError, RuntimeError):  # nobody reads stderr
         faulthandler.enable(
@@ -77,7 +84,8 @@ def run_node(
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of ends as an event of ours
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(Node(settings, job_classes, app_dir, import_seconds, service_manager).run())
+            node = Node(settings, job_classes, app_dir, import_seconds, service_manager, tell)
+            return runner.run(node.run(attached=attached))
     except ExceptionGroup as group:
         known = group.subgroup(ClusterError)
         if known is None:
@@ -150,13 +158,15 @@ class Node:
         app_dir: Path,
         import_seconds: float,
         service_manager: ServiceManager,
+        tell: Callable[[Progress], None] | None,
     ) -> None:
         self._settings = settings
         self._types: list[JobType] = job_types(job_classes)
         self._by_name = [job_type.name for job_type in self._types]
         self._health = Health()
         self._service_manager = service_manager
-        self._stops = 0
+        self._stops: list[int] = []
+        """Signals that have asked for it."""
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -198,6 +208,10 @@ class Node:
         )  # fmt: skip
         self._pruner = Pruner(self._finishes, self._troubles, settings.poll_interval.total_seconds())
         self._census = Census(self._finishes, self._troubles, lambda: self._heartbeat.lease)
+        self._work_off = None if tell is None else WorkOff(
+            self._claims, self._backlogs, queues, self._troubles, self._placement, self._finisher,
+            lambda: self._health.ready, tell, self._stop.set,
+        )  # fmt: skip
         metrics.show_at_zero(self._by_name)
         metrics.slots.labels("busy").set_function(lambda: self._placement.running)
         metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._placement.running))
@@ -213,12 +227,15 @@ class Node:
 
     # --- life ---
 
-    async def run(self) -> None:
-        """Until a signal ends it."""
+    async def run(self, *, attached: bool = False) -> int:
+        """Until a signal ends it, which it returns, or 0: there was nothing more to do."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+            loop.add_signal_handler(number, self._stop_signal, number)
+        if attached:
+            loop.add_signal_handler(signal.SIGHUP, self._stop_signal, signal.SIGHUP)
+        else:
+            loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         server = serve(self._settings.http_host, self._settings.http_port, self._health)
         try:
             async with asyncio.TaskGroup() as services:
@@ -236,8 +253,12 @@ class Node:
                     services.create_task(repeat("reconcile", self._reconciler.tick, self._reconciler.wakeup)),
                     services.create_task(repeat("census", self._census.tick, self._census.wakeup)),
                 ]
+                if self._work_off is not None:
+                    others.append(services.create_task(repeat("work_off", self._work_off.tick, Wakeup())))
                 await self._stop.wait()
                 await self._drain()
+                if self._work_off is not None and self._stops:
+                    self._work_off.tell(is_over=False)
                 for task in (*others, beating):
                     task.cancel()
         finally:
@@ -248,6 +269,7 @@ class Node:
             if server is not None:
                 server.close()
             self._service_manager.close()
+        return self._stops[0] if self._stops else 0
 
     async def _turn(self) -> None:
         """Shows the probes that the loop turns, and tells of what the log has left out."""
@@ -315,7 +337,7 @@ class Node:
             with contextlib.suppress(Exception):  # a row that says live is rescued; nothing depends on this
                 await self._heartbeat.deregister()
         events.tell_left_out(all_of_them=True)
-        events.node_stopped(self._node, self._finisher.written, self._finisher.released)
+        events.node_stopped(self._node, self._finisher.ended.total(), self._finisher.ended["released"])
 
     @property
     def _node(self) -> str:
@@ -324,9 +346,9 @@ class Node:
 
     # --- what the parts tell each other ---
 
-    def _stop_signal(self) -> None:
-        self._stops += 1
-        (self._stop if self._stops == 1 else self._stop_now).set()
+    def _stop_signal(self, number: int) -> None:
+        self._stops.append(number)
+        (self._stop if len(self._stops) == 1 else self._stop_now).set()
 
     async def _prepare_claims(self, connection: AsyncConnection[object]) -> None:
         await _prepare_planner(connection)

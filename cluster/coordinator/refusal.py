@@ -181,4 +181,5 @@ async def _fail(connection: AsyncConnection[Any], backlog: Backlog, job_id: int,
         if is_lost(connection, error):
             raise
         return  # refused as well: the row stays as it is
+    backlog.given_up += 1
     backlog.aside.accepted([job_id])

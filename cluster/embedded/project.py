@@ -24,16 +24,22 @@ from cluster.embedded.server import EmbeddedPostgres, free_port
 from cluster.errors import ClusterError
 
 
-def project_server(directory: Path, bin_dir: Path | None = None, *, fast: bool = False) -> EmbeddedPostgres:
-    """The project's server, whose `.cluster/` is made when missing; not started.
-
-    Listens on TCP, so that every language reaches it.
-    """
+def project_folder(directory: Path) -> Path:
+    """`.cluster/`, made when missing; git leaves it alone."""
     folder = directory.resolve() / ".cluster"
     folder.mkdir(exist_ok=True)
     ignore_file = folder / ".gitignore"
     if not ignore_file.exists():
         ignore_file.write_text("*\n")
+    return folder
+
+
+def project_server(directory: Path, bin_dir: Path | None = None, *, fast: bool = False) -> EmbeddedPostgres:
+    """The project's server, whose `.cluster/` is made when missing; not started.
+
+    Listens on TCP, so that every language reaches it.
+    """
+    folder = project_folder(directory)
     # Two commands at once must not each make up a password.
     with locked(folder / "postgres.json.lock"):
         state = _project_state(folder)

@@ -135,6 +135,11 @@ def test_help_lists_all_commands_within_80_columns(tmp_path: Path) -> None:
         "dev",
         "demo",
         "run",
+        "work",
+        "workoff",
+        "start",
+        "stop",
+        "restart",
         "enqueue",
         "status",
         "cancel",
@@ -146,7 +151,7 @@ def test_help_lists_all_commands_within_80_columns(tmp_path: Path) -> None:
     assert call(cwd=tmp_path).stdout.strip() == shown.stdout.strip()
 
 
-@pytest.mark.parametrize("command", ["generate job", "dev", "enqueue", "run", "status", "retry", "settings"])
+@pytest.mark.parametrize("command", ["generate job", "dev", "enqueue", "run", "start", "status", "retry", "settings"])
 def test_help_of_a_command_fits_80_columns(command: str, tmp_path: Path) -> None:
     shown = call(*command.split(), "--help", cwd=tmp_path)
     assert (shown.returncode, fits(shown.stdout)) == (0, True)

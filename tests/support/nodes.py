@@ -121,7 +121,7 @@ class NodeProcess:
 
     def processes(self) -> list[int]:
         """Every living process of the node's session: coordinator, forkserver, workers, and what jobs started."""
-        return [process.pid for process in _processes() if process.session == self._popen.pid]
+        return session_processes(self._popen.pid)
 
     def signal_all(self, number: signal.Signals) -> None:
         """To all of them."""
@@ -258,6 +258,11 @@ def log_tails(lines: int = 40) -> str:
 
 
 # --- processes ---
+
+
+def session_processes(session: int) -> list[int]:
+    """Every living process of it."""
+    return [process.pid for process in _processes() if process.session == session]
 
 
 class _Process:
