@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import multiprocess
-from multiprocess import forkserver
+from multiprocess import forkserver, resource_tracker
 
 from cluster.coordinator.lease import Lease
 from cluster.spawn import (
@@ -62,7 +62,7 @@ class Forkserver:
         """Job modules are imported once, in the forkserver; False: in every worker, since importing them starts threads."""
         self._server = _Server()
         self._server.set_forkserver_preload([PRELOAD_MODULE])
-        self.threads = ThreadPoolExecutor(processes, "start", lambda: setattr(_of_thread, "server", self._server))
+        self.threads = ThreadPoolExecutor(processes, "start", self._enter_thread)
         """Where processes are started: that waits for the forkserver's imports, for which nothing else should wait."""
         self._options = options
         self._lease: Lease | None = None
@@ -123,6 +123,12 @@ class Forkserver:
         if self._memory >= 0:
             os.close(self._memory)
             self._memory = -1
+
+    def _enter_thread(self) -> None:
+        """For what it starts: this is its forkserver, and a Ctrl-C is the coordinator's matter, until that ignores it."""
+        _of_thread.server = self._server
+        resource_tracker.ensure_running()  # starting it lets interrupts come in this thread
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
     def _plan(self) -> None:
         memory = f"/proc/{os.getpid()}/fd/{self._memory}" if self._memory >= 0 else ""

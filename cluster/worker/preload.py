@@ -26,6 +26,8 @@ threads = 1
 
 
 def _preload(plan: dict[str, Any]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     from cluster.discovery import import_jobs  # only the forkserver pays for these
     from cluster.worker import main  # noqa: F401 - to share its pages
     from cluster.worker.job_metrics import report_values

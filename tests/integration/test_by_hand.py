@@ -58,6 +58,14 @@ class MarkJob(Job):
     async def perform(self):
         Path("mark").write_text(MARK)
 """
+IMPORTED_FOR_LONG = """
+import time
+if Path("imported").exists():
+    print("imported again", flush=True)
+    while not Path("go").exists():
+        time.sleep(0.01)
+Path("imported").touch()
+"""
 LIVE = "SELECT count(*) = %s FROM cluster.nodes WHERE state = 'live'"
 Result = subprocess.CompletedProcess[str]
 
@@ -164,6 +172,17 @@ def test_work_says_how_to_end_it_names_every_job_and_ends_at_ctrl_c(app: App, co
     first, second, *_ = terminal.shown.splitlines()
     assert first == "cluster: a node on all queues. Ctrl-C: finish what runs, then exit;"
     assert second.strip() == "a second Ctrl-C: stop that, and give it back"
+    assert "Traceback" not in terminal.shown
+
+
+def test_ctrl_c_while_workers_start_is_the_nodes_matter_alone(app: App) -> None:
+    write_jobs(app.folder, SOURCE + IMPORTED_FOR_LONG)
+    with app.terminal("work") as terminal:
+        terminal.wait_for("imported again")
+        terminal.type(CTRL_C)
+        terminal.wait_for("node_draining")
+        (app.folder / "go").touch()
+        assert terminal.end() == 0
     assert "Traceback" not in terminal.shown
 
 
