@@ -40,6 +40,9 @@ _MESSAGES = {
     "int_parsing": "should be a whole number", "too_short": "should name at least one", "byte_size": _SIZE, "byte_size_unit": _SIZE,
 }  # fmt: skip
 
+# A connection string that libpq can't parse, or with bytes that are no text.
+_UNREADABLE = (psycopg.ProgrammingError, UnicodeError)
+
 Source = Literal["environment", "file", "default", "flag"]
 
 
@@ -74,7 +77,7 @@ def _modules(value: tuple[str, ...]) -> tuple[str, ...]:
 def _libpq_url(value: str) -> str:
     try:
         conninfo_to_dict(value)
-    except psycopg.ProgrammingError:
+    except _UNREADABLE:
         # libpq's own message may quote a part of the password.
         raise ValueError("should be a libpq URI such as postgresql://user:password@host:5432/app") from None
     return value
@@ -351,11 +354,11 @@ def mask_url(url: str) -> str:
     try:
         masked = {key: "***" if _is_secret(key) else value for key, value in conninfo_to_dict(url).items()}
         pretty = _mask_as_written(url)
-        with contextlib.suppress(psycopg.ProgrammingError):
+        with contextlib.suppress(*_UNREADABLE):
             if conninfo_to_dict(pretty) == masked:
                 return pretty
         return make_conninfo("", **masked)
-    except psycopg.ProgrammingError:
+    except _UNREADABLE:
         return "***"
 
 

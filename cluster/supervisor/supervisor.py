@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from cluster import events
-from cluster.cpus import available_cpus
+from cluster.container import worker_processes
 from cluster.settings import Settings
 from cluster.supervisor.node import Node
 from cluster.supervisor.place import Place
@@ -111,7 +111,7 @@ class Supervisor:
         sources = {variable: source for variable, _, source, _ in self._settings.describe()}
         if sources["CLUSTER_PROCESSES"] != "default":
             return {}
-        return {"CLUSTER_PROCESSES": str(max(1, available_cpus() // len(self._places)))}
+        return {"CLUSTER_PROCESSES": str(max(1, worker_processes() // len(self._places)))}
 
     # --- what is told ---
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 import psycopg
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -45,6 +45,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 SECRET = st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_characters="\0"), min_size=6, max_size=20)
 
 
+@example("postgres://%80")  # bytes that are no text
 @given(st.text() | st.from_regex(r"(postgres(ql)?://)?[a-z:@/?&=%0-9' \\\\]{0,60}", fullmatch=True))
 def test_no_password_of_any_connection_string_is_shown(text: str) -> None:
     shown = mask_url(text)
