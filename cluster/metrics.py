@@ -94,6 +94,14 @@ class BatchHistogram(Collector):
             exemplar = Exemplar({"trace_id": trace_id}, value, time.time())
             self._exemplars[labels, bisect_left(self._bounds, value)] = exemplar
 
+    def totals(self) -> dict[str, tuple[int, float]]:
+        """How many values, and their sum, by the first label."""
+        found: dict[str, tuple[int, float]] = {}
+        for labels, (counts, total) in self._series.items():
+            count, value = found.get(labels[0], (0, 0.0))
+            found[labels[0]] = count + sum(counts), value + total[0]
+        return found
+
     def describe(self) -> list[Metric]:
         return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]
 

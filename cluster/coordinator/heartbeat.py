@@ -38,6 +38,8 @@ class Load(NamedTuple):
     slots: int
     listen_pid: int | None
     trouble: list[dict[str, Any]]
+    work: Jsonb
+    """See Workload."""
 
 
 class Heartbeat:
@@ -165,7 +167,7 @@ class Heartbeat:
         return {
             "lease": self._settings.lease, "running": load.running, "slots": load.slots,
             "session_pid": self.session.pid, "listen_pid": load.listen_pid, "draining": self.draining,
-            "trouble": Jsonb(load.trouble),
+            "trouble": Jsonb(load.trouble), "work": load.work,
         }  # fmt: skip
 
     # --- the session as a sign of life ---

@@ -43,6 +43,7 @@ from cluster.coordinator.session import SETTINGS, Session, TransientDatabaseErro
 from cluster.coordinator.system_limits import reserve_files
 from cluster.coordinator.trouble import Troubles
 from cluster.coordinator.workoff import Progress, WorkOff
+from cluster.coordinator.workload import Workload
 from cluster.differences import differences
 from cluster.errors import ClusterError, DatabaseUnreachableError, SchemaMisfitError
 from cluster.job import Job, definition
@@ -191,6 +192,7 @@ class Node:
             self._resized,
         )
         self._placement = self._pool.placement
+        self._workload = Workload(self._types, settings.concurrency, self._placement.begun)
         self._claimer = Claimer(
             self._claims, self._backlogs, self._doorbell, self._placement, self._finisher, self._count_live_nodes,
             settings.poll_interval.total_seconds(),
@@ -396,7 +398,10 @@ class Node:
                 self._reconciler.look_at(job_type)
 
     def _load(self) -> Load:
-        return Load(self._placement.running, self._pool.slots, self._doorbell.pid, self._troubles.listed())
+        return Load(
+            self._placement.running, self._pool.slots, self._doorbell.pid, self._troubles.listed(),
+            self._workload.measure(time.monotonic()),
+        )  # fmt: skip
 
     async def _keep_listening(self) -> float:
         await self._doorbell.connect()

@@ -1,7 +1,7 @@
 -- A node says that it lives. No row: it was declared lost. Waits for no lock but that of a rescuer closing this very row.
 UPDATE cluster.nodes SET
     heartbeat_at = clock_timestamp(), lease_until = clock_timestamp() + %(lease)s, running = %(running)s, slots = %(slots)s,
-    session_pid = %(session_pid)s, listen_pid = %(listen_pid)s, trouble = %(trouble)s,
+    session_pid = %(session_pid)s, listen_pid = %(listen_pid)s, trouble = %(trouble)s, work = %(work)s,
     state = CASE WHEN %(draining)s THEN 'draining' ELSE 'live' END
 WHERE id = %(id)s AND state IN ('live', 'draining')
 RETURNING id

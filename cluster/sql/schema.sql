@@ -419,6 +419,108 @@ CREATE FUNCTION cluster.standard_triggers(concurrency_key text) RETURNS TABLE(na
     ) AS keyed (name, timing, action) WHERE concurrency_key <> ''
 $$;
 
+CREATE FUNCTION cluster.survey_job_tables(start_within interval) RETURNS TABLE(job_type text, queue text, node uuid, waiting bigint, startable bigint, running bigint, ages double precision, oldest timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '500ms'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $_$
+DECLARE
+    kind record;
+BEGIN
+    FOR kind IN
+        SELECT t.name, t.job_table, t.concurrency_key, planned.of_default, planned.of_others,
+               CASE WHEN t.concurrency_key IS NOT NULL THEN coalesce(t.max_concurrency_override, t.max_concurrency) END AS places_of_key
+        FROM cluster.job_types t JOIN pg_class r ON r.oid = t.job_table CROSS JOIN LATERAL (
+            SELECT coalesce(sum(c.reltuples) FILTER (WHERE rows ~ 'queue = '), 0)::float8 AS of_default,
+                   coalesce(sum(c.reltuples) FILTER (WHERE rows ~ 'queue < '), 0)::float8 AS of_others
+            FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid CROSS JOIN LATERAL pg_get_expr(i.indpred, i.indrelid) AS rows
+            WHERE i.indrelid = t.job_table AND c.reltuples > 0
+        ) AS planned
+        ORDER BY t.name
+    LOOP
+        BEGIN
+            RETURN QUERY EXECUTE 'SELECT $6, found.* FROM (' || cluster.survey_query(kind.job_table, kind.concurrency_key) || ') AS found'
+                USING 10000::bigint, start_within, kind.places_of_key, kind.of_default, kind.of_others, kind.name;
+        EXCEPTION WHEN OTHERS THEN
+            RAISE WARNING 'job table % is left out of cluster.autoscaling: %', kind.job_table, SQLERRM;
+        END;
+    END LOOP;
+END $_$;
+
+CREATE FUNCTION cluster.survey_query(job_table regclass, concurrency_key text) RETURNS text
+    LANGUAGE sql STABLE
+    AS $_$
+    SELECT format($query$
+WITH RECURSIVE of_default AS (
+    (SELECT priority, run_at FROM %1$s WHERE status = 'not_started' AND queue = 'default'%2$s ORDER BY priority, run_at, id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM of_default, LATERAL (
+        SELECT priority, run_at FROM %1$s
+        WHERE status = 'not_started' AND queue = 'default'%2$s AND priority > of_default.priority
+        ORDER BY priority, run_at, id LIMIT 1
+    ) AS next
+), of_others AS (
+    (SELECT queue, priority, run_at FROM %1$s WHERE status = 'not_started' AND queue <> 'default'%2$s
+     ORDER BY queue, priority, run_at, id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM of_others, LATERAL (
+        SELECT queue, priority, run_at FROM %1$s
+        WHERE status = 'not_started' AND queue <> 'default'%2$s AND (queue, priority) > (of_others.queue, of_others.priority)
+        ORDER BY queue, priority, run_at, id LIMIT 1
+    ) AS next
+), head AS (
+    SELECT 'default' AS queue, min(run_at) AS oldest FROM of_default HAVING count(*) > 0
+    UNION ALL
+    SELECT queue, min(run_at) FROM (SELECT * FROM of_others LIMIT 1000) AS found GROUP BY queue
+), bound AS MATERIALIZED (
+    SELECT greatest(100, $1 / greatest(1, count(*))) AS jobs FROM head
+), counted AS (
+    SELECT head.queue, head.oldest, sum(of_key.jobs)::bigint AS jobs, sum(least(of_key.jobs, $3))::bigint AS startable
+    FROM head, LATERAL (
+        SELECT count(*) AS jobs FROM (
+            SELECT %3$s AS key FROM %1$s WHERE status = 'not_started' AND queue = 'default'%2$s
+            ORDER BY priority, run_at, id LIMIT (SELECT jobs FROM bound)
+        ) AS found GROUP BY key
+    ) AS of_key
+    WHERE head.queue = 'default' GROUP BY head.queue, head.oldest
+    UNION ALL
+    SELECT head.queue, head.oldest, sum(of_key.jobs)::bigint, sum(least(of_key.jobs, $3))::bigint
+    FROM head, LATERAL (
+        SELECT count(*) AS jobs FROM (
+            SELECT %3$s AS key FROM %1$s WHERE status = 'not_started' AND queue <> 'default'%2$s AND queue = head.queue
+            ORDER BY queue, priority, run_at, id LIMIT (SELECT jobs FROM bound)
+        ) AS found GROUP BY key
+    ) AS of_key
+    WHERE head.queue <> 'default' GROUP BY head.queue, head.oldest
+), full_count AS (
+    SELECT count(*) AS queues FROM counted, bound WHERE queue <> 'default' AND counted.jobs >= bound.jobs
+), estimated AS (
+    SELECT queue, oldest, startable, greatest(counted.jobs, CASE
+        WHEN counted.jobs < bound.jobs THEN 0 WHEN queue = 'default' THEN $4 ELSE $5 / full_count.queues END)::bigint AS jobs
+    FROM counted, bound, full_count
+)
+SELECT queue, NULL::uuid, jobs, CASE WHEN $3 IS NULL THEN jobs ELSE startable END, 0::bigint, 0::float8, oldest FROM estimated
+UNION ALL
+SELECT queue, NULL, count(*) FILTER (WHERE run_at <= now()), count(*), 0, 0, min(run_at) FILTER (WHERE run_at <= now())
+FROM (SELECT queue, run_at FROM %1$s WHERE status IN ('scheduled', 'retry') AND run_at <= now() + $2 ORDER BY run_at LIMIT $1) AS found
+GROUP BY queue
+UNION ALL
+SELECT queue, locked_by, 0, 0, count(*), sum(extract(epoch FROM now() - locked_at))::float8, NULL
+FROM (SELECT queue, locked_by, locked_at FROM %1$s WHERE status = 'running' ORDER BY locked_by LIMIT $1) AS found
+GROUP BY queue, locked_by%4$s
+$query$,
+        job_table,
+        CASE WHEN concurrency_key IS NULL THEN '' ELSE ' AND NOT parked' END,
+        CASE WHEN concurrency_key IS NULL THEN 'NULL::integer' ELSE quote_ident(concurrency_key) END,
+        CASE WHEN concurrency_key IS NULL THEN '' ELSE format($query$
+UNION ALL
+SELECT queue, NULL, count(*), 0, 0, 0, min(run_at)
+FROM (SELECT queue, run_at FROM %s WHERE parked ORDER BY %I, priority, run_at, id LIMIT $1) AS found GROUP BY queue$query$,
+            job_table, concurrency_key) END)
+$_$;
+
 CREATE FUNCTION cluster.unpark_job() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -429,6 +531,20 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
+
+CREATE FUNCTION cluster.wanted_replicas(slots double precision, slots_of_a_node double precision) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT least(ceil(round((slots / slots_of_a_node)::numeric, 3)), 1000000)::integer
+$$;
+
+CREATE FUNCTION cluster.wanted_slots(waiting double precision, running double precision, busy double precision, seconds double precision, width double precision, places double precision, start_within double precision) RETURNS double precision
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT width * greatest(running, least(places, greatest(
+        busy * 1.25, (waiting + running) * seconds / (seconds + start_within / 2)
+    )))
+$$;
 
 CREATE TABLE cluster.job_types (
     name text NOT NULL,
@@ -453,14 +569,6 @@ CREATE TABLE cluster.job_types (
 
 COMMENT ON TABLE cluster.job_types IS 'One row per job table. Deploys write it through migrate; max_concurrency_override, paused_at and paused_reason belong to operators.';
 
-CREATE TABLE cluster.migrations (
-    version integer NOT NULL,
-    name text NOT NULL,
-    kind text NOT NULL,
-    checksum text NOT NULL,
-    applied_at timestamp with time zone DEFAULT now() NOT NULL
-);
-
 CREATE TABLE cluster.nodes (
     id uuid NOT NULL,
     hostname text NOT NULL,
@@ -478,6 +586,7 @@ CREATE TABLE cluster.nodes (
     listen_pid integer,
     lost_with integer,
     trouble jsonb DEFAULT '[]'::jsonb NOT NULL,
+    work jsonb DEFAULT '[]'::jsonb NOT NULL,
     CONSTRAINT nodes_state_check CHECK ((state = ANY (ARRAY['live'::text, 'draining'::text, 'stopped'::text, 'lost'::text])))
 )
 WITH (fillfactor='50');
@@ -487,6 +596,184 @@ COMMENT ON TABLE cluster.nodes IS 'One row per start of a node; a claim holds it
 COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NULL: nobody has counted.';
 
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
+
+COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, how many those were (100 at most), and how many ran on average in the last minute, by queue.';
+
+CREATE TABLE cluster.queues (
+    name text NOT NULL,
+    paused_at timestamp with time zone,
+    paused_reason text,
+    CONSTRAINT queues_name_check CHECK ((name <> ''::text))
+);
+
+COMMENT ON TABLE cluster.queues IS 'Queues that operators have paused; a queue needs no row to be used. The queue * stands for everything.';
+
+CREATE VIEW cluster.autoscaling AS
+ WITH goal AS (
+         SELECT COALESCE((NULLIF(current_setting('cluster.start_within'::text, true), ''::text))::interval, '00:00:30'::interval) AS start_within
+        ), node AS MATERIALIZED (
+         SELECT n.id,
+            n.hostname,
+            n.pid,
+            n.version,
+            n.queues,
+            n.jobs,
+            n.started_at,
+            n.heartbeat_at,
+            n.lease_until,
+            n.state,
+            n.slots,
+            n.running,
+            n.session_pid,
+            n.listen_pid,
+            n.lost_with,
+            n.trouble,
+            n.work,
+            ((n.state = ANY (ARRAY['live'::text, 'draining'::text])) AND (n.lease_until >= now())) AS is_live
+           FROM cluster.nodes n
+        ), pace AS MATERIALIZED (
+         SELECT w_1.job_type,
+            (sum((w_1.slots * known.weight)) / sum(known.weight)) AS width,
+            (sum(((w_1.seconds * w_1.attempts) * known.weight)) / NULLIF(sum((w_1.attempts * known.weight)), (0)::double precision)) AS seconds
+           FROM node,
+            LATERAL jsonb_to_recordset(node.work) w_1(job_type text, slots double precision, seconds double precision, attempts double precision),
+            LATERAL ( SELECT (
+                        CASE
+                            WHEN node.is_live THEN (1)::numeric
+                            ELSE 0.001
+                        END)::double precision AS weight) known
+          GROUP BY w_1.job_type
+        ), survey AS MATERIALIZED (
+         SELECT s_1.job_type,
+            s_1.queue,
+            s_1.node,
+            s_1.waiting,
+            s_1.startable,
+            s_1.running,
+            s_1.ages,
+            s_1.oldest,
+            COALESCE(pace.width, (1)::double precision) AS width
+           FROM ((goal
+             CROSS JOIN LATERAL cluster.survey_job_tables(goal.start_within) s_1(job_type, queue, node, waiting, startable, running, ages, oldest))
+             LEFT JOIN pace USING (job_type))
+        ), part AS (
+         SELECT s_1.job_type,
+            s_1.queue,
+            s_1.waiting,
+            s_1.startable,
+            s_1.running,
+            s_1.ages,
+            s_1.oldest,
+            (0)::double precision AS busy,
+            ((s_1.running)::double precision * COALESCE(LEAST((1)::double precision, ((node.slots)::double precision / NULLIF(sum(((s_1.running)::double precision * s_1.width)) OVER (PARTITION BY s_1.node), (0)::double precision))), (1)::double precision)) AS in_slots
+           FROM (survey s_1
+             LEFT JOIN node ON (((node.id = s_1.node) AND (node.slots > 0))))
+        UNION ALL
+         SELECT w_1.job_type,
+            b.queue,
+            0,
+            0,
+            0,
+            0,
+            NULL::timestamp with time zone,
+            (b.jobs)::double precision AS jobs,
+            0
+           FROM node,
+            LATERAL jsonb_to_recordset(node.work) w_1(job_type text, busy jsonb),
+            LATERAL jsonb_each_text(w_1.busy) b(queue, jobs)
+          WHERE node.is_live
+        ), item AS (
+         SELECT part.job_type,
+            part.queue,
+            sum(part.waiting) AS waiting,
+            (sum(part.startable))::double precision AS startable,
+            sum(part.running) AS running,
+            min(part.oldest) AS oldest,
+            sum(part.busy) AS busy,
+            sum(part.in_slots) AS in_slots,
+            sum(sum(part.ages)) OVER of_type AS ages,
+            sum(sum(part.running)) OVER of_type AS type_running,
+            (sum((((part.startable)::double precision + part.in_slots) + part.busy)) / NULLIF(sum(sum((((part.startable)::double precision + part.in_slots) + part.busy))) OVER of_type, (0)::double precision)) AS share
+           FROM part
+          GROUP BY part.job_type, part.queue
+          WINDOW of_type AS (PARTITION BY part.job_type)
+        ), wanted AS (
+         SELECT item.queue,
+            item.running,
+            may_begin.waiting,
+            may_begin.oldest,
+            cluster.wanted_slots(
+                CASE
+                    WHEN (may_begin.waiting IS NULL) THEN (0)::double precision
+                    ELSE item.startable
+                END, item.in_slots,
+                CASE
+                    WHEN (may_begin.waiting IS NULL) THEN (0)::double precision
+                    ELSE item.busy
+                END, COALESCE(pace.seconds, GREATEST((1)::double precision, (item.ages / (NULLIF(item.type_running, (0)::numeric))::double precision))), COALESCE(pace.width, (1)::double precision),
+                CASE
+                    WHEN (t.concurrency_key IS NULL) THEN ((COALESCE(t.max_concurrency_override, t.max_concurrency))::double precision * COALESCE(item.share, (1)::double precision))
+                    ELSE NULL::double precision
+                END, (EXTRACT(epoch FROM goal.start_within))::double precision) AS slots
+           FROM goal,
+            (((item
+             JOIN cluster.job_types t ON ((t.name = item.job_type)))
+             LEFT JOIN pace ON ((pace.job_type = item.job_type)))
+             LEFT JOIN LATERAL ( SELECT item.waiting,
+                    item.oldest
+                  WHERE ((t.paused_at IS NULL) AND (NOT (EXISTS ( SELECT
+                           FROM cluster.queues q
+                          WHERE ((q.name = item.queue) AND (q.paused_at IS NOT NULL))))) AND ((EXISTS ( SELECT
+                           FROM node
+                          WHERE (node.is_live AND (t.name = ANY (node.jobs))))) OR (NOT (EXISTS ( SELECT
+                           FROM node
+                          WHERE node.is_live)))))) may_begin ON (true))
+        ), size AS (
+         SELECT DISTINCT ON (queue.queue) queue.queue,
+            node.slots
+           FROM node,
+            LATERAL unnest(node.queues) queue(queue)
+          WHERE (node.slots > 0)
+          ORDER BY queue.queue, node.is_live DESC,
+                CASE
+                    WHEN node.is_live THEN node.slots
+                    ELSE NULL::integer
+                END DESC, node.heartbeat_at DESC
+        ), set_of_nodes AS (
+         SELECT '*'::text AS queue
+        UNION
+         SELECT size.queue
+           FROM size
+        UNION
+         SELECT wanted.queue
+           FROM wanted
+        )
+ SELECT s.queue,
+    cluster.wanted_replicas(GREATEST(COALESCE(sum(w.slots), (0)::double precision), (( SELECT COALESCE(sum(LEAST(node.running, node.slots)), (0)::bigint) AS "coalesce"
+           FROM node
+          WHERE (node.is_live AND ((s.queue = '*'::text) OR (node.queues = ARRAY[s.queue])))))::double precision), (COALESCE(( SELECT size.slots
+           FROM size
+          WHERE (size.queue = s.queue)), ( SELECT size.slots
+           FROM size
+          WHERE (size.queue = '*'::text)), ( SELECT max(size.slots) AS max
+           FROM size), 16))::double precision) AS replicas,
+    (COALESCE(sum(w.waiting), (0)::numeric))::bigint AS waiting,
+    (COALESCE(sum(w.running), (0)::numeric))::bigint AS running,
+    0 AS due_schedules,
+    (now() - min(w.oldest)) AS oldest_age
+   FROM (set_of_nodes s
+     LEFT JOIN wanted w ON (((s.queue = w.queue) OR (s.queue = '*'::text))))
+  GROUP BY s.queue;
+
+COMMENT ON VIEW cluster.autoscaling IS 'How many nodes are wanted, by queue; * is all queues together. Needs SELECT, and EXECUTE on cluster.survey_job_tables.';
+
+CREATE TABLE cluster.migrations (
+    version integer NOT NULL,
+    name text NOT NULL,
+    kind text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
 
 CREATE TABLE cluster.prune_walks (
     job_table regclass NOT NULL,
@@ -498,15 +785,6 @@ CREATE TABLE cluster.prune_walks (
 );
 
 COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NULL: between two walks), when the first of the rows that it left expires, and when its next step is due.';
-
-CREATE TABLE cluster.queues (
-    name text NOT NULL,
-    paused_at timestamp with time zone,
-    paused_reason text,
-    CONSTRAINT queues_name_check CHECK ((name <> ''::text))
-);
-
-COMMENT ON TABLE cluster.queues IS 'Queues that operators have paused; a queue needs no row to be used. The queue * stands for everything.';
 
 CREATE TABLE cluster.turns (
     job_table regclass NOT NULL
@@ -547,5 +825,7 @@ ALTER TABLE ONLY cluster.turns
     ADD CONSTRAINT turns_job_table_fkey FOREIGN KEY (job_table) REFERENCES cluster.job_types(job_table) ON UPDATE CASCADE ON DELETE CASCADE;
 
 GRANT USAGE ON SCHEMA cluster TO PUBLIC;
+
+REVOKE ALL ON FUNCTION cluster.survey_job_tables(start_within interval) FROM PUBLIC;
 
 GRANT SELECT ON TABLE cluster.job_types TO PUBLIC;

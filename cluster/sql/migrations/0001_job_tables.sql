@@ -75,11 +75,13 @@ CREATE TABLE cluster.nodes (
     session_pid  integer,
     listen_pid   integer,
     lost_with    integer,
-    trouble      jsonb NOT NULL DEFAULT '[]'
+    trouble      jsonb NOT NULL DEFAULT '[]',
+    work         jsonb NOT NULL DEFAULT '[]'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE cluster.nodes IS 'One row per start of a node; a claim holds its node''s row FOR KEY SHARE.';
 COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NULL: nobody has counted.';
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
+COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, how many those were (100 at most), and how many ran on average in the last minute, by queue.';
 
 -- Walks of the pruning nodes, one for each table that keeps finished rows for a time. Whoever takes a step moves due_at on first, so
 -- no two nodes take the same one, and another goes on when that node dies.
@@ -487,6 +489,204 @@ BEGIN
             USING ERRCODE = 'wrong_object_type', HINT = format('Write %L::regclass.', queue);
     END IF;
 END $$;
+
+-- How many slots the jobs of one type in one queue are worth, so that each starts within `start_within` seconds of being ready.
+-- waiting, running: jobs. busy: how many ran on average, lately. seconds: that one takes. width: slots that one occupies.
+-- places: how many may run under a limit; NULL: as many as there is room for. What runs has its slot whatever else is true.
+--
+-- By Little's law, `busy` is the rate of arrival times the time that a job takes, as far as the nodes keep up; a fifth more leaves room for
+-- chance. Where they do not, jobs wait. In the time t a slot takes 1 + t / seconds jobs, the one that it has included, so those that
+-- wait and run need (waiting + running) / (1 + t / seconds) slots. t is half of start_within: it takes a while until a node is there.
+CREATE FUNCTION cluster.wanted_slots(
+    waiting float8, running float8, busy float8, seconds float8, width float8, places float8, start_within float8
+) RETURNS float8 LANGUAGE sql IMMUTABLE AS $$
+    SELECT width * greatest(running, least(places, greatest(
+        busy * 1.25, (waiting + running) * seconds / (seconds + start_within / 2)
+    )))
+$$;
+
+CREATE FUNCTION cluster.wanted_replicas(slots float8, slots_of_a_node float8) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
+    SELECT least(ceil(round((slots / slots_of_a_node)::numeric, 3)), 1000000)::integer
+$$;
+
+-- What waits and runs in one job table, as a query. Like count_jobs.sql: no count goes beyond $1 in all, or 100 for each of many queues, and
+-- what has finished costs nothing. $2: a due row counts that much early. $3: the limit of each key, NULL: there is no key.
+-- $4, $5: rows that wait in "default" and in all other queues, as far as the planner knows: beyond the bound they stand for the count.
+-- Columns: those of cluster.survey_job_tables. Rows that are parked wait, and nothing could start them, so they are not startable.
+CREATE FUNCTION cluster.survey_query(job_table regclass, concurrency_key text) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT format($query$
+WITH RECURSIVE of_default AS (
+    (SELECT priority, run_at FROM %1$s WHERE status = 'not_started' AND queue = 'default'%2$s ORDER BY priority, run_at, id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM of_default, LATERAL (
+        SELECT priority, run_at FROM %1$s
+        WHERE status = 'not_started' AND queue = 'default'%2$s AND priority > of_default.priority
+        ORDER BY priority, run_at, id LIMIT 1
+    ) AS next
+), of_others AS (
+    (SELECT queue, priority, run_at FROM %1$s WHERE status = 'not_started' AND queue <> 'default'%2$s
+     ORDER BY queue, priority, run_at, id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM of_others, LATERAL (
+        SELECT queue, priority, run_at FROM %1$s
+        WHERE status = 'not_started' AND queue <> 'default'%2$s AND (queue, priority) > (of_others.queue, of_others.priority)
+        ORDER BY queue, priority, run_at, id LIMIT 1
+    ) AS next
+), head AS (
+    SELECT 'default' AS queue, min(run_at) AS oldest FROM of_default HAVING count(*) > 0
+    UNION ALL
+    SELECT queue, min(run_at) FROM (SELECT * FROM of_others LIMIT 1000) AS found GROUP BY queue
+), bound AS MATERIALIZED (
+    SELECT greatest(100, $1 / greatest(1, count(*))) AS jobs FROM head
+), counted AS (
+    SELECT head.queue, head.oldest, sum(of_key.jobs)::bigint AS jobs, sum(least(of_key.jobs, $3))::bigint AS startable
+    FROM head, LATERAL (
+        SELECT count(*) AS jobs FROM (
+            SELECT %3$s AS key FROM %1$s WHERE status = 'not_started' AND queue = 'default'%2$s
+            ORDER BY priority, run_at, id LIMIT (SELECT jobs FROM bound)
+        ) AS found GROUP BY key
+    ) AS of_key
+    WHERE head.queue = 'default' GROUP BY head.queue, head.oldest
+    UNION ALL
+    SELECT head.queue, head.oldest, sum(of_key.jobs)::bigint, sum(least(of_key.jobs, $3))::bigint
+    FROM head, LATERAL (
+        SELECT count(*) AS jobs FROM (
+            SELECT %3$s AS key FROM %1$s WHERE status = 'not_started' AND queue <> 'default'%2$s AND queue = head.queue
+            ORDER BY queue, priority, run_at, id LIMIT (SELECT jobs FROM bound)
+        ) AS found GROUP BY key
+    ) AS of_key
+    WHERE head.queue <> 'default' GROUP BY head.queue, head.oldest
+), full_count AS (
+    SELECT count(*) AS queues FROM counted, bound WHERE queue <> 'default' AND counted.jobs >= bound.jobs
+), estimated AS (
+    SELECT queue, oldest, startable, greatest(counted.jobs, CASE
+        WHEN counted.jobs < bound.jobs THEN 0 WHEN queue = 'default' THEN $4 ELSE $5 / full_count.queues END)::bigint AS jobs
+    FROM counted, bound, full_count
+)
+SELECT queue, NULL::uuid, jobs, CASE WHEN $3 IS NULL THEN jobs ELSE startable END, 0::bigint, 0::float8, oldest FROM estimated
+UNION ALL
+SELECT queue, NULL, count(*) FILTER (WHERE run_at <= now()), count(*), 0, 0, min(run_at) FILTER (WHERE run_at <= now())
+FROM (SELECT queue, run_at FROM %1$s WHERE status IN ('scheduled', 'retry') AND run_at <= now() + $2 ORDER BY run_at LIMIT $1) AS found
+GROUP BY queue
+UNION ALL
+SELECT queue, locked_by, 0, 0, count(*), sum(extract(epoch FROM now() - locked_at))::float8, NULL
+FROM (SELECT queue, locked_by, locked_at FROM %1$s WHERE status = 'running' ORDER BY locked_by LIMIT $1) AS found
+GROUP BY queue, locked_by%4$s
+$query$,
+        job_table,
+        CASE WHEN concurrency_key IS NULL THEN '' ELSE ' AND NOT parked' END,
+        CASE WHEN concurrency_key IS NULL THEN 'NULL::integer' ELSE quote_ident(concurrency_key) END,
+        CASE WHEN concurrency_key IS NULL THEN '' ELSE format($query$
+UNION ALL
+SELECT queue, NULL, count(*), 0, 0, 0, min(run_at)
+FROM (SELECT queue, run_at FROM %s WHERE parked ORDER BY %I, priority, run_at, id LIMIT $1) AS found GROUP BY queue$query$,
+            job_table, concurrency_key) END)
+$$;
+
+-- What waits and runs in all job tables, by queue; what runs also by node. startable: those of waiting that could run if there were room, and
+-- what will be due within start_within. ages: seconds since the claim of each job that runs, in sum.
+-- Runs as its owner, who may read the job tables, and gives away numbers only. A table that can't be read, or is locked for half a second, is left out with a
+-- warning. Partial indexes whatever the statistics say, as nodes do it.
+CREATE FUNCTION cluster.survey_job_tables(start_within interval)
+RETURNS TABLE (
+    job_type text, queue text, node uuid, waiting bigint, startable bigint, running bigint, ages float8, oldest timestamptz
+) LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    kind record;
+BEGIN
+    FOR kind IN
+        SELECT t.name, t.job_table, t.concurrency_key, planned.of_default, planned.of_others,
+               CASE WHEN t.concurrency_key IS NOT NULL THEN coalesce(t.max_concurrency_override, t.max_concurrency) END AS places_of_key
+        FROM cluster.job_types t JOIN pg_class r ON r.oid = t.job_table CROSS JOIN LATERAL (
+            SELECT coalesce(sum(c.reltuples) FILTER (WHERE rows ~ 'queue = '), 0)::float8 AS of_default,
+                   coalesce(sum(c.reltuples) FILTER (WHERE rows ~ 'queue < '), 0)::float8 AS of_others
+            FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid CROSS JOIN LATERAL pg_get_expr(i.indpred, i.indrelid) AS rows
+            WHERE i.indrelid = t.job_table AND c.reltuples > 0
+        ) AS planned
+        ORDER BY t.name
+    LOOP
+        BEGIN
+            RETURN QUERY EXECUTE 'SELECT $6, found.* FROM (' || cluster.survey_query(kind.job_table, kind.concurrency_key) || ') AS found'
+                USING 10000::bigint, start_within, kind.places_of_key, kind.of_default, kind.of_others, kind.name;
+        EXCEPTION WHEN OTHERS THEN
+            RAISE WARNING 'job table % is left out of cluster.autoscaling: %', kind.job_table, SQLERRM;
+        END;
+    END LOOP;
+END $$;
+
+-- How many nodes are wanted: one row for each queue that has work or nodes, and one, "*", for all of them together. Paused work wants none, nor
+-- does a type that no live node performs. The settings of the session: cluster.start_within, 30 seconds.
+CREATE VIEW cluster.autoscaling AS
+WITH goal AS (
+    SELECT coalesce(nullif(current_setting('cluster.start_within', true), '')::interval, interval '30 seconds') AS start_within
+), node AS MATERIALIZED (
+    SELECT n.*, n.state IN ('live', 'draining') AND n.lease_until >= now() AS is_live FROM cluster.nodes n
+), pace AS MATERIALIZED (  -- of each type; nodes that have ended count where no others know
+    SELECT w.job_type, sum(w.slots * known.weight) / sum(known.weight) AS width,
+           sum(w.seconds * w.attempts * known.weight) / nullif(sum(w.attempts * known.weight), 0) AS seconds
+    FROM node, jsonb_to_recordset(node.work) AS w (job_type text, slots float8, seconds float8, attempts float8),
+         LATERAL (SELECT CASE WHEN node.is_live THEN 1 ELSE 0.001 END::float8 AS weight) AS known
+    GROUP BY w.job_type
+), survey AS MATERIALIZED (
+    SELECT s.*, coalesce(pace.width, 1) AS width
+    FROM goal CROSS JOIN LATERAL cluster.survey_job_tables(goal.start_within) AS s LEFT JOIN pace USING (job_type)
+), part AS (
+    -- What a node has claimed ahead waits: it runs no more than it has slots.
+    SELECT s.job_type, s.queue, s.waiting, s.startable, s.running, s.ages, s.oldest, 0::float8 AS busy,
+           s.running * coalesce(least(1, node.slots / nullif(sum(s.running * s.width) OVER (PARTITION BY s.node), 0)), 1) AS in_slots
+    FROM survey AS s LEFT JOIN node ON node.id = s.node AND node.slots > 0
+    UNION ALL
+    SELECT w.job_type, b.queue, 0, 0, 0, 0, NULL, b.jobs::float8, 0
+    FROM node, jsonb_to_recordset(node.work) AS w (job_type text, busy jsonb), jsonb_each_text(w.busy) AS b (queue, jobs)
+    WHERE node.is_live
+), item AS (  -- of one type in one queue
+    SELECT part.job_type, part.queue, sum(waiting) AS waiting, sum(startable)::float8 AS startable, sum(running) AS running,
+           min(oldest) AS oldest, sum(busy) AS busy, sum(in_slots) AS in_slots, sum(sum(ages)) OVER of_type AS ages,
+           sum(sum(running)) OVER of_type AS type_running,
+           sum(startable + in_slots + busy) / nullif(sum(sum(startable + in_slots + busy)) OVER of_type, 0) AS share
+    FROM part GROUP BY part.job_type, part.queue WINDOW of_type AS (PARTITION BY part.job_type)
+), wanted AS (
+    SELECT item.queue, item.running, may_begin.*,
+           cluster.wanted_slots(
+               CASE WHEN may_begin.waiting IS NULL THEN 0 ELSE item.startable END, item.in_slots,
+               CASE WHEN may_begin.waiting IS NULL THEN 0 ELSE item.busy END,
+               coalesce(pace.seconds, greatest(1, item.ages / nullif(item.type_running, 0))), coalesce(pace.width, 1),
+               CASE WHEN t.concurrency_key IS NULL THEN coalesce(t.max_concurrency_override, t.max_concurrency) * coalesce(item.share, 1) END,
+               extract(epoch FROM goal.start_within)::float8
+           ) AS slots
+    FROM goal, item
+    JOIN cluster.job_types AS t ON t.name = item.job_type
+    LEFT JOIN pace ON pace.job_type = item.job_type
+    LEFT JOIN LATERAL (
+        SELECT item.waiting, item.oldest
+        WHERE t.paused_at IS NULL
+          AND NOT EXISTS (SELECT FROM cluster.queues q WHERE q.name = item.queue AND q.paused_at IS NOT NULL)
+          AND (EXISTS (SELECT FROM node WHERE is_live AND t.name = ANY (jobs)) OR NOT EXISTS (SELECT FROM node WHERE is_live))
+    ) AS may_begin ON true
+), size AS (  -- of a node of each queue
+    SELECT DISTINCT ON (queue) queue, slots FROM node, unnest(queues) AS queue WHERE slots > 0
+    ORDER BY queue, is_live DESC, CASE WHEN is_live THEN slots END DESC, heartbeat_at DESC
+), set_of_nodes AS (
+    SELECT '*' AS queue UNION SELECT queue FROM size UNION SELECT queue FROM wanted
+)
+SELECT s.queue,
+       cluster.wanted_replicas(
+           greatest(coalesce(sum(w.slots), 0), (
+               SELECT coalesce(sum(least(running, slots)), 0) FROM node WHERE is_live AND (s.queue = '*' OR queues = ARRAY[s.queue])
+           )),
+           coalesce(
+               (SELECT slots FROM size WHERE size.queue = s.queue), (SELECT slots FROM size WHERE size.queue = '*'),
+               (SELECT max(slots) FROM size), 16
+           )
+       ) AS replicas,
+       coalesce(sum(w.waiting), 0)::bigint AS waiting, coalesce(sum(w.running), 0)::bigint AS running, 0 AS due_schedules,
+       now() - min(w.oldest) AS oldest_age
+FROM set_of_nodes AS s LEFT JOIN wanted AS w ON s.queue IN (w.queue, '*')
+GROUP BY s.queue;
+COMMENT ON VIEW cluster.autoscaling IS 'How many nodes are wanted, by queue; * is all queues together. Needs SELECT, and EXECUTE on cluster.survey_job_tables.';
+
+REVOKE ALL ON FUNCTION cluster.survey_job_tables(interval) FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA cluster TO PUBLIC;
 GRANT SELECT ON cluster.job_types TO PUBLIC;
