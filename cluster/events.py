@@ -158,6 +158,15 @@ def statistics_hidden() -> None:
     )
 
 
+def deletion_cost_failed(pod: str, error: Exception) -> None:
+    log.warning(
+        "deletion_cost_failed",
+        pod=pod,
+        error=str(error),
+        hint="Kubernetes does not know what this node runs when it takes pods away; the node tries again now and then",
+    )
+
+
 def rang() -> None:
     metrics.rings.inc()
 

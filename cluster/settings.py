@@ -46,6 +46,15 @@ _UNREADABLE = (psycopg.ProgrammingError, UnicodeError)
 Source = Literal["environment", "file", "default", "flag"]
 
 
+class Pod(NamedTuple):
+    """Of Kubernetes, in which this process runs, and where the API server is."""
+
+    name: str
+    namespace: str
+    api_host: str
+    api_port: int
+
+
 def _duration(value: object) -> timedelta:
     if not isinstance(value, timedelta):
         match = _DURATION.fullmatch(str(value).strip())
@@ -236,6 +245,7 @@ class Settings(BaseSettings):
     """Where a secret stands that was read from a file."""
     _strangers: tuple[str, ...] = PrivateAttr(default=())
     _libpq_configured: bool = PrivateAttr(default=False)
+    _pod: Pod | None = PrivateAttr(default=None)
 
     @classmethod
     def settings_customise_sources(
@@ -263,6 +273,11 @@ class Settings(BaseSettings):
     def strangers(self) -> tuple[str, ...]:
         """Variables of the environment that begin with CLUSTER_, and are neither settings nor close to one."""
         return self._strangers
+
+    @property
+    def pod(self) -> Pod | None:
+        """Named by the manifests in `POD_NAME` and `POD_NAMESPACE`. None: this is none, or it was not named."""
+        return self._pod
 
     def read_database_url(self) -> str:
         """The URL, read anew if it stands in a file: passwords change. The last one that was read if the file can't be."""
@@ -332,6 +347,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: object)
     settings._files.update({name: found.file for name, found in given.items() if found.file is not None})
     settings._strangers = strangers
     settings._libpq_configured = any(environ.get(name) for name in LIBPQ_VARIABLES)
+    settings._pod = _pod(environ)
     return settings
 
 
@@ -371,6 +387,13 @@ def _mask_as_written(url: str) -> str:
         url = re.sub(r"(://[^:/]*:).*@", r"\1***@", url)
         return re.sub(r"(?i)([?&]\w*(?:password|secret)=)[^&]*", r"\1***", url)
     return re.sub(r"(?i)(\w*(?:password|secret)\s*=\s*)('(?:\\.|[^'\\])*'|(?:\\.|[^\s\\])*)", r"\1***", url)
+
+
+def _pod(environ: Mapping[str, str]) -> Pod | None:
+    """The address of the API server is injected into every pod."""
+    names = ("POD_NAME", "POD_NAMESPACE", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
+    name, namespace, host, port = (environ.get(variable, "").strip() for variable in names)
+    return Pod(name, namespace, host, int(port)) if name and namespace and host and port.isdecimal() else None
 
 
 def _variable(name: str) -> str:

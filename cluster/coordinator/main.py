@@ -24,6 +24,7 @@ from cluster import events, metrics, migrate, statements
 from cluster.coordinator.backlog import Backlog
 from cluster.coordinator.census import Census
 from cluster.coordinator.claim import DEADLINE, Claimer
+from cluster.coordinator.deletion_cost import deletion_cost
 from cluster.coordinator.doorbell import Doorbell
 from cluster.coordinator.finish import Finisher
 from cluster.coordinator.heartbeat import Heartbeat, Load
@@ -209,6 +210,7 @@ class Node:
             self._finisher.claims, settings.heartbeat_interval.total_seconds(),
         )  # fmt: skip
         self._pruner = Pruner(self._finishes, self._troubles, settings.poll_interval.total_seconds())
+        self._deletion_cost = deletion_cost(settings.pod, lambda: self._placement.running)
         self._census = Census(self._finishes, self._troubles, lambda: self._heartbeat.lease)
         self._work_off = None if tell is None else WorkOff(
             self._claims, self._backlogs, queues, self._troubles, self._placement, self._finisher,
@@ -257,6 +259,8 @@ class Node:
                 ]
                 if self._work_off is not None:
                     others.append(services.create_task(repeat("work_off", self._work_off.tick, Wakeup())))
+                if self._deletion_cost is not None:
+                    others.append(services.create_task(repeat("deletion_cost", self._deletion_cost.tick, Wakeup())))
                 await self._stop.wait()
                 await self._drain()
                 if self._work_off is not None and self._stops:

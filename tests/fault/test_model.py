@@ -574,7 +574,15 @@ class Jobs(RuleBasedStateMachine):
     @rule(draining=st.sampled_from([None, None, None, *range(NODES)]))
     def renew(self, draining: int | None) -> None:
         """All nodes, one of them maybe on its way out. One that was declared lost is told so, and comes back under a new id."""
-        values = {"lease": "30 s", "running": 0, "slots": 1, "session_pid": None, "listen_pid": None, "trouble": "[]", "work": "[]"}
+        values = {
+            "lease": "30 s",
+            "running": 0,
+            "slots": 1,
+            "session_pid": None,
+            "listen_pid": None,
+            "trouble": "[]",
+            "work": "[]",
+        }
         for node, connection in enumerate(self.connections):
             renewed = connection.execute(
                 statements.statement("renew_lease"), {**values, "id": self.nodes[node], "draining": node == draining}

@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cluster.coordinator import http
+from cluster.coordinator import deletion_cost, http
 from cluster.errors import ExitCode
 from cluster.settings import SECRETS, Settings, load_settings
 
@@ -25,15 +25,16 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "k8s"
 CONTAINERFILE = (ROOT / "deploy" / "Containerfile").read_text(encoding="utf-8")
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
-COMPONENTS = ["queue", "hpa", "podmonitor", "prometheus-rule", "grafana", "cloudnative-pg"]
+COMPONENTS = ["queue", "hpa", "keda", "deletion-cost", "podmonitor", "prometheus-rule", "grafana", "cloudnative-pg"]
+TOGETHER = [name for name in COMPONENTS if name != "hpa"]  # one autoscaler for a Deployment
 VERSIONS = [
     "1.30",
     "1.33",
     "1.37",
 ]  # 1.30 is the first with matchLabelKeys, podFailurePolicy and the rest in beta at least
-CUSTOM = ("monitoring.coreos.com/", "postgresql.cnpg.io/")
+CUSTOM = ("keda.sh/", "monitoring.coreos.com/", "postgresql.cnpg.io/")
 # What libpq and this project read in a container, besides the settings.
-OTHER_VARIABLES = {"PGPASSWORD", "PGOPTIONS"}
+OTHER_VARIABLES = {"PGPASSWORD", "PGOPTIONS", "POD_NAME", "POD_NAMESPACE"}
 NAME = "app.kubernetes.io/name"
 COMPONENT = "app.kubernetes.io/component"
 
@@ -44,11 +45,11 @@ pytestmark = pytest.mark.needs("kubectl")
 
 @cache
 def rendered(variant: str) -> tuple[Manifest, ...]:
-    """The objects of `overlays/NAME`, or of the base with `components/NAME`, or with all components."""
+    """The objects of `overlays/NAME`, or of the base with `components/NAME`, or with all components that go together."""
     folder, _, name = variant.partition("/")
     if folder == "overlays":
         return _built(MANIFESTS / variant)
-    return _built_with(COMPONENTS if name == "all" else [name])
+    return _built_with(TOGETHER if name == "all" else [name])
 
 
 def _built(folder: Path) -> tuple[Manifest, ...]:
@@ -238,6 +239,17 @@ def test_names_refer_to_what_there_is(variant: str) -> None:
         target = autoscaler["spec"]["scaleTargetRef"]
         (node,) = (node for node in objects(variant, target["kind"]) if node["metadata"]["name"] == target["name"])
         assert "replicas" not in node["spec"]
+    for autoscaler in objects(variant, "ScaledObject"):
+        name = autoscaler["spec"]["scaleTargetRef"]["name"]
+        (node,) = (node for node in objects(variant, "Deployment") if node["metadata"]["name"] == name)
+        assert "replicas" not in node["spec"]
+        (trigger,) = autoscaler["spec"]["triggers"]
+        assert trigger["authenticationRef"]["name"] == one(variant, "TriggerAuthentication")["metadata"]["name"]
+    for binding in objects(variant, "RoleBinding"):
+        assert binding["roleRef"]["name"] == one(variant, "Role")["metadata"]["name"]
+        assert [subject["name"] for subject in binding["subjects"]] == [
+            one(variant, "ServiceAccount")["metadata"]["name"]
+        ]
     for pooler in objects(variant, "Pooler"):
         assert pooler["spec"]["cluster"]["name"] == one(variant, "Cluster")["metadata"]["name"]
 
@@ -272,6 +284,30 @@ def test_pods_have_no_token_and_no_variables_of_services(variant: str) -> None:
     for pod in pods(variant):
         assert pod["spec"]["automountServiceAccountToken"] is False
         assert pod["spec"]["enableServiceLinks"] is False
+        if not objects(variant, "Role") or pod["metadata"]["labels"][COMPONENT] != "node":
+            assert not [volume for volume in pod["spec"]["volumes"] if "projected" in volume]
+
+
+@pytest.mark.parametrize("variant", ["components/deletion-cost", "components/all"])
+def test_a_node_that_tells_its_deletion_cost_has_what_that_takes(variant: str) -> None:
+    assert one(variant, "Role")["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
+    for node in objects(variant, "Deployment"):
+        pod = node["spec"]["template"]
+        (container,) = pod["spec"]["containers"]
+        paths = {
+            entry["name"]: entry["valueFrom"]["fieldRef"]["fieldPath"]
+            for entry in container["env"]
+            if "fieldRef" in entry.get("valueFrom", {})
+        }
+        assert paths == {"POD_NAME": "metadata.name", "POD_NAMESPACE": "metadata.namespace"}
+        (volume,) = (volume for volume in pod["spec"]["volumes"] if "projected" in volume)
+        (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == volume["name"])
+        assert mount["mountPath"] == str(deletion_cost.ACCOUNT)
+        token, certificate = volume["projected"]["sources"]
+        assert token["serviceAccountToken"]["path"] == "token"
+        assert [item["path"] for item in certificate["configMap"]["items"]] == ["ca.crt"]
+    ports = [port["port"] for rule in one(variant, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]]
+    assert ports == [53, 53, 5432, 443, 6443]
 
 
 @every_variant
