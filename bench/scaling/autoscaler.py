@@ -1,7 +1,7 @@
 """What KEDA and the HorizontalPodAutoscaler make of a wanted number of nodes, second by second.
 
 KEDA takes a deployment from none to one and back, the autoscaler does the rest. The autoscaler's rules are those of its source
-(`pkg/controller/podautoscaler`); they were compared with a real one, which took the same steps.
+(`pkg/controller/podautoscaler`); a test repeats the steps that a real one took.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import yaml
+
+from bench.results import REPOSITORY
+
+COMPONENT = REPOSITORY / "deploy" / "k8s" / "components" / "keda" / "autoscaler.yaml"
 SYNC = 15
 """Seconds between two rounds of the autoscaler."""
 TOLERANCE = 0.1
 """By so much the number of replicas may differ from the wanted one."""
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """Of a ScaledObject: durations in seconds; policies as (type, value, seconds)."""
 
     polling: int
@@ -31,9 +35,10 @@ class Rules:
     down: tuple[tuple[str, int, int], ...]
 
     @classmethod
-    def of(cls, scaled_object: dict[str, Any]) -> Rules:
-        """As in the manifest. Any: parsed YAML."""
-        spec = scaled_object["spec"]
+    def of_component(cls) -> Rules:
+        """Those of `deploy/k8s/components/keda`."""
+        documents = yaml.safe_load_all(COMPONENT.read_text(encoding="utf-8"))
+        (spec,) = (found["spec"] for found in documents if found["kind"] == "ScaledObject")
         behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
         up, down = behavior["scaleUp"], behavior["scaleDown"]
         return cls(
@@ -61,7 +66,11 @@ class Autoscaler:
         if second % self.rules.polling == 0:
             self._activate(second, metric)
         if second % SYNC == 0 and self.replicas > 0:
-            self._set(second, self._desired(second, metric))
+            self.scale(second, metric)
+
+    def scale(self, second: int, metric: float) -> None:
+        """One round of the autoscaler."""
+        self._set(second, self._desired(second, metric))
 
     def _activate(self, second: int, metric: float) -> None:
         if metric > 0:

@@ -50,7 +50,7 @@ def huge_limited() -> Load:
     until = 2 * 3600
     huge = [Arrival(600.0, "HugeJob", dice.expovariate(1 / 5)) for _ in range(5000)]
     steady = _poisson(dice, lambda _: 2.0, 2.0, until, "SteadyJob", 1.0)
-    return Load(sorted(huge + steady), until, 16, {"HugeJob": 4})
+    return Load(sorted(huge + steady, key=lambda job: job.at), until, 16, {"HugeJob": 4})
 
 
 def recorded() -> Load:
@@ -59,7 +59,7 @@ def recorded() -> Load:
         rows = [(float(row["arrival"]), row["job_type"], float(row["seconds"])) for row in csv.DictReader(file)]
     length = math.ceil(rows[-1][0]) + 1
     arrivals = [Arrival(turn * length + at, job_type, seconds) for turn in range(10) for at, job_type, seconds in rows]
-    return Load(arrivals, 10 * length, 2, {})
+    return Load(arrivals, 10 * length, 4, {})
 
 
 LOADS: dict[str, Callable[[], Load]] = {
