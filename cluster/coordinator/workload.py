@@ -21,7 +21,7 @@ REMEMBERED = 100
 """Attempts whose duration makes up the mean; older ones count for less and less."""
 SMOOTHING = 60.0
 """Seconds: what ran that long ago counts for a third in the average."""
-LEAST_BUSY = 0.01
+LEAST_BUSY = 0.05
 """Jobs on average, below which a queue is left out."""
 MOST_QUEUES = 100
 """Of one job type, the busiest."""

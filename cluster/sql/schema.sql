@@ -535,7 +535,7 @@ END $$;
 CREATE FUNCTION cluster.wanted_replicas(slots double precision, slots_of_a_node double precision) RETURNS integer
     LANGUAGE sql IMMUTABLE
     AS $$
-    SELECT least(ceil(round((slots / slots_of_a_node)::numeric, 3)), 1000000)::integer
+    SELECT ceil(least(slots / slots_of_a_node * 0.999999, 1000000))::integer
 $$;
 
 CREATE FUNCTION cluster.wanted_slots(waiting double precision, running double precision, busy double precision, seconds double precision, width double precision, places double precision, start_within double precision) RETURNS double precision
@@ -610,27 +610,17 @@ COMMENT ON TABLE cluster.queues IS 'Queues that operators have paused; a queue n
 
 CREATE VIEW cluster.autoscaling AS
  WITH goal AS (
-         SELECT COALESCE((NULLIF(current_setting('cluster.start_within'::text, true), ''::text))::interval, '00:00:30'::interval) AS start_within
+         SELECT GREATEST(COALESCE((NULLIF(current_setting('cluster.start_within'::text, true), ''::text))::interval, '00:00:30'::interval), '00:00:01'::interval) AS start_within
         ), node AS MATERIALIZED (
-         SELECT n.id,
-            n.hostname,
-            n.pid,
-            n.version,
-            n.queues,
-            n.jobs,
-            n.started_at,
-            n.heartbeat_at,
-            n.lease_until,
-            n.state,
-            n.slots,
-            n.running,
-            n.session_pid,
-            n.listen_pid,
-            n.lost_with,
-            n.trouble,
-            n.work,
-            ((n.state = ANY (ARRAY['live'::text, 'draining'::text])) AND (n.lease_until >= now())) AS is_live
-           FROM cluster.nodes n
+         SELECT nodes.id,
+            nodes.queues,
+            nodes.jobs,
+            nodes.slots,
+            nodes.running,
+            nodes.work,
+            nodes.heartbeat_at,
+            ((nodes.state = ANY (ARRAY['live'::text, 'draining'::text])) AND (nodes.lease_until >= now())) AS is_live
+           FROM cluster.nodes
         ), pace AS MATERIALIZED (
          SELECT w_1.job_type,
             (sum((w_1.slots * known.weight)) / sum(known.weight)) AS width,

@@ -136,6 +136,7 @@ def test_a_short_backlog_wants_one_node_and_a_job_of_unknown_duration_does_too(c
     cluster.waits(1)
     assert cluster.replicas() == 1
     cluster.node(seconds=SHORT)
+    assert cluster.replicas() == 1
     cluster.waits(5000)
     assert cluster.replicas() == 1
 

@@ -283,8 +283,9 @@ NODES = "SELECT FROM cluster.nodes"
 LOSE = "UPDATE cluster.nodes SET state = 'lost'"
 CREATE = "CREATE TABLE cluster.mine ()"
 ALTER = "ALTER TABLE granted_jobs DISABLE TRIGGER ALL"
+SURVEY = "SELECT FROM cluster.autoscaling"
 RING = "SELECT pg_notify('cluster_doorbell', '')"
-ALL = {ENQUEUE, PAUSE, PAUSE_ALL, TURN, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, LOSE, CREATE, ALTER, RING}
+ALL = {ENQUEUE, PAUSE, PAUSE_ALL, TURN, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, LOSE, CREATE, ALTER, SURVEY, RING}
 
 ROLES = {
     "neighbour": ("", {TYPES, RING}),
@@ -293,9 +294,11 @@ ROLES = {
     "operates": ("GRANT SELECT, UPDATE ON granted_jobs, cluster.job_types, cluster.queues TO {role};"  # noqa: ISC004
                  "GRANT INSERT ON cluster.queues TO {role}; GRANT SELECT ON cluster.nodes, cluster.migrations TO {role}",
                  {PAUSE, PAUSE_ALL, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, RING}),
+    "autoscales": ("GRANT SELECT ON cluster.autoscaling TO {role};"  # noqa: ISC004
+                   "GRANT EXECUTE ON FUNCTION cluster.survey_job_tables TO {role}", {SURVEY, TYPES, RING}),
     "node": (node_grants(), {TURN, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, LOSE, RING}),
     "owner": ("ALTER SCHEMA cluster OWNER TO {role}; ALTER TABLE granted_jobs OWNER TO {role};"  # noqa: ISC004
-              "GRANT ALL ON ALL TABLES IN SCHEMA cluster TO {role}", ALL),
+              "GRANT ALL ON ALL TABLES IN SCHEMA cluster TO {role}; GRANT ALL ON ALL FUNCTIONS IN SCHEMA cluster TO {role}", ALL),
 }  # fmt: skip
 
 

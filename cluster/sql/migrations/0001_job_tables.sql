@@ -494,7 +494,7 @@ END $$;
 -- waiting, running: jobs. busy: how many ran on average, lately. seconds: that one takes. width: slots that one occupies.
 -- places: how many may run under a limit; NULL: as many as there is room for. What runs has its slot whatever else is true.
 --
--- By Little's law, `busy` is the rate of arrival times the time that a job takes, as far as the nodes keep up; a fifth more leaves room for
+-- By Little's law, `busy` is the rate of arrival times the time that a job takes, as far as the nodes keep up; a quarter more leaves room for
 -- chance. Where they do not, jobs wait. In the time t a slot takes 1 + t / seconds jobs, the one that it has included, so those that
 -- wait and run need (waiting + running) / (1 + t / seconds) slots. t is half of start_within: it takes a while until a node is there.
 CREATE FUNCTION cluster.wanted_slots(
@@ -505,8 +505,9 @@ CREATE FUNCTION cluster.wanted_slots(
     )))
 $$;
 
+-- The least work wants one; what is too much by a rounding error wants no further one.
 CREATE FUNCTION cluster.wanted_replicas(slots float8, slots_of_a_node float8) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
-    SELECT least(ceil(round((slots / slots_of_a_node)::numeric, 3)), 1000000)::integer
+    SELECT ceil(least(slots / slots_of_a_node * 0.999999, 1000000))::integer
 $$;
 
 -- What waits and runs in one job table, as a query. Like count_jobs.sql: no count goes beyond $1 in all, or 100 for each of many queues, and
@@ -585,8 +586,8 @@ $$;
 
 -- What waits and runs in all job tables, by queue; what runs also by node. startable: those of waiting that could run if there were room, and
 -- what will be due within start_within. ages: seconds since the claim of each job that runs, in sum.
--- Runs as its owner, who may read the job tables, and gives away numbers only. A table that can't be read, or is locked for half a second, is left out with a
--- warning. Partial indexes whatever the statistics say, as nodes do it.
+-- Runs as its owner, who may read the job tables, and gives away numbers only. A table that can't be read, or is locked for half a second,
+-- is left out with a warning. Partial indexes whatever the statistics say, as nodes do it.
 CREATE FUNCTION cluster.survey_job_tables(start_within interval)
 RETURNS TABLE (
     job_type text, queue text, node uuid, waiting bigint, startable bigint, running bigint, ages float8, oldest timestamptz
@@ -616,12 +617,13 @@ BEGIN
 END $$;
 
 -- How many nodes are wanted: one row for each queue that has work or nodes, and one, "*", for all of them together. Paused work wants none, nor
--- does a type that no live node performs. The settings of the session: cluster.start_within, 30 seconds.
+-- does a type that no live node performs. cluster.start_within is a setting of the session; without it, 30 seconds.
 CREATE VIEW cluster.autoscaling AS
 WITH goal AS (
-    SELECT coalesce(nullif(current_setting('cluster.start_within', true), '')::interval, interval '30 seconds') AS start_within
+    SELECT greatest(coalesce(nullif(current_setting('cluster.start_within', true), '')::interval, '30 seconds'), '1 second') AS start_within
 ), node AS MATERIALIZED (
-    SELECT n.*, n.state IN ('live', 'draining') AND n.lease_until >= now() AS is_live FROM cluster.nodes n
+    SELECT id, queues, jobs, slots, running, work, heartbeat_at, state IN ('live', 'draining') AND lease_until >= now() AS is_live
+    FROM cluster.nodes
 ), pace AS MATERIALIZED (  -- of each type; nodes that have ended count where no others know
     SELECT w.job_type, sum(w.slots * known.weight) / sum(known.weight) AS width,
            sum(w.seconds * w.attempts * known.weight) / nullif(sum(w.attempts * known.weight), 0) AS seconds
