@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 RECORDED = Path(__file__).with_name("recorded.csv")
-"""Arrival and duration in seconds of each job that a cluster of one node performed; see README.md of `bench`."""
+"""Arrival and duration in seconds of each job that a node performed; see README.md of `bench`."""
 
 
 class Arrival(NamedTuple):
