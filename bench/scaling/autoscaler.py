@@ -70,15 +70,21 @@ class Autoscaler:
 
     def scale(self, second: int, metric: float) -> None:
         """One round of the autoscaler."""
-        self._set(second, self._desired(second, metric))
+        desired = self._desired(second, metric)
+        if desired != self.replicas:
+            self._changes.append((second, desired - self.replicas))
+            self.replicas = desired
+        while self._changes and self._changes[0][0] < second - 3600:
+            self._changes.popleft()
 
     def _activate(self, second: int, metric: float) -> None:
+        """KEDA's part. The autoscaler's policies do not count what it has not done itself."""
         if metric > 0:
             self._active_at = second
             if self.replicas == 0:
-                self._set(second, max(1, self.rules.least))
+                self.replicas = max(1, self.rules.least)
         elif self.rules.least == 0 and second - self._active_at >= self.rules.cooldown:
-            self._set(second, 0)
+            self.replicas = 0
 
     def _desired(self, second: int, metric: float) -> int:
         """An external metric of type AverageValue with the target 1; never fewer than one."""
@@ -105,10 +111,3 @@ class Autoscaler:
             share = before * (1 + sign * value / 100)
             limits.append(before + sign * value if kind == "Pods" else math.ceil(share) if sign > 0 else int(share))
         return limits
-
-    def _set(self, second: int, replicas: int) -> None:
-        if replicas != self.replicas:
-            self._changes.append((second, replicas - self.replicas))
-            self.replicas = replicas
-        while self._changes and self._changes[0][0] < second - 3600:
-            self._changes.popleft()
