@@ -424,6 +424,7 @@ CREATE FUNCTION cluster.survey_job_tables(start_within interval) RETURNS TABLE(j
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET lock_timeout TO '500ms'
     SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
     SET jit TO 'off'
     AS $_$
 DECLARE

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -20,10 +22,11 @@ from tests.support.nodes import wait_for
 SLOTS = 16
 LONG, SHORT = 1000.0, 0.001
 """Seconds of a job: each needs a slot of its own, or thousands share one."""
-GRANTS = """
-GRANT SELECT ON cluster.autoscaling TO {role};
-GRANT EXECUTE ON FUNCTION cluster.survey_job_tables TO {role};
-"""
+ROOT = Path(__file__).parents[2]
+GRANTS = re.findall(r"^GRANT .* TO autoscaler;$", (ROOT / "docs" / "sql.md").read_text(encoding="utf-8"), re.MULTILINE)
+(QUERY,) = re.findall(
+    r"^ +query: (.*)$", (ROOT / "deploy/k8s/components/keda/autoscaler.yaml").read_text(encoding="utf-8"), re.MULTILINE
+)
 
 
 NEW = pytest.approx(timedelta(0), abs=timedelta(seconds=20))
@@ -46,6 +49,12 @@ class Cluster:
 
     def run(self, statement: str, *parameters: object) -> None:
         self.conn.execute(statement.encode(), parameters or None)
+
+    def allow(self, role: str) -> None:
+        """As documented."""
+        assert len(GRANTS) == 2
+        for grant in GRANTS:
+            self.run(grant.replace("autoscaler;", f"{role};"))
 
     def table(self, name: str = "mail_jobs", limit: int | None = None) -> None:
         self.run(f"SELECT cluster.create_job_table('{name}')")
@@ -318,12 +327,10 @@ def test_a_role_with_the_documented_grants_reads_the_numbers_and_nothing_else(
 ) -> None:
     cluster.table()
     cluster.waits(3)
-    cluster.run(GRANTS.format(role=role))
-    cluster.run(f"ALTER ROLE {role} SET cluster.start_within = '10 s'")
+    cluster.allow(role)
     with as_role() as connection:
-        found = connection.execute("SELECT replicas, waiting FROM cluster.autoscaling WHERE queue = '*'").fetchall()
-        assert found == [(1, 3)]
-        assert connection.execute("SHOW cluster.start_within").fetchone() == ("10 s",)
+        assert connection.execute(QUERY.encode()).fetchone() == (1,)
+        assert connection.execute("SELECT waiting FROM cluster.autoscaling WHERE queue = 'default'").fetchone() == (3,)
         for other in ("mail_jobs", "cluster.nodes", "cluster.queues"):
             with pytest.raises(errors.InsufficientPrivilege):
                 connection.execute(f"SELECT FROM {other}".encode())
@@ -344,7 +351,7 @@ def test_an_operator_of_a_caller_does_not_run_as_the_owner(
     """The caller's search path is not that of the function."""
     cluster.table()
     cluster.waits(1)
-    cluster.run(GRANTS.format(role=role))
+    cluster.allow(role)
     cluster.run(f"CREATE SCHEMA mine AUTHORIZATION {role}")
     with as_role() as connection:
         connection.execute(

@@ -592,7 +592,7 @@ CREATE FUNCTION cluster.survey_job_tables(start_within interval)
 RETURNS TABLE (
     job_type text, queue text, node uuid, waiting bigint, startable bigint, running bigint, ages float8, oldest timestamptz
 ) LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100
-SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET enable_seqscan = off SET jit = off AS $$
+SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     kind record;
 BEGIN
