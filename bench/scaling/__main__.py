@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -20,11 +21,13 @@ from cluster.embedded import EmbeddedPostgres
 from cluster.migrate import migrate_schema
 
 PLOT = REPOSITORY / "docs" / "kubernetes" / "scaling.svg"
-EVERY = 30
-"""Seconds between two points of a line."""
+POINTS = 300
+"""Of a line."""
 TITLES = {
     "day": "a day in four hours, 1 to 20 jobs a second",
     "bursts": "2,000 jobs at once, four times",
+    "steady": "50 jobs a second, of a second each",
+    "long": "12 jobs a minute, of five minutes each",
     "limited": "5,000 jobs with a limit of 4, beside a stream",
     "recorded": "recorded: a stream, and reports in batches",
 }
@@ -53,19 +56,20 @@ def draw(loads: Mapping[str, Load], seen: Mapping[str, Seen], path: Path) -> Non
     """One picture of all of them, as SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(STYLE):
-        picture = Figure(figsize=(9, 5.6), layout="constrained")
-        for axes, (name, result) in zip(picture.subplots(2, 2).flat, seen.items(), strict=True):
-            minutes = [second / 60 for second in range(0, loads[name].until, EVERY)]
+        picture = Figure(figsize=(9, 8), layout="constrained")
+        for axes, (name, result) in zip(picture.subplots(3, 2).flat, seen.items(), strict=True):
+            every = math.ceil(loads[name].until / POINTS)
+            minutes = [second / 60 for second in range(0, loads[name].until, every)]
             slots = loads[name].slots
             longest = max(result.waiting)
-            axes.plot(minutes, result.nodes[::EVERY], drawstyle="steps-post", color=BLUE, label="nodes")
-            axes.plot(minutes, [jobs / slots for jobs in result.running[::EVERY]], color=ORANGE, lw=0.8, label="busy")
-            axes.plot(minutes, result.wanted[::EVERY], drawstyle="steps-post", color=GREY, lw=0.8, label="wanted")
+            axes.plot(minutes, result.nodes[::every], drawstyle="steps-post", color=BLUE, label="nodes")
+            axes.plot(minutes, [jobs / slots for jobs in result.running[::every]], color=ORANGE, lw=0.8, label="busy")
+            axes.plot(minutes, result.wanted[::every], drawstyle="steps-post", color=GREY, lw=0.8, label="wanted")
             axes.set_ylim(0, 1.5 * max(result.nodes) + 0.5)
             axes.set_title(f"{TITLES[name]}; nodes of {slots} slots", fontsize=9)
             axes.set_xlabel("minutes")
             beside = axes.twinx()
-            beside.plot(minutes, result.waiting[::EVERY], color=GREEN, lw=0.8, label=f"waiting, up to {longest:,}")
+            beside.plot(minutes, result.waiting[::every], color=GREEN, lw=0.8, label=f"waiting, up to {longest:,}")
             beside.set_ylim(0, 1.3 * longest)
             beside.set_yticks([])
             lines = [*axes.get_lines(), *beside.get_lines()]

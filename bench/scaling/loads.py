@@ -36,6 +36,19 @@ def day_curve() -> Load:
     return Load(_poisson(dice, rate, 20.0, until, "DayJob", 2.0), until, 8, {})
 
 
+def steady() -> Load:
+    """Fifty jobs a second, of a second each, for an hour."""
+    dice = random.Random(4)
+    return Load(_poisson(dice, lambda _: 50.0, 50.0, 3600, "SteadyJob", 1.0), 3600, 16, {})
+
+
+def long() -> Load:
+    """Twelve jobs a minute, of five minutes each, for five hours."""
+    dice = random.Random(5)
+    until = 5 * 3600
+    return Load(_poisson(dice, lambda _: 0.2, 0.2, until, "LongJob", 300.0), until, 16, {})
+
+
 def bursts() -> Load:
     """Nothing, and then two thousand jobs of a second each at once, four times."""
     dice = random.Random(2)
@@ -63,7 +76,7 @@ def recorded() -> Load:
 
 
 LOADS: dict[str, Callable[[], Load]] = {
-    "day": day_curve, "bursts": bursts, "limited": huge_limited, "recorded": recorded,
+    "day": day_curve, "bursts": bursts, "steady": steady, "long": long, "limited": huge_limited, "recorded": recorded,
 }  # fmt: skip
 
 

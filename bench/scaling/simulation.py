@@ -13,7 +13,7 @@ import psycopg
 
 from bench.scaling.autoscaler import Autoscaler, Rules
 from bench.scaling.loads import Load
-from cluster.coordinator.workload import SMOOTHING, TypeWork
+from cluster.coordinator.workload import TypeWork
 
 BOOT = 20
 """Seconds from asking for a pod until its node may claim, its image being there."""
@@ -117,13 +117,11 @@ def simulate(connection: psycopg.Connection[Any], rules: Rules, load: Load) -> S
     seen, jobs, nodes = Seen(), _Jobs(load), _Nodes(rules.least)
     autoscaler = Autoscaler(rules, rules.least)
     told = {name: TypeWork(name, 1) for name in jobs.waiting}
-    kept = math.exp(-HEARTBEAT / SMOOTHING)
     wanted = 0.0
     for second in range(load.until):
         jobs.pass_until(second, nodes.ready * load.slots)
         if second % HEARTBEAT == 0:
             for name, work in told.items():
-                work.ran(Counter({"default": jobs.running[name]}), kept)
                 work.ended(*jobs.ended[name])
             wanted = _wanted(connection, load, jobs, told)
         autoscaler.step(second, wanted)
@@ -138,9 +136,9 @@ def simulate(connection: psycopg.Connection[Any], rules: Rules, load: Load) -> S
 
 
 _WANTED = """
-SELECT cluster.wanted_replicas(sum(cluster.wanted_slots(waiting, running, busy, seconds, 1, places, %(start_within)s)), %(slots)s)
-FROM unnest(%(waiting)s::float8[], %(running)s::float8[], %(busy)s::float8[], %(seconds)s::float8[], %(places)s::float8[])
-     AS job_type (waiting, running, busy, seconds, places)
+SELECT cluster.wanted_replicas(sum(cluster.wanted_slots(waiting, running, seconds, 1, places, %(start_within)s)), %(slots)s)
+FROM unnest(%(waiting)s::float8[], %(running)s::float8[], %(seconds)s::float8[], %(places)s::float8[])
+     AS job_type (waiting, running, seconds, places)
 """
 
 
@@ -152,7 +150,6 @@ def _wanted(connection: psycopg.Connection[Any], load: Load, jobs: _Jobs, told: 
         {
             "waiting": [float(len(queue)) for queue in jobs.waiting.values()],
             "running": [float(jobs.running[name]) for name in told],
-            "busy": [float(says[name]["busy"].get("default", 0)) for name in told],
             "seconds": [float(says[name]["seconds"]) or 1.0 for name in told],
             "places": [float(load.limits[name]) if name in load.limits else None for name in told],
             "start_within": START_WITHIN,

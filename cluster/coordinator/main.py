@@ -193,7 +193,7 @@ class Node:
             self._resized,
         )
         self._placement = self._pool.placement
-        self._workload = Workload(self._types, settings.concurrency, self._placement.begun)
+        self._workload = Workload(self._types, settings.concurrency)
         self._claimer = Claimer(
             self._claims, self._backlogs, self._doorbell, self._placement, self._finisher, self._count_live_nodes,
             settings.poll_interval.total_seconds(),
@@ -404,7 +404,7 @@ class Node:
     def _load(self) -> Load:
         return Load(
             self._placement.running, self._pool.slots, self._doorbell.pid, self._troubles.listed(),
-            self._workload.measure(time.monotonic()),
+            self._workload.measure(),
         )  # fmt: skip
 
     async def _keep_listening(self) -> float:

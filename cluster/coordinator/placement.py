@@ -88,13 +88,6 @@ class Placement:
         """This job."""
         return any(claim.id == job_id and claim.job_type is job_type for claim in self._claims())
 
-    def begun(self) -> Iterable[Claim]:
-        """Those whose jobs run at the moment, as the workers say."""
-        for worker in self._workers:
-            for note in worker.notes.in_progress():
-                if (claim := worker.claims.get(note.ticket)) is not None:
-                    yield claim
-
     def claimed(self, job_type: JobType) -> int:
         """Those of one type."""
         return sum(claim.job_type is job_type for claim in self._claims())

@@ -539,12 +539,10 @@ CREATE FUNCTION cluster.wanted_replicas(slots double precision, slots_of_a_node 
     SELECT ceil(least(slots / slots_of_a_node * 0.999999, 1000000))::integer
 $$;
 
-CREATE FUNCTION cluster.wanted_slots(waiting double precision, running double precision, busy double precision, seconds double precision, width double precision, places double precision, start_within double precision) RETURNS double precision
+CREATE FUNCTION cluster.wanted_slots(waiting double precision, running double precision, seconds double precision, width double precision, places double precision, start_within double precision) RETURNS double precision
     LANGUAGE sql IMMUTABLE
     AS $$
-    SELECT width * greatest(running, least(places, greatest(
-        busy * 1.25, (waiting + running) * seconds / (seconds + start_within / 2)
-    )))
+    SELECT width * greatest(running, least(places, 1.15 * (waiting + running) * seconds / (seconds + start_within / 2)))
 $$;
 
 CREATE TABLE cluster.job_types (
@@ -598,7 +596,7 @@ COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NUL
 
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
 
-COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, how many those were (100 at most), and how many ran on average in the last minute, by queue.';
+COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, and how many those were, 100 at most.';
 
 CREATE TABLE cluster.queues (
     name text NOT NULL,
@@ -655,24 +653,9 @@ CREATE VIEW cluster.autoscaling AS
             s_1.running,
             s_1.ages,
             s_1.oldest,
-            (0)::double precision AS busy,
             ((s_1.running)::double precision * COALESCE(LEAST((1)::double precision, ((node.slots)::double precision / NULLIF(sum(((s_1.running)::double precision * s_1.width)) OVER (PARTITION BY s_1.node), (0)::double precision))), (1)::double precision)) AS in_slots
            FROM (survey s_1
              LEFT JOIN node ON (((node.id = s_1.node) AND (node.slots > 0))))
-        UNION ALL
-         SELECT w_1.job_type,
-            b.queue,
-            0,
-            0,
-            0,
-            0,
-            NULL::timestamp with time zone,
-            (b.jobs)::double precision AS jobs,
-            0
-           FROM node,
-            LATERAL jsonb_to_recordset(node.work) w_1(job_type text, busy jsonb),
-            LATERAL jsonb_each_text(w_1.busy) b(queue, jobs)
-          WHERE node.is_live
         ), item AS (
          SELECT part.job_type,
             part.queue,
@@ -680,11 +663,10 @@ CREATE VIEW cluster.autoscaling AS
             (sum(part.startable))::double precision AS startable,
             sum(part.running) AS running,
             min(part.oldest) AS oldest,
-            sum(part.busy) AS busy,
             sum(part.in_slots) AS in_slots,
             sum(sum(part.ages)) OVER of_type AS ages,
             sum(sum(part.running)) OVER of_type AS type_running,
-            (sum((((part.startable)::double precision + part.in_slots) + part.busy)) / NULLIF(sum(sum((((part.startable)::double precision + part.in_slots) + part.busy))) OVER of_type, (0)::double precision)) AS share
+            (sum(((part.startable)::double precision + part.in_slots)) / NULLIF(sum(sum(((part.startable)::double precision + part.in_slots))) OVER of_type, (0)::double precision)) AS share
            FROM part
           GROUP BY part.job_type, part.queue
           WINDOW of_type AS (PARTITION BY part.job_type)
@@ -697,11 +679,7 @@ CREATE VIEW cluster.autoscaling AS
                 CASE
                     WHEN (may_begin.waiting IS NULL) THEN (0)::double precision
                     ELSE item.startable
-                END, item.in_slots,
-                CASE
-                    WHEN (may_begin.waiting IS NULL) THEN (0)::double precision
-                    ELSE item.busy
-                END, COALESCE(pace.seconds, GREATEST((1)::double precision, (item.ages / (NULLIF(item.type_running, (0)::numeric))::double precision))), COALESCE(pace.width, (1)::double precision),
+                END, item.in_slots, COALESCE(pace.seconds, GREATEST((1)::double precision, (item.ages / (NULLIF(item.type_running, (0)::numeric))::double precision))), COALESCE(pace.width, (1)::double precision),
                 CASE
                     WHEN (t.concurrency_key IS NULL) THEN ((COALESCE(t.max_concurrency_override, t.max_concurrency))::double precision * COALESCE(item.share, (1)::double precision))
                     ELSE NULL::double precision

@@ -33,6 +33,18 @@ def test_over_a_day_jobs_start_in_time_and_nodes_come_once_and_go_once(conn: psy
     assert occupied > 0.6, "no more nodes than it takes"
 
 
+def test_a_steady_stream_of_short_jobs_has_steady_nodes(conn: psycopg.Connection) -> None:
+    _, seen = run(conn, "steady")
+    assert seen.within("SteadyJob", START_WITHIN) > 0.99
+    assert seen.turns == 1, "what has gathered until the first nodes were there"
+
+
+def test_long_jobs_find_a_slot_although_those_that_run_leave_none_soon(conn: psycopg.Connection) -> None:
+    load, seen = run(conn, "long")
+    assert seen.within("LongJob", START_WITHIN / 2) > 0.995
+    assert seen.turns <= load.until / 1200
+
+
 def test_a_burst_wakes_a_cluster_without_nodes_which_sleeps_again_after_it(conn: psycopg.Connection) -> None:
     _, seen = run(conn, "bursts")
     assert seen.within("BurstJob", START_WITHIN + FROM_ZERO) == 1

@@ -81,7 +81,7 @@ CREATE TABLE cluster.nodes (
 COMMENT ON TABLE cluster.nodes IS 'One row per start of a node; a claim holds its node''s row FOR KEY SHARE.';
 COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NULL: nobody has counted.';
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
-COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, how many those were (100 at most), and how many ran on average in the last minute, by queue.';
+COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, and how many those were, 100 at most.';
 
 -- Walks of the pruning nodes, one for each table that keeps finished rows for a time. Whoever takes a step moves due_at on first, so
 -- no two nodes take the same one, and another goes on when that node dies.
@@ -491,18 +491,17 @@ BEGIN
 END $$;
 
 -- How many slots the jobs of one type in one queue are worth, so that each starts within `start_within` seconds of being ready.
--- waiting, running: jobs. busy: how many ran on average, lately. seconds: that one takes. width: slots that one occupies.
+-- waiting, running: jobs. seconds: that one takes. width: slots that one occupies.
 -- places: how many may run under a limit; NULL: as many as there is room for. What runs has its slot whatever else is true.
 --
--- By Little's law, `busy` is the rate of arrival times the time that a job takes, as far as the nodes keep up; a quarter more leaves room for
--- chance. Where they do not, jobs wait. In the time t a slot takes 1 + t / seconds jobs, the one that it has included, so those that
--- wait and run need (waiting + running) / (1 + t / seconds) slots. t is half of start_within: it takes a while until a node is there.
+-- By Little's law, what runs is the rate of arrival times the time that a job takes, as far as the nodes keep up. Where they do not, jobs
+-- wait. In the time t a slot takes 1 + t / seconds jobs, the one that it has included, so those that wait and run need
+-- (waiting + running) / (1 + t / seconds) slots. t is half of start_within: it takes a while until a node is there. A seventh more, since
+-- autoscalers do not act on a tenth, and long jobs leave no slot soon.
 CREATE FUNCTION cluster.wanted_slots(
-    waiting float8, running float8, busy float8, seconds float8, width float8, places float8, start_within float8
+    waiting float8, running float8, seconds float8, width float8, places float8, start_within float8
 ) RETURNS float8 LANGUAGE sql IMMUTABLE AS $$
-    SELECT width * greatest(running, least(places, greatest(
-        busy * 1.25, (waiting + running) * seconds / (seconds + start_within / 2)
-    )))
+    SELECT width * greatest(running, least(places, 1.15 * (waiting + running) * seconds / (seconds + start_within / 2)))
 $$;
 
 -- The least work wants one; what is too much by a rounding error wants no further one.
@@ -635,24 +634,19 @@ WITH goal AS (
     FROM goal CROSS JOIN LATERAL cluster.survey_job_tables(goal.start_within) AS s LEFT JOIN pace USING (job_type)
 ), part AS (
     -- What a node has claimed ahead waits: it runs no more than it has slots.
-    SELECT s.job_type, s.queue, s.waiting, s.startable, s.running, s.ages, s.oldest, 0::float8 AS busy,
+    SELECT s.job_type, s.queue, s.waiting, s.startable, s.running, s.ages, s.oldest,
            s.running * coalesce(least(1, node.slots / nullif(sum(s.running * s.width) OVER (PARTITION BY s.node), 0)), 1) AS in_slots
     FROM survey AS s LEFT JOIN node ON node.id = s.node AND node.slots > 0
-    UNION ALL
-    SELECT w.job_type, b.queue, 0, 0, 0, 0, NULL, b.jobs::float8, 0
-    FROM node, jsonb_to_recordset(node.work) AS w (job_type text, busy jsonb), jsonb_each_text(w.busy) AS b (queue, jobs)
-    WHERE node.is_live
 ), item AS (  -- of one type in one queue
     SELECT part.job_type, part.queue, sum(waiting) AS waiting, sum(startable)::float8 AS startable, sum(running) AS running,
-           min(oldest) AS oldest, sum(busy) AS busy, sum(in_slots) AS in_slots, sum(sum(ages)) OVER of_type AS ages,
+           min(oldest) AS oldest, sum(in_slots) AS in_slots, sum(sum(ages)) OVER of_type AS ages,
            sum(sum(running)) OVER of_type AS type_running,
-           sum(startable + in_slots + busy) / nullif(sum(sum(startable + in_slots + busy)) OVER of_type, 0) AS share
+           sum(startable + in_slots) / nullif(sum(sum(startable + in_slots)) OVER of_type, 0) AS share
     FROM part GROUP BY part.job_type, part.queue WINDOW of_type AS (PARTITION BY part.job_type)
 ), wanted AS (
     SELECT item.queue, item.running, may_begin.*,
            cluster.wanted_slots(
                CASE WHEN may_begin.waiting IS NULL THEN 0 ELSE item.startable END, item.in_slots,
-               CASE WHEN may_begin.waiting IS NULL THEN 0 ELSE item.busy END,
                coalesce(pace.seconds, greatest(1, item.ages / nullif(item.type_running, 0))), coalesce(pace.width, 1),
                CASE WHEN t.concurrency_key IS NULL THEN coalesce(t.max_concurrency_override, t.max_concurrency) * coalesce(item.share, 1) END,
                extract(epoch FROM goal.start_within)::float8
