@@ -43,8 +43,8 @@ from cluster.coordinator.service_manager import ServiceManager
 from cluster.coordinator.session import SETTINGS, Session, TransientDatabaseError, notice_silence
 from cluster.coordinator.system_limits import reserve_files
 from cluster.coordinator.trouble import Troubles
-from cluster.coordinator.workoff import Progress, WorkOff
 from cluster.coordinator.workload import Workload
+from cluster.coordinator.workoff import Progress, WorkOff
 from cluster.differences import differences
 from cluster.errors import ClusterError, DatabaseUnreachableError, SchemaMisfitError
 from cluster.job import Job, definition
