@@ -19,6 +19,7 @@ from psycopg import Connection, errors, sql
 from cluster import locks, statements, tables
 from cluster.blockers import Blockers, Say, holder_of_lock, naming_blockers, quiet
 from cluster.errors import ClusterError, SchemaMisfitError
+from cluster.identity import RECORD, is_recorded, record_identity
 from cluster.job import Job, definition
 from cluster.neighbours import check_neighbours
 from cluster.plan import plan
@@ -62,7 +63,9 @@ def migrate_schema(connection: Connection[Any], say: Say = quiet) -> list[str]:
     check_server(connection)
     with naming_blockers(connection, say) as blockers, _explained(connection, "schema cluster", blockers):
         check_neighbours(connection)
-        return _apply(connection, say)
+        applied = _apply(connection, say)
+        record_identity(connection)
+    return applied
 
 
 def _apply(connection: Connection[Any], say: Say) -> list[str]:
@@ -172,6 +175,7 @@ def planned_changes(connection: Connection[Any], job_classes: Iterable[type[Job]
         if not _has_bookkeeping(connection):
             planned.append(_BOOKKEEPING.strip())
         planned += [_with_record(migration) for migration in known_migrations() if migration.version not in present]
+        planned += [] if is_recorded(connection) else [RECORD]
         for job_class in job_classes:
             with _explained(connection, _place(job_class)):
                 statements = plan(connection, job_class, tables_before).statements

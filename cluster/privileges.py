@@ -19,6 +19,7 @@ OWN_TABLES = {
     "job_types": ("SELECT",),
     "queues": ("SELECT",),
     "migrations": ("SELECT",),
+    "identity": ("SELECT",),
 }
 """Of schema cluster."""
 NEVER_READ = {"started_at", "updated_at"}

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 def migrate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="This database is a copy, or was moved: nodes may run its jobs.")
+    ] = False,
 ) -> None:
     """Create or update schema cluster and the job tables.
 
@@ -29,29 +32,36 @@ def migrate(
         typer.echo("no jobs package here and CLUSTER_JOBS is not set: schema cluster only", err=True)
     with connected(settings.direct_database_url) as connection:
         if dry_run:
-            _print_plan(connection, job_classes)
+            _print_plan(connection, job_classes, adopt=adopt)
         else:
-            _apply(connection, job_classes)
+            _apply(connection, job_classes, adopt=adopt)
 
 
-def _print_plan(connection: Connection[Any], job_classes: list[type[Job]]) -> None:
+def _print_plan(connection: Connection[Any], job_classes: list[type[Job]], *, adopt: bool) -> None:
+    from cluster import identity
     from cluster.migrate import planned_changes
 
     planned = planned_changes(connection, job_classes)
+    if adopt and identity.is_recorded(connection) and identity.difference(connection):
+        planned.append(identity.ADOPT)
     if not planned:
         typer.echo("nothing to do", err=True)
     for statement in planned:
         typer.echo(f"{statement.strip().removesuffix(';')};\n")
 
 
-def _apply(connection: Connection[Any], job_classes: list[type[Job]]) -> None:
-    from cluster import tables
+def _apply(connection: Connection[Any], job_classes: list[type[Job]], *, adopt: bool) -> None:
+    from cluster import identity, tables
     from cluster.differences import differences
     from cluster.job import definition
     from cluster.migrate import migrate_jobs, migrate_schema
 
     connection.execute("SET default_transaction_read_only = off")  # a default of the role's, not a refusal
     done = [f"schema cluster: {name}" for name in migrate_schema(connection, _say)]
+    if adopt and identity.adopt(connection):
+        done.append("this database is no copy any more: nodes may run its jobs")
+    elif copied := identity.difference(connection):
+        _say(f"nodes will not start: {copied}")
     for job_class in job_classes:
         table = definition(job_class).table
         is_new = tables.existing_columns(connection, table) is None

@@ -47,6 +47,7 @@ from cluster.coordinator.workload import Workload
 from cluster.coordinator.workoff import Progress, WorkOff
 from cluster.differences import differences
 from cluster.errors import ClusterError, DatabaseUnreachableError, SchemaMisfitError
+from cluster.identity import check_identity
 from cluster.job import Job, definition
 from cluster.job_shape import shape
 from cluster.neighbours import check_neighbours
@@ -116,6 +117,7 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
             migrate.check_schema(connection, job_classes)
             check_neighbours(connection, [quoted_table(job_class) for job_class in job_classes])
             check_privileges(connection, job_classes)
+            check_identity(connection)
             migrate.check_complete(connection, job_classes)
             _check_pooled_settings(connection)
         except psycopg.errors.InsufficientPrivilege as error:

@@ -545,6 +545,16 @@ CREATE FUNCTION cluster.wanted_slots(waiting double precision, running double pr
     SELECT width * greatest(running, least(places, 1.15 * (waiting + running) * seconds / (seconds + start_within / 2)))
 $$;
 
+CREATE TABLE cluster.identity (
+    is_only_row boolean DEFAULT true NOT NULL,
+    system_identifier bigint NOT NULL,
+    database oid NOT NULL,
+    recorded_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT identity_is_only_row_check CHECK (is_only_row)
+);
+
+COMMENT ON TABLE cluster.identity IS 'The database whose jobs these are, recorded by migrate: in a copy it is another one, and nodes refuse to start.';
+
 CREATE TABLE cluster.job_types (
     name text NOT NULL,
     job_table regclass NOT NULL,
@@ -760,6 +770,9 @@ CREATE TABLE cluster.turns (
 );
 
 COMMENT ON TABLE cluster.turns IS 'One row per job table. Whoever has locked it claims, where a limit is to be kept.';
+
+ALTER TABLE ONLY cluster.identity
+    ADD CONSTRAINT identity_pkey PRIMARY KEY (is_only_row);
 
 ALTER TABLE ONLY cluster.job_types
     ADD CONSTRAINT job_types_job_table_key UNIQUE (job_table);

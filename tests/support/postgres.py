@@ -77,6 +77,7 @@ class RunServer:
         conn.execute("CREATE DATABASE template_unfinished TEMPLATE template0")
         with psycopg.connect(self.postgres.url("template_unfinished"), autocommit=True) as migrating:
             migrate_schema(migrating)
+            migrating.execute("DELETE FROM cluster.identity")  # its clones would be taken for copies, which they are
         # Connections would block the clones.
         conn.execute("ALTER DATABASE template_unfinished ALLOW_CONNECTIONS false")
         conn.execute(f"ALTER DATABASE template_unfinished RENAME TO {TEMPLATE}")

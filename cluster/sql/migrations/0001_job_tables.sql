@@ -83,6 +83,14 @@ COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NUL
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
 COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, and how many those were, 100 at most.';
 
+CREATE TABLE cluster.identity (
+    is_only_row       boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
+    system_identifier bigint NOT NULL,
+    database          oid NOT NULL,
+    recorded_at       timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cluster.identity IS 'The database whose jobs these are, recorded by migrate: in a copy it is another one, and nodes refuse to start.';
+
 -- Walks of the pruning nodes, one for each table that keeps finished rows for a time. Whoever takes a step moves due_at on first, so
 -- no two nodes take the same one, and another goes on when that node dies.
 CREATE TABLE cluster.prune_walks (
