@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg import errors
 from psycopg.conninfo import make_conninfo
 
 from cluster import locks
@@ -266,64 +264,3 @@ def test_who_holds_a_lock_of_the_nodes_is_named_until_it_is_free(
     conn.execute("INSERT INTO granted_jobs DEFAULT VALUES")
     wait_for(conn, "SELECT bool_and(status = 'succeeded') FROM granted_jobs")
     wait_until(lambda: bool(node.log("trouble_over")), "the trouble is over")
-
-
-# --- what the roles of docs/security.md can and cannot do ---
-
-ENQUEUE = "INSERT INTO granted_jobs (number) VALUES (0)"
-PAUSE = "UPDATE cluster.job_types SET paused_at = now()"
-PAUSE_ALL = "SELECT cluster.pause(reason => 'why'), cluster.resume()"
-TURN = "SELECT FROM cluster.turns FOR UPDATE"
-CANCEL = "SELECT cluster.cancel('granted_jobs', 1)"
-RETRY = "SELECT cluster.retry('granted_jobs', 1)"
-CLAIM = "UPDATE granted_jobs SET status = 'running', locked_at = now() WHERE id = 1"
-READ = "SELECT FROM granted_jobs"
-TYPES = "SELECT FROM cluster.job_types"
-NODES = "SELECT FROM cluster.nodes"
-LOSE = "UPDATE cluster.nodes SET state = 'lost'"
-CREATE = "CREATE TABLE cluster.mine ()"
-ALTER = "ALTER TABLE granted_jobs DISABLE TRIGGER ALL"
-SURVEY = "SELECT FROM cluster.autoscaling"
-RING = "SELECT pg_notify('cluster_doorbell', '')"
-ALL = {ENQUEUE, PAUSE, PAUSE_ALL, TURN, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, LOSE, CREATE, ALTER, SURVEY, RING}
-
-ROLES = {
-    "neighbour": ("", {TYPES, RING}),
-    "enqueues": ("GRANT INSERT (number, queue, priority, run_at), SELECT (id) ON granted_jobs TO {role}",
-                 {ENQUEUE, READ, TYPES, RING}),
-    "operates": ("GRANT SELECT, UPDATE ON granted_jobs, cluster.job_types, cluster.queues TO {role};"  # noqa: ISC004
-                 "GRANT INSERT ON cluster.queues TO {role}; GRANT SELECT ON cluster.nodes, cluster.migrations TO {role}",
-                 {PAUSE, PAUSE_ALL, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, RING}),
-    "autoscales": ("GRANT SELECT ON cluster.autoscaling TO {role};"  # noqa: ISC004
-                   "GRANT EXECUTE ON FUNCTION cluster.survey_job_tables TO {role}", {SURVEY, TYPES, RING}),
-    "node": (node_grants(), {TURN, CANCEL, RETRY, CLAIM, READ, TYPES, NODES, LOSE, RING}),
-    "owner": ("ALTER SCHEMA cluster OWNER TO {role}; ALTER TABLE granted_jobs OWNER TO {role};"  # noqa: ISC004
-              "GRANT ALL ON ALL TABLES IN SCHEMA cluster TO {role}; GRANT ALL ON ALL FUNCTIONS IN SCHEMA cluster TO {role}", ALL),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ROLES)
-def test_each_documented_role_can_do_what_it_is_for_and_no_more(
-    conn: psycopg.Connection, make_role: MakeRole, as_role: Callable[[str], psycopg.Connection], name: str
-) -> None:
-    grants, allowed = ROLES[name]
-    role = make_role(grants)
-    conn.execute("INSERT INTO granted_jobs DEFAULT VALUES")
-    done = set[str]()
-    with as_role(role) as connection:
-        for statement in ALL:
-            if _may(connection, statement):
-                done.add(statement)
-    assert done == allowed
-
-
-def _may(connection: psycopg.Connection[Any], statement: str) -> bool:
-    """Tries it, and takes it back. Other errors than a lack of privilege come after the question whether one may."""
-    try:
-        with connection.transaction(force_rollback=True):
-            connection.execute(statement.encode())
-    except errors.InsufficientPrivilege:
-        return False
-    except (errors.CheckViolation, errors.ObjectNotInPrerequisiteState):
-        pass
-    return True

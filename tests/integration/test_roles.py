@@ -1,0 +1,224 @@
+"""The roles of docs/production.md, made from the SQL of that page: what each of them can do, and what it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import errors
+from psycopg.conninfo import make_conninfo
+from typer.testing import CliRunner
+
+from cluster import Job, References
+from cluster.cli.app import app
+from cluster.migrate import migrate_jobs, migrate_schema
+from tests.support.nodes import NodeProcess, wait_for, write_jobs
+
+PAGE = Path(__file__).parents[2] / "docs" / "production.md"
+SOURCE = """
+from datetime import timedelta
+from typing import Annotated
+from cluster import Job, References
+
+class EmailCustomersJob(Job):
+    customer_id: Annotated[int, References("customers.id", on_delete="cascade")]
+    retention_failed = timedelta(days=1)
+    async def perform(self): ...
+"""
+
+
+class EmailCustomersJob(Job):
+    customer_id: Annotated[int, References("customers.id", on_delete="cascade")]
+
+    retention_failed = timedelta(days=1)
+
+    async def perform(self) -> None: ...
+
+
+class Shop(NamedTuple):
+    """A database of the page, and what its roles are called here: roles are the server's, and other tests run beside."""
+
+    url: str
+    prefix: str
+
+    def url_of(self, role: str) -> str:
+        return make_conninfo(self.url, user=f"{self.prefix}{role}")
+
+    def connect(self, role: str) -> psycopg.Connection:
+        return psycopg.connect(self.url_of(role), autocommit=True)
+
+    def command(self, role: str, *words: str) -> str:
+        """Its output. AssertionError: it failed."""
+        done = CliRunner(env={"CLUSTER_DATABASE_URL": self.url_of(role)}).invoke(app, words)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+
+@pytest.fixture
+def shop(empty_database_url: str) -> Iterator[Shop]:
+    """One job waits."""
+    section = PAGE.read_text(encoding="utf-8").split("\n## Roles\n", 1)[1].split("\n## ", 1)[0]
+    first, *grants = re.findall(r"^```sql\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    made = Shop(empty_database_url, f"r{uuid4().hex[:8]}_")
+    roles = [made.prefix + name for name in re.findall(r"CREATE ROLE shop_(\w+)", first)] + [f"{made.prefix}neighbour"]
+    with psycopg.connect(made.url, autocommit=True) as admin:
+        first = first.replace("DATABASE shop ", f"DATABASE {admin.info.dbname} ").replace("shop_", made.prefix)
+        admin.execute("CREATE TABLE customers (id bigint PRIMARY KEY); INSERT INTO customers VALUES (1), (2)")
+        admin.execute(f"{first}; CREATE ROLE {made.prefix}neighbour LOGIN".encode())
+        try:
+            with made.connect("migrator") as migrator:
+                migrate_schema(migrator)
+                migrate_jobs(migrator, [EmailCustomersJob])
+                for block in grants:
+                    migrator.execute(block.replace("shop_", made.prefix).encode())
+            admin.execute("INSERT INTO email_customers_jobs (customer_id) VALUES (1)")
+            yield made
+        finally:
+            for role in roles:  # the migrator first: its default privileges name the others
+                admin.execute(f"DROP OWNED BY {role} CASCADE".encode())
+            admin.execute(f"DROP ROLE {', '.join(roles)}".encode())
+
+
+ENQUEUE = (
+    "INSERT INTO email_customers_jobs (customer_id, queue, priority, run_at) VALUES (2, 'q', 9, now()) RETURNING id"
+)
+READ = "SELECT customer_id FROM email_customers_jobs"
+CLAIM = "UPDATE email_customers_jobs SET status = 'running', locked_at = now()"
+CANCEL = "SELECT cluster.cancel('email_customers_jobs', 1)"
+RETRY = "SELECT cluster.retry('email_customers_jobs', 1)"
+CLEAR = "DELETE FROM email_customers_jobs"
+PAUSE = (
+    "SELECT cluster.pause('email_customers_jobs'::regclass), cluster.pause('bulk'), cluster.pause(), cluster.resume()"
+)
+LIMIT = "UPDATE cluster.job_types SET max_concurrency_override = 4"
+OPTION = "UPDATE cluster.job_types SET max_attempts = 4"
+TYPES = "SELECT FROM cluster.job_types"
+NODES = "SELECT FROM cluster.nodes, cluster.queues, cluster.migrations, cluster.identity"
+LOSE = "UPDATE cluster.nodes SET state = 'lost'"
+TURN = "SELECT FROM cluster.turns FOR UPDATE"
+ADOPT = "UPDATE cluster.identity SET database = 1"
+CREATE = "CREATE TABLE cluster.mine ()"
+ALTER = "ALTER TABLE email_customers_jobs DISABLE TRIGGER USER"
+CUSTOMERS = "SELECT FROM customers"
+SURVEY = "SELECT FROM cluster.autoscaling"
+RING = "SELECT pg_notify('cluster_doorbell', '')"
+ALL = {
+    ENQUEUE,
+    READ,
+    CLAIM,
+    CANCEL,
+    RETRY,
+    CLEAR,
+    PAUSE,
+    LIMIT,
+    OPTION,
+    TYPES,
+    NODES,
+    LOSE,
+    TURN,
+    ADOPT,
+    CREATE,
+    ALTER,
+    CUSTOMERS,
+    SURVEY,
+    RING,
+}
+MAY = {
+    "neighbour": {TYPES, RING},
+    "app": {ENQUEUE, TYPES, RING},
+    "reader": {READ, TYPES, NODES, RING},
+    "operator": {READ, CLAIM, CANCEL, RETRY, CLEAR, PAUSE, LIMIT, TYPES, NODES, RING},
+    "node": {READ, CLAIM, CANCEL, RETRY, CLEAR, TYPES, NODES, LOSE, TURN, RING},
+    "autoscaler": {TYPES, SURVEY, RING},
+    "migrator": ALL - {CUSTOMERS},
+}
+
+
+def test_each_role_of_the_guide_can_do_what_it_is_for_and_no_more(shop: Shop) -> None:
+    done = dict[str, set[str]]()
+    for role in MAY:
+        with shop.connect(role) as connection:
+            done[role] = {statement for statement in ALL if _may(connection, statement)}
+    assert done == MAY
+
+
+def _may(connection: psycopg.Connection[Any], statement: str) -> bool:
+    """Tries it, and takes it back. Other errors than a lack of privilege come after the question whether one may."""
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(statement.encode())
+    except errors.InsufficientPrivilege:
+        return False
+    except (errors.CheckViolation, errors.ObjectNotInPrerequisiteState):
+        pass
+    return True
+
+
+def test_the_enqueuer_enqueues_from_python_one_by_one_and_in_bulk(shop: Shop) -> None:
+    with shop.connect("app") as connection:
+        assert EmailCustomersJob(customer_id=1).perform_later(connection, delay=timedelta(hours=1)).id
+        EmailCustomersJob.perform_many(connection, [EmailCustomersJob(customer_id=2)] * 3)
+    with shop.connect("reader") as connection:
+        assert connection.execute("SELECT count(*) FROM email_customers_jobs").fetchone() == (5,)
+
+
+def test_a_node_with_the_grants_of_the_guide_performs_rescues_and_prunes(shop: Shop, tmp_path: Path) -> None:
+    write_jobs(tmp_path, SOURCE)
+    lost = uuid4()
+    with shop.connect("migrator") as owner:
+        owner.execute(
+            "INSERT INTO cluster.nodes (id, hostname, pid, version, queues, jobs, lease_until, slots, state)"
+            " VALUES (%s, 'gone', 1, '0', '{*}', '{}', now(), 1, 'lost')",
+            [lost],
+        )
+        owner.execute(
+            "UPDATE email_customers_jobs SET status = 'running', locked_at = now(), locked_by = %s, attempts_count = 1",
+            [lost],
+        )
+        owner.execute("INSERT INTO email_customers_jobs (customer_id) VALUES (1)")
+        owner.execute(
+            "UPDATE email_customers_jobs SET status = 'failed', finished_at = '2020-01-01' WHERE locked_by IS NULL"
+        )
+    node = NodeProcess(shop.url_of("node"), tmp_path)
+    node.start()
+    try:
+        node.wait_ready()
+        with shop.connect("reader") as connection:
+            wait_for(connection, "SELECT count(*) = 1 AND bool_and(status = 'succeeded') FROM email_customers_jobs")
+        assert not [line for line in node.log() if "no_privilege" in str(line)]
+        assert node.stop() == 0
+    finally:
+        node.clean_up()
+
+
+def test_the_grants_of_nodes_readers_and_operators_reach_job_tables_that_the_migrator_makes_later(shop: Shop) -> None:
+    later = type("LaterJob", (Job,), {"__annotations__": {}, "perform": lambda self: None})
+    with shop.connect("migrator") as migrator:
+        migrate_jobs(migrator, [later])
+    for role, statement in (
+        ("node", "UPDATE later_jobs SET status = 'running'"),
+        ("reader", "SELECT FROM later_jobs"),
+        ("operator", "DELETE FROM later_jobs"),
+    ):
+        with shop.connect(role) as connection:
+            assert _may(connection, statement)
+    with shop.connect("reader") as connection:
+        assert not _may(connection, "DELETE FROM later_jobs")
+
+
+def test_the_operators_commands_and_the_readers_work_with_their_grants(shop: Shop) -> None:
+    assert "EmailCustomersJob" in shop.command("reader", "status")
+    shop.command("operator", "pause", "EmailCustomersJob", "--reason", "why")
+    shop.command("operator", "pause", "--all")
+    assert "why" in shop.command("reader", "status")
+    shop.command("operator", "resume", "--all")
+    shop.command("operator", "resume", "EmailCustomersJob")
+    assert "cancelled" in shop.command("operator", "cancel", "EmailCustomersJob", "1")
+    assert "not_started" in shop.command("operator", "retry", "EmailCustomersJob", "1")
+    assert "1 deleted" in shop.command("operator", "clear", "EmailCustomersJob", "--yes")
