@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cluster import locks, statements
@@ -10,8 +10,11 @@ from cluster.coordinator.job_types import JobType
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Troubles
 
-INTERVAL = 1.5
+INTERVAL, LONGEST_INTERVAL = 1.5, 20.0
 """Seconds between looks. Named is who holds a lock at two of them, so within 5 s."""
+LOOKS_FOR = 8
+"""Nodes that look so often; with more of them each looks less often until it sees something new: a look reads all locks of the
+server."""
 REASON = "table_lock_held"
 TURNS = 0
 _WHAT = {
@@ -33,10 +36,13 @@ class Held(NamedTuple):
 class HeldLocks:
     """`tick` is one look. Shares the heartbeat's session, and only reads."""
 
-    def __init__(self, session: Session, types: Sequence[JobType], troubles: Troubles) -> None:
+    def __init__(
+        self, session: Session, types: Sequence[JobType], troubles: Troubles, live_nodes: Callable[[], int]
+    ) -> None:
         self._session = session
         self._types = types
         self._troubles = troubles
+        self._live_nodes = live_nodes
         self._seen: set[Held] = set()
         self._named: set[str] = set()
         """Job types whose trouble it is."""
@@ -50,8 +56,8 @@ class HeldLocks:
             )
             seen = {Held(*row) for row in await cursor.fetchall()}
         self._name(seen & self._seen)
-        self._seen = seen
-        return INTERVAL
+        is_new, self._seen = bool(seen - self._seen), seen
+        return INTERVAL if is_new else min(LONGEST_INTERVAL, INTERVAL * max(1.0, self._live_nodes() / LOOKS_FOR))
 
     def _name(self, held: set[Held]) -> None:
         names = {job_type.oid: job_type.name for job_type in self._types if job_type.oid} | {0: "(node)"}

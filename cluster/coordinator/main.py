@@ -206,7 +206,7 @@ class Node:
             deregistered=self._deregistered,
         )  # fmt: skip
         self._rescuer = Rescuer(self._heartbeat.session, self._finishes, self._troubles)
-        self._held_locks = HeldLocks(self._heartbeat.session, self._types, self._troubles)
+        self._held_locks = HeldLocks(self._heartbeat.session, self._types, self._troubles, self._count_live_nodes)
         self._reconciler = Reconciler(
             self._claims, self._types, self._troubles, self._placement, lambda: self._heartbeat.lease,
             self._finisher.claims, settings.heartbeat_interval.total_seconds(),

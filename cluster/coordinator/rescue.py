@@ -32,9 +32,10 @@ from cluster.coordinator.survey import ask_each
 from cluster.coordinator.trouble import Hold, Pace, RowsAside, Troubles
 from cluster.lease_clock import boottime
 
-LOOK_INTERVAL, LONGEST_LOOK_INTERVAL = 0.6, 2.0
+LOOK_INTERVAL, LONGEST_LOOK_INTERVAL = 0.6, 10.0
 LOOKS_FOR = 4
-"""Nodes that look once a second each; with more of them each looks less often: the first to see that one is gone is soon."""
+"""Nodes that look once a second each; with more of them each looks less often, since a look reads all nodes: the first to see that
+one is gone is soon, and looks again when it may be taken for lost."""
 SWEEP_INTERVAL = 5.0
 """Seconds between sweeps, by all nodes together, for running rows whose node is gone, however that came about."""
 SWEEP_SHARE = 0.05
@@ -62,6 +63,7 @@ class Sighting(NamedTuple):
 class _Record:
     heartbeat: object
     since: float
+    lease: float
     session: int | None
     was_held: bool
     free_since: float | None = None
@@ -82,17 +84,20 @@ class Observer:
         self._records = {node: record for node, record in self._records.items() if node in {s.node for s in sightings}}
         return [sighting.node for sighting in sightings if self._is_lost(sighting, now)]
 
-    def next_end(self) -> float:
-        """When the grace of a session that was seen to end is over; infinity: there is none."""
-        ends = [record.free_since + GRACE for record in self._records.values() if record.free_since is not None]
-        return min(ends, default=math.inf)
+    def next_end(self, now: float) -> float:
+        """When the grace of a session that was seen to end is over, or the lease of a node that does not renew; infinity: never."""
+        graces = [record.free_since + GRACE for record in self._records.values() if record.free_since is not None]
+        leases = [record.since + record.lease + MARGIN for record in self._records.values()]
+        return min([*graces, *(end for end in leases if end > now)], default=math.inf)
 
     def _is_lost(self, sighting: Sighting, now: float) -> bool:
         record = self._records.get(sighting.node)
         if record is None or record.heartbeat != sighting.heartbeat:
             # What another session of the node held says nothing: that one may have ended while the node lives.
             was_held = record is not None and record.was_held and record.session == sighting.session
-            self._records[sighting.node] = _Record(sighting.heartbeat, now, sighting.session, sighting.held or was_held)
+            self._records[sighting.node] = _Record(
+                sighting.heartbeat, now, sighting.lease, sighting.session, sighting.held or was_held
+            )
             return False
         if sighting.held:
             record.was_held, record.free_since = True, None
@@ -100,6 +105,11 @@ class Observer:
             record.free_since = now
         ended = record.free_since is not None and now - record.free_since >= GRACE
         return ended or now - record.since > sighting.lease + MARGIN
+
+
+def look_interval(nodes: int) -> float:
+    """Seconds between two looks of each of so many nodes."""
+    return min(LONGEST_LOOK_INTERVAL, max(LOOK_INTERVAL, nodes / LOOKS_FOR))
 
 
 def sweep_pause(took: float, nodes: int) -> float:
@@ -176,8 +186,12 @@ class Rescuer:
                 due = boottime() + min(pause, again_in)
             finally:
                 self._next_sweep = min(self._next_sweep, due)
-        interval = min(LONGEST_LOOK_INTERVAL, max(LOOK_INTERVAL, self.live_nodes / LOOKS_FOR))
-        return min(interval * random.uniform(0.75, 1.25), max(0.05, self._observer.next_end() - boottime()))
+        now = boottime()
+        return min(
+            look_interval(self.live_nodes) * random.uniform(0.75, 1.25),
+            max(LOOK_INTERVAL, self._next_sweep - now),
+            max(0.05, self._observer.next_end(now) - now),
+        )
 
     async def _close(self, node: UUID, heartbeat: object) -> None:
         """If it can't be closed now, since a claim of its is still open or somebody holds its row, the next look tries again."""

@@ -11,6 +11,10 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from cluster import locks
+from cluster.coordinator.held_locks import INTERVAL, LONGEST_INTERVAL, HeldLocks
+from cluster.coordinator.job_types import job_types, resolve
+from cluster.coordinator.session import Session
+from cluster.coordinator.trouble import Troubles
 from cluster.errors import ExitCode, SchemaMisfitError
 from cluster.migrate import migrate_jobs, migrate_schema, planned_changes
 from cluster.neighbours import check_neighbours
@@ -264,3 +268,27 @@ def test_who_holds_a_lock_of_the_nodes_is_named_until_it_is_free(
     conn.execute("INSERT INTO granted_jobs DEFAULT VALUES")
     wait_for(conn, "SELECT bool_and(status = 'succeeded') FROM granted_jobs")
     wait_until(lambda: bool(node.log("trouble_over")), "the trouble is over")
+
+
+async def test_many_nodes_look_for_held_locks_rarely_until_one_sees_something_new(
+    conn: psycopg.Connection,
+    database_url: str,
+    make_role: MakeRole,
+    as_role: Callable[[str], psycopg.Connection],
+) -> None:
+    role, troubles = make_role(), Troubles()
+    types = job_types([GrantedJob])
+    session = Session(lambda: database_url, "heartbeat")
+    held_locks = HeldLocks(session, types, troubles, lambda: 1000)
+    try:
+        async with session.use() as connection:
+            await resolve(connection, types)
+        assert await held_locks.tick() == LONGEST_INTERVAL
+        with as_role(role) as mallory:
+            mallory.execute(TAKE_DOORBELL.encode())
+            assert await held_locks.tick() == INTERVAL
+            assert not troubles.listed()
+            assert await held_locks.tick() == LONGEST_INTERVAL
+            assert [trouble["reason"] for trouble in troubles.listed()] == ["table_lock_held"]
+    finally:
+        await session.close()

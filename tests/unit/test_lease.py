@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from uuid import UUID
 
 import pytest
 
 from cluster.coordinator.lease import FENCE, GRACE, Lease
-from cluster.coordinator.rescue import LONGEST_SWEEP_INTERVAL, MARGIN, SWEEP_INTERVAL, Observer, Sighting, sweep_pause
+from cluster.coordinator.rescue import (
+    LONGEST_SWEEP_INTERVAL,
+    MARGIN,
+    SWEEP_INTERVAL,
+    Observer,
+    Sighting,
+    look_interval,
+    sweep_pause,
+)
 from cluster.lease_clock import boottime
 
 NODE = UUID(int=1)
@@ -74,6 +83,26 @@ def test_after_a_reconnection_everybody_is_counted_anew() -> None:
     observer.forget()
     assert observer.lost(seen(1, held=False), 100.0 + LEASE) == []
     assert observer.lost(seen(1, held=False), 100.0 + LEASE + GRACE + 1) == []
+
+
+def test_who_looks_rarely_looks_again_when_a_node_may_be_taken_for_lost() -> None:
+    observer = Observer()
+    observer.lost(seen(1, held=True), 100.0)
+    assert observer.next_end(100.0) == 100.0 + LEASE + MARGIN
+    observer.lost(seen(1, held=False), 110.0)
+    assert observer.next_end(110.0) == 110.0 + GRACE
+    observer.lost(seen(2, held=True), 111.0)  # it lives
+    assert observer.next_end(111.0) == 111.0 + LEASE + MARGIN
+    assert observer.next_end(111.0 + LEASE + MARGIN) == math.inf  # it could not be closed: tried again at the next look
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4, 8, 16, 40])
+def test_few_nodes_look_often_enough_that_a_death_is_seen_within_a_second(nodes: int) -> None:
+    assert look_interval(nodes) / nodes <= 1
+
+
+def test_a_thousand_nodes_do_not_look_a_thousand_times_as_often_as_one() -> None:
+    assert 1000 / look_interval(1000) <= 100
 
 
 def test_a_node_fences_itself_well_before_anybody_may_rescue_its_jobs() -> None:
