@@ -16,6 +16,7 @@ from rich.console import Console
 from bench.harness import JOBS, Bench, Options, open_bench, postgres_facts
 from bench.results import DOCS, FOLDER, Results, Run
 from bench.scenarios import (
+    crowd,
     drain,
     enqueue,
     floor,
@@ -51,8 +52,9 @@ SCENARIOS: dict[str, Callable[[Bench, Results], None]] = {
     "large": large.run,
     "memory": memory.run,
     "snapshot": snapshot.run,
+    "crowd": crowd.run,
 }
-ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot"}
+ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot", "crowd"}
 """These take minutes each."""
 
 
