@@ -60,11 +60,17 @@ class Shop(NamedTuple):
         return done.output
 
 
+def blocks(heading: str) -> list[str]:
+    """The SQL below a heading of the page."""
+    text = PAGE.read_text(encoding="utf-8").split(f"# {heading}\n", 1)[1]
+    section = re.split(r"^#+ ", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(r"^```sql\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+
+
 @pytest.fixture
 def shop(empty_database_url: str) -> Iterator[Shop]:
     """One job waits."""
-    section = PAGE.read_text(encoding="utf-8").split("\n## Roles\n", 1)[1].split("\n## ", 1)[0]
-    first, *grants = re.findall(r"^```sql\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    first, *grants = blocks("Roles")
     made = Shop(empty_database_url, f"r{uuid4().hex[:8]}_")
     roles = [made.prefix + name for name in re.findall(r"CREATE ROLE shop_(\w+)", first)] + [f"{made.prefix}neighbour"]
     with psycopg.connect(made.url, autocommit=True) as admin:
@@ -222,3 +228,18 @@ def test_the_operators_commands_and_the_readers_work_with_their_grants(shop: Sho
     assert "cancelled" in shop.command("operator", "cancel", "EmailCustomersJob", "1")
     assert "not_started" in shop.command("operator", "retry", "EmailCustomersJob", "1")
     assert "1 deleted" in shop.command("operator", "clear", "EmailCustomersJob", "--yes")
+
+
+def test_finished_rows_move_to_the_partitioned_history_of_the_guide(shop: Shop) -> None:
+    create, move = blocks("Partitioned history")
+    with shop.connect("migrator") as migrator:
+        migrator.execute(create.replace("2026-11-01", "2020-01-01").replace("2026-12-01", "2020-02-01").encode())
+        migrator.execute("INSERT INTO email_customers_jobs (customer_id) SELECT 2 FROM generate_series(1, 3)")
+        migrator.execute(
+            "UPDATE email_customers_jobs SET status = 'succeeded', finished_at = '2020-01-15' WHERE id <= 2"
+        )
+        migrator.execute("UPDATE email_customers_jobs SET status = 'failed', finished_at = now() WHERE id = 3")
+        migrator.execute(move.encode())
+        assert migrator.execute("SELECT id FROM email_customers_jobs ORDER BY id").fetchall() == [(3,), (4,)]
+        moved = migrator.execute("SELECT id, customer_id, status::text FROM email_customers_jobs_history ORDER BY id")
+        assert moved.fetchall() == [(1, 1, "succeeded"), (2, 2, "succeeded")]

@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 
 from cluster import events, metrics
+from cluster.coordinator import census, claim, rescue
+from cluster.coordinator import held_locks as held
 from cluster.errors import ExitCode
 from cluster.job import Job, definition
 from cluster.job_checks import OPTIONS, STANDARD_COLUMNS
@@ -112,3 +114,24 @@ def test_all_reasons_of_troubles_are_documented() -> None:
 
 def test_all_exit_codes_are_documented() -> None:
     assert {int(cell) for cell in first_cells("docs/operations.md", "Exit codes")} == {*map(int, ExitCode), 130, 143}
+
+
+def test_the_arithmetic_of_a_thousand_nodes_is_right_and_its_intervals_are_those_of_the_code() -> None:
+    section = text_of("docs/production.md").split("\n## A thousand nodes\n", 1)[1].split("\n### ", 1)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if " s | " in line]
+    heartbeat = Settings().heartbeat_interval.total_seconds()
+    held_locks = min(held.LONGEST_INTERVAL, held.INTERVAL * 1000 / held.LOOKS_FOR)
+    intervals = [float(every.removesuffix(" s")) for _, every, _, _, _ in rows]
+    assert intervals == [
+        heartbeat, rescue.look_interval(1000), held_locks, census.INTERVAL, claim.LOOK_INTERVAL, heartbeat,
+        rescue.SWEEP_INTERVAL * 1000,
+    ]  # fmt: skip
+    for interval, (_, _, a_second, milliseconds, cores) in zip(intervals, rows, strict=True):
+        assert float(a_second) == pytest.approx(1000 / interval, rel=0.01)
+        assert float(cores) == pytest.approx(1000 / interval * float(milliseconds) / 1000, abs=0.0006)
+    fixed = sum(float(row[4]) for row in rows if "each job table" not in row[0])
+    each_table = sum(float(row[4]) for row in rows if "each job table" in row[0])
+    assert (
+        f"Half a core, and {each_table:.3f} for each job table: {fixed + 10 * each_table:.1f} cores with ten" in section
+    )
+    assert round(fixed, 1) == 0.5
