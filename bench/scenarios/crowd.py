@@ -98,6 +98,7 @@ class _Crowd:
         look = {"table": oid[0], "key": None, "queues": None, "set_aside": [], "due_aside": []}
         self._of("renew_lease", lambda turn: self._nodes[turn % len(self._nodes)])
         self._of("look_for_jobs", lambda _: look, ("public", table))
+        self._of("watch_doorbell", lambda _: {"class": locks.DOORBELL, "tables": [oid[0]]})
         self._of("list_claims", lambda _: {"node": first}, ("public", table))
         self._of("list_live_nodes", lambda _: {"class": locks.NODE})
         self._of("list_held_locks", lambda _: {"doorbell": locks.DOORBELL, "node": locks.NODE})

@@ -123,8 +123,8 @@ def test_the_arithmetic_of_a_thousand_nodes_is_right_and_its_intervals_are_those
     held_locks = min(held.LONGEST_INTERVAL, held.INTERVAL * 1000 / held.LOOKS_FOR)
     intervals = [float(every.removesuffix(" s")) for _, every, _, _, _ in rows]
     assert intervals == [
-        heartbeat, rescue.look_interval(1000), held_locks, census.INTERVAL, claim.LOOK_INTERVAL, heartbeat,
-        rescue.SWEEP_INTERVAL * 1000,
+        heartbeat, rescue.look_interval(1000), held_locks, census.INTERVAL, claim.LOOK_INTERVAL, claim.LOOK_INTERVAL,
+        heartbeat, rescue.SWEEP_INTERVAL * 1000,
     ]  # fmt: skip
     for interval, (_, _, a_second, milliseconds, cores) in zip(intervals, rows, strict=True):
         assert float(a_second) == pytest.approx(1000 / interval, rel=0.01)
