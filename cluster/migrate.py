@@ -19,7 +19,7 @@ from psycopg import Connection, errors, sql
 from cluster import locks, statements, tables
 from cluster.blockers import Blockers, Say, holder_of_lock, naming_blockers, quiet
 from cluster.errors import ClusterError, SchemaMisfitError
-from cluster.identity import RECORD, is_recorded, record_identity
+from cluster.identity import is_recorded, record_identity, record_statement
 from cluster.job import Job, definition
 from cluster.neighbours import check_neighbours
 from cluster.plan import plan
@@ -175,7 +175,7 @@ def planned_changes(connection: Connection[Any], job_classes: Iterable[type[Job]
         if not _has_bookkeeping(connection):
             planned.append(_BOOKKEEPING.strip())
         planned += [_with_record(migration) for migration in known_migrations() if migration.version not in present]
-        planned += [] if is_recorded(connection) else [RECORD]
+        planned += [] if is_recorded(connection) else [record_statement(connection)]
         for job_class in job_classes:
             with _explained(connection, _place(job_class)):
                 statements = plan(connection, job_class, tables_before).statements

@@ -43,7 +43,7 @@ def _print_plan(connection: Connection[Any], job_classes: list[type[Job]], *, ad
 
     planned = planned_changes(connection, job_classes)
     if adopt and identity.is_recorded(connection) and identity.difference(connection):
-        planned.append(identity.ADOPT)
+        planned.append(identity.adopt_statement(connection))
     if not planned:
         typer.echo("nothing to do", err=True)
     for statement in planned:

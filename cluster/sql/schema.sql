@@ -547,7 +547,7 @@ $$;
 
 CREATE TABLE cluster.identity (
     is_only_row boolean DEFAULT true NOT NULL,
-    system_identifier bigint NOT NULL,
+    system_identifier bigint,
     database oid NOT NULL,
     recorded_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT identity_is_only_row_check CHECK (is_only_row)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from cluster.embedded import EmbeddedPostgres
 from cluster.embedded.programs import run_as
@@ -107,6 +109,25 @@ def test_a_database_on_another_server_is_a_copy_although_it_has_the_same_number(
     with psycopg.connect(original, autocommit=True) as conn:
         conn.execute("UPDATE cluster.identity SET system_identifier = 1")
     assert "of server 1; this is" in refusal(original)
+
+
+def test_a_role_that_may_not_ask_for_the_server_compares_the_database(
+    conn: psycopg.Connection, database_url: str
+) -> None:
+    role = f"asks_{uuid4().hex[:8]}"
+    migrate_schema(conn)
+    conn.execute(
+        f"REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC; CREATE ROLE {role} LOGIN;"
+        f"GRANT SELECT ON cluster.identity TO {role}".encode()
+    )
+    try:
+        url = make_conninfo(database_url, user=role)
+        with psycopg.connect(url, autocommit=True) as connection:
+            check_identity(connection)
+        conn.execute("UPDATE cluster.identity SET database = 1")
+        assert "this is " in refusal(url)
+    finally:
+        conn.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
 def test_adopting_a_database_that_is_no_copy_changes_nothing(original: str, call: Call) -> None:

@@ -85,7 +85,7 @@ COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbe
 
 CREATE TABLE cluster.identity (
     is_only_row       boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
-    system_identifier bigint NOT NULL,
+    system_identifier bigint,
     database          oid NOT NULL,
     recorded_at       timestamptz NOT NULL DEFAULT now()
 );
