@@ -11,7 +11,7 @@ from psycopg import errors
 
 from cluster import Job
 from cluster.errors import SchemaMisfitError
-from cluster.migrate import check_schema, migrate_jobs, migrate_schema, planned_changes
+from cluster.migrate import check_schema, migrate_jobs, planned_changes
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for, wait_until
 
@@ -261,7 +261,6 @@ def indexes(conn: psycopg.Connection) -> set[str]:
 def test_migrate_follows_a_key_that_comes_changes_and_goes(conn: psycopg.Connection) -> None:
     plain = {"pkey", "due", "running", "claim", "others", "queue"}
     keyed = {"pkey", "due", "running", "open", "open_others", "open_queue", "parked", "running_key"}
-    migrate_schema(conn)
     migrate_jobs(conn, [UnkeyedJob])
     assert indexes(conn) == plain
     migrate_jobs(conn, [KeyedJob])

@@ -174,7 +174,6 @@ def test_the_sql_of_a_dry_run_can_be_piped_into_psql(empty: psycopg.Connection, 
 
 
 def test_a_dry_run_with_nothing_to_do_prints_nothing(conn: psycopg.Connection) -> None:
-    migrate_schema(conn)
     migrate_jobs(conn, [StockJob])
     assert planned_changes(conn, [StockJob]) == []
 

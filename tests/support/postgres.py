@@ -51,6 +51,8 @@ class RunServer:
                 sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
             )
         try:
+            if template == TEMPLATE:
+                self._record_identity(name)
             yield self.postgres.url(name)
         finally:
             # A test may have stopped or killed the server.
@@ -77,10 +79,17 @@ class RunServer:
         conn.execute("CREATE DATABASE template_unfinished TEMPLATE template0")
         with psycopg.connect(self.postgres.url("template_unfinished"), autocommit=True) as migrating:
             migrate_schema(migrating)
-            migrating.execute("DELETE FROM cluster.identity")  # its clones would be taken for copies, which they are
+            migrating.execute("DELETE FROM cluster.identity")  # or its clones would be taken for copies, which they are
         # Connections would block the clones.
         conn.execute("ALTER DATABASE template_unfinished ALLOW_CONNECTIONS false")
         conn.execute(f"ALTER DATABASE template_unfinished RENAME TO {TEMPLATE}")
+
+    def _record_identity(self, name: str) -> None:
+        """As migrate would."""
+        from cluster.identity import record_identity
+
+        with psycopg.connect(self.postgres.url(name), autocommit=True) as conn:
+            record_identity(conn)
 
     def _admin(self) -> psycopg.Connection:
         return psycopg.connect(self.postgres.url(), autocommit=True)
