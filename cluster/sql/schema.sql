@@ -545,16 +545,6 @@ CREATE FUNCTION cluster.wanted_slots(waiting double precision, running double pr
     SELECT width * greatest(running, least(places, 1.15 * (waiting + running) * seconds / (seconds + start_within / 2)))
 $$;
 
-CREATE TABLE cluster.identity (
-    is_only_row boolean DEFAULT true NOT NULL,
-    system_identifier bigint,
-    database oid NOT NULL,
-    recorded_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT identity_is_only_row_check CHECK (is_only_row)
-);
-
-COMMENT ON TABLE cluster.identity IS 'The database whose jobs these are, recorded by migrate: in a copy it is another one, and nodes refuse to start.';
-
 CREATE TABLE cluster.job_types (
     name text NOT NULL,
     job_table regclass NOT NULL,
@@ -745,6 +735,16 @@ CREATE VIEW cluster.autoscaling AS
   GROUP BY s.queue;
 
 COMMENT ON VIEW cluster.autoscaling IS 'How many nodes are wanted, by queue; * is all queues together. Needs SELECT, and EXECUTE on cluster.survey_job_tables.';
+
+CREATE TABLE cluster.identity (
+    is_only_row boolean DEFAULT true NOT NULL,
+    system_identifier bigint,
+    database oid NOT NULL,
+    recorded_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT identity_is_only_row_check CHECK (is_only_row)
+);
+
+COMMENT ON TABLE cluster.identity IS 'The database whose jobs these are, recorded by migrate: in a copy it is another one, and nodes refuse to start.';
 
 CREATE TABLE cluster.migrations (
     version integer NOT NULL,
