@@ -176,7 +176,7 @@ def claimed(job_type: str, queues: Mapping[bytes | None, int], seconds: float) -
     metrics.claim_seconds.observe(seconds)
     if queues:
         for queue, count in queues.items():
-            metrics.claimed.labels(job_type, metrics.queue_label(queue)).inc(count)
+            metrics.count_claimed(job_type, queue, count)
         metrics.claim_batch.observe(sum(queues.values()))
 
 

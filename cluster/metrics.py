@@ -148,9 +148,31 @@ clock_offset = Gauge("cluster_clock_offset_seconds", "By how much the database's
 build = prometheus_client.Info("cluster_build", "Version of this node", registry=registry)
 
 
-def show_at_zero(job_types: Sequence[str]) -> None:
-    """Shows at 0 what alerts and dashboards watch for an increase: that of a series which begins at 1 would go unseen."""
-    for job_type in job_types:
+OUTCOMES = ("succeeded", "failed", "retry", "timed_out", "cancelled", "snoozed", "crashed")
+_shown: set[tuple[str, str]] = set()
+
+
+def _show_queue(job_type: str, queue: str) -> None:
+    if (job_type, queue) not in _shown:
+        _shown.add((job_type, queue))
+        wait_seconds.observe((job_type, queue), ())
+        for outcome in OUTCOMES:
+            finished.labels(job_type, queue, outcome)
+
+
+def count_claimed(job_type: str, queue: bytes | None, jobs: int) -> None:
+    label = queue_label(queue)
+    _show_queue(job_type, label)
+    claimed.labels(job_type, label).inc(jobs)
+
+
+def show_at_zero(job_types: Mapping[str, str]) -> None:
+    """Shows at 0 what alerts and dashboards watch for an increase: that of a series which begins at 1 would go unseen.
+
+    job_types: each with the queue of its class; those of other queues appear when jobs of them are claimed.
+    """
+    for job_type, queue in job_types.items():
+        _show_queue(job_type, queue_label(queue.encode()))
         for counter in (claims_lost, released, rescued, set_aside):
             counter.labels(job_type)
     for reason in ("crashed", "blocked", "memory", "hung", "forkserver_died"):

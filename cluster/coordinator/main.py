@@ -218,7 +218,7 @@ class Node:
             self._claims, self._backlogs, queues, self._troubles, self._placement, self._finisher,
             lambda: self._health.ready, tell, self._stop.set,
         )  # fmt: skip
-        metrics.show_at_zero(self._by_name)
+        metrics.show_at_zero({job_type.name: job_type.job_class.queue for job_type in self._types})
         metrics.slots.labels("busy").set_function(lambda: self._placement.running)
         metrics.slots.labels("free").set_function(lambda: max(0, self._pool.slots - self._placement.running))
         metrics.worker_memory.set_function(lambda: sum(self._pool.memory))

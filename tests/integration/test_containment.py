@@ -270,7 +270,7 @@ def test_a_thousand_queues_are_one_backlog_in_order(conn: psycopg.Connection, ru
     out_of_order = """SELECT count(*) FROM (SELECT priority < lag(priority) OVER (ORDER BY n) AS wrong
                       FROM begun JOIN odd_jobs USING (id)) AS pairs WHERE wrong"""
     assert run(conn, out_of_order) == [(0,)]
-    names = [name for name in node.metrics() if name.startswith("cluster_jobs_finished_total{")]
+    names = [name for name in node.metrics() if name.startswith("cluster_jobs_claimed_total{")]
     assert len(names) == 200  # "default" has a place, and nothing ran there
     assert any('queue="(other)"' in name for name in names)
 
