@@ -145,13 +145,13 @@ def test_alerts_fire_at_real_faults_and_resolve_after_them(
             alerts.fires("ClusterLeaseNotRenewed")
         alerts.resolves("ClusterLeaseNotRenewed")
 
-        nodes[0].kill()
+        nodes[2].kill()
         alerts.fires("ClusterNodeLost")
         alerts.resolves("ClusterNodeLost")
 
-        for node in nodes[1:]:
+        for node in nodes[:2]:
             node.terminate()
         alerts.fires("ClusterHasNoNodes")
-        nodes[1].wait_exit()
-        nodes[1].start()
+        nodes[0].wait_exit()
+        nodes[0].start()
         alerts.resolves("ClusterHasNoNodes")
