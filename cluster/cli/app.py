@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from cluster.cli import (
     cancel,
     clear,
+    dashboard,
     demo,
     dev,
     enqueue,
@@ -146,4 +147,5 @@ app.command(rich_help_panel=OPERATE)(pause.resume)
 app.command(rich_help_panel=OPERATE)(cancel.cancel)
 app.command(rich_help_panel=OPERATE)(cancel.retry)
 app.command(rich_help_panel=OPERATE)(clear.clear)
+app.command(rich_help_panel=OPERATE)(dashboard.dashboard)
 app.command(rich_help_panel=OPERATE)(settings.settings)

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal, LiteralString
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cluster.cli.selection import (
-    FINISHED,
-    WAITING,
-    Error,
-    JobTable,
-    Queue,
-    Selection,
-    Since,
-    Statuses,
-    Yes,
-    ask,
-    chosen_statuses,
-    in_words,
-)
+from cluster.cli.selection import Error, Queue, Since, Statuses, Yes, ask, chosen_statuses
 from cluster.errors import ClusterError
+from cluster.selection import EACH, FINISHED, WAITING, JobTable, Selection, in_words
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -85,10 +73,6 @@ _ONE: dict[Function, Literal["SELECT cluster.cancel(%s, %s)::text", "SELECT clus
     "cancel": "SELECT cluster.cancel(%s, %s)::text",
     "retry": "SELECT cluster.retry(%s, %s)::text",
 }
-_EACH: dict[Function, LiteralString] = {
-    "cancel": "SELECT cluster.cancel(%(oid)s::oid, id)::text FROM picked",
-    "retry": "SELECT cluster.retry(%(oid)s::oid, id)::text FROM picked",
-}
 
 
 def _change_each(function: Function, connection: Connection[Any], table: JobTable, ids: list[int]) -> None:
@@ -121,7 +105,7 @@ def _change_all(
         typer.echo(f"table {table.name}: no such jobs")
         return
     ask(f"{function} {counts.total():,} jobs of table {table.name} ({in_words(counts)})?", yes=yes)
-    done = table.change(connection, chosen, _EACH[function])
+    done = table.change(connection, chosen, EACH[function])
     said = Counter({_word(function, word): count for word, count in done.items()})
     typer.echo(f"table {table.name}: {in_words(said) or 'no such jobs any more'}")
 

@@ -8,20 +8,8 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.selection import (
-    STATUSES,
-    JobTable,
-    Older,
-    Queue,
-    Selection,
-    Statuses,
-    Yes,
-    ask,
-    chosen_statuses,
-    in_words,
-)
-
-_DELETE = "DELETE FROM {table} WHERE id IN (SELECT id FROM picked) RETURNING 'deleted'"
+from cluster.cli.selection import Older, Queue, Statuses, Yes, ask, chosen_statuses
+from cluster.selection import EACH, STATUSES, JobTable, Selection, in_words
 
 
 def clear(
@@ -66,6 +54,6 @@ def clear(
             typer.echo("no such jobs")
             return
         ask(f"delete {total:,} jobs?", yes=yes)
-        done = sum((table.change(connection, chosen, _DELETE) for table in tables), Counter[str]())
+        done = sum((table.change(connection, chosen, EACH["delete"]) for table in tables), Counter[str]())
     left = f", {done['busy']:,} left, since somebody holds them" if done["busy"] else ""
     typer.echo(f"{done['deleted']:,} deleted{left}")

@@ -1,28 +1,14 @@
-"""Rows that a person names by what they have in common: counted and shown first, then changed in batches, each a transaction.
-
-Rows that somebody else holds are left alone and counted. Broken off in the middle, the same command does the rest.
-"""
+"""Options that say which rows a command means, and the question before it changes them."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, LiteralString
+from typing import Annotated
 
 import typer
 
 from cluster.errors import ClusterError
-
-if TYPE_CHECKING:
-    from psycopg import Connection
-
-BATCH = 1000
-"""Rows of one transaction: what a node or a user waits for at most is a moment."""
-WAITING = ("not_started", "scheduled", "retry")
-FINISHED = ("succeeded", "failed", "timed_out", "cancelled")
-STATUSES = (*WAITING, "running", *FINISHED)
+from cluster.selection import STATUSES
 
 Statuses = Annotated[
     list[str] | None, typer.Option("--status", metavar="STATUS", help="Of this status; may be repeated.")
@@ -38,33 +24,6 @@ Older = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
-@dataclass(frozen=True)
-class Selection:
-    """statuses: none but these. None, of the others: whatever it is."""
-
-    statuses: tuple[str, ...]
-    queue: str | None = None
-    error: str | None = None
-    since: timedelta | None = None
-    older: timedelta | None = None
-
-    def where(self) -> LiteralString:
-        """As a condition on a row, with `values` as its parameters."""
-        parts: list[LiteralString] = ["status::text = ANY (%(statuses)s)"]
-        if self.queue is not None:
-            parts.append("queue = %(queue)s")
-        if self.error is not None:
-            parts.append("strpos(last_error, %(error)s) > 0")
-        if self.since is not None:
-            parts.append("coalesce(finished_at, created_at) >= now() - %(since)s")
-        if self.older is not None:
-            parts.append("coalesce(finished_at, created_at) < now() - %(older)s")
-        return " AND ".join(parts)
-
-    def values(self) -> dict[str, Any]:
-        return asdict(self) | {"statuses": list(self.statuses)}
-
-
 def chosen_statuses(given: list[str] | None, possible: Iterable[str], verb: str) -> tuple[str, ...]:
     """Those of the option, or all that are possible. Usage error: there is no such status, or the verb makes no sense there."""
     possible = tuple(possible)
@@ -74,53 +33,6 @@ def chosen_statuses(given: list[str] | None, possible: Iterable[str], verb: str)
         if name not in possible:
             raise typer.BadParameter(f"a job that is {name} can't be {verb}", param_hint="--status")
     return tuple(given or possible)
-
-
-@dataclass(frozen=True)
-class JobTable:
-    """name: as SQL has it."""
-
-    oid: int
-    name: str
-
-    def counts(self, connection: Connection[Any], selection: Selection) -> Counter[str]:
-        """Rows by status."""
-        query = self._sql("SELECT status::text, count(*) FROM {table} WHERE {where} GROUP BY status", selection)
-        return Counter(dict(connection.execute(query, selection.values()).fetchall()))
-
-    def change(self, connection: Connection[Any], selection: Selection, each: LiteralString) -> Counter[str]:
-        """Runs `each`, SQL over the rows `picked (id)` that returns a word for each row, for a batch after the other.
-
-        Rows that come meanwhile are not among them. "busy": somebody held the row.
-        """
-        values = selection.values() | {"reached": -(2**63), "limit": BATCH, "oid": self.oid}
-        last = connection.execute(self._sql("SELECT coalesce(max(id), 0) FROM {table}", selection), values).fetchone()
-        values["end"] = 0 if last is None else last[0]
-        candidates = self._sql(_CANDIDATES, selection)
-        work = self._sql(_PICKED, selection) + each.replace("{table}", self._quoted).encode()
-        done = Counter[str]()
-        while ids := [row[0] for row in connection.execute(candidates, values).fetchall()]:
-            words = connection.execute(work, values | {"ids": ids}).fetchall()
-            done += Counter(word for (word,) in words)
-            done["busy"] += len(ids) - len(words)
-            values["reached"] = ids[-1]
-        return +done
-
-    def _sql(self, text: LiteralString, selection: Selection) -> bytes:
-        return text.replace("{table}", self._quoted).replace("{where}", selection.where()).encode()
-
-    @property
-    def _quoted(self) -> str:
-        """In a statement that has parameters."""
-        return self.name.replace("%", "%%")
-
-
-_CANDIDATES = "SELECT id FROM {table} WHERE id > %(reached)s AND id <= %(end)s AND {where} ORDER BY id LIMIT %(limit)s"
-_PICKED = """
-WITH picked AS MATERIALIZED (
-    SELECT id FROM {table} WHERE id = ANY (%(ids)s) AND {where} ORDER BY id FOR UPDATE SKIP LOCKED
-)
-"""
 
 
 def ask(question: str, *, yes: bool) -> None:
@@ -136,8 +48,3 @@ def ask(question: str, *, yes: bool) -> None:
         raise ClusterError("nothing was changed: nobody answered; --yes does not ask") from None
     if not agreed:
         raise ClusterError("nothing was changed")
-
-
-def in_words(counts: Counter[str]) -> str:
-    """3 failed, 1,200 succeeded."""
-    return ", ".join(f"{count:,} {word.replace('_', ' ')}" for word, count in sorted(counts.items()))

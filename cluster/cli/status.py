@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli.selection import FINISHED, WAITING
+from cluster.selection import FINISHED, WAITING
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -86,35 +86,21 @@ def _paused_queues(connection: Connection[Any]) -> list[Row]:
     return connection.cursor(row_factory=dict_row).execute(query).fetchall()
 
 
-_NODES = """
-SELECT id::text, hostname, pid, version, queues, jobs,
-       CASE WHEN state IN ('live', 'draining') AND lease_until < now() THEN 'silent' ELSE state END AS state,
-       running, slots, extract(epoch FROM now() - heartbeat_at)::float AS heartbeat_age_seconds
-FROM cluster.nodes ORDER BY state = 'stopped', hostname, pid
-"""
-
-
 def _nodes(connection: Connection[Any]) -> list[Row]:
     from psycopg.rows import dict_row
 
-    return connection.cursor(row_factory=dict_row).execute(_NODES).fetchall()
+    from cluster.statements import statement
 
-
-_TROUBLE = """
-SELECT entry.job_type, entry.reason, max(entry.rows) AS rows, count(*) AS nodes,
-       (extract(epoch FROM now()) - min(entry.since))::float AS age_seconds, min(entry.detail) AS detail
-FROM cluster.nodes AS node,
-     jsonb_to_recordset(node.trouble) AS entry (job_type text, reason text, rows bigint, since float, detail text)
-WHERE node.state IN ('live', 'draining') AND node.lease_until >= now()
-GROUP BY entry.job_type, entry.reason ORDER BY age_seconds DESC
-"""
+    return connection.cursor(row_factory=dict_row).execute(statement("show_nodes")).fetchall()
 
 
 def _trouble(connection: Connection[Any]) -> list[Row]:
     """What nodes have set aside, as they said with their last heartbeats."""
     from psycopg.rows import dict_row
 
-    return connection.cursor(row_factory=dict_row).execute(_TROUBLE).fetchall()
+    from cluster.statements import statement
+
+    return connection.cursor(row_factory=dict_row).execute(statement("show_trouble")).fetchall()
 
 
 def _unroutable(settings: Settings, job_types: list[Row]) -> list[str] | None:

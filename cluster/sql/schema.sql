@@ -545,6 +545,28 @@ CREATE FUNCTION cluster.wanted_slots(waiting double precision, running double pr
     SELECT width * greatest(running, least(places, 1.15 * (waiting + running) * seconds / (seconds + start_within / 2)))
 $$;
 
+CREATE TABLE cluster.audit (
+    id bigint NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    who text NOT NULL,
+    via text NOT NULL,
+    action text NOT NULL,
+    target text NOT NULL,
+    filter jsonb,
+    count bigint
+);
+
+COMMENT ON TABLE cluster.audit IS 'What people did with the dashboard, a row each. count: jobs that were changed; NULL: none were meant, or it is not over.';
+
+ALTER TABLE cluster.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME cluster.audit_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE cluster.job_types (
     name text NOT NULL,
     job_table regclass NOT NULL,
@@ -770,6 +792,9 @@ CREATE TABLE cluster.turns (
 );
 
 COMMENT ON TABLE cluster.turns IS 'One row per job table. Whoever has locked it claims, where a limit is to be kept.';
+
+ALTER TABLE ONLY cluster.audit
+    ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY cluster.identity
     ADD CONSTRAINT identity_pkey PRIMARY KEY (is_only_row);

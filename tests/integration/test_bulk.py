@@ -12,7 +12,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from cluster.cli import selection
+from cluster import selection
 from cluster.migrate import migrate_jobs
 from tests.integration.test_pause import SOURCE
 from tests.support.nodes import job_classes, write_jobs

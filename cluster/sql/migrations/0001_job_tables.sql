@@ -83,6 +83,18 @@ COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NUL
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
 COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, and how many those were, 100 at most.';
 
+CREATE TABLE cluster.audit (
+    id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at     timestamptz NOT NULL DEFAULT now(),
+    who    text NOT NULL,
+    via    text NOT NULL,
+    action text NOT NULL,
+    target text NOT NULL,
+    filter jsonb,
+    count  bigint
+);
+COMMENT ON TABLE cluster.audit IS 'What people did with the dashboard, a row each. count: jobs that were changed; NULL: none were meant, or it is not over.';
+
 CREATE TABLE cluster.identity (
     is_only_row       boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
     system_identifier bigint,

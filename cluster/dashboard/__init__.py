@@ -1,0 +1,11 @@
+"""The web page on which people watch and steer jobs: an ASGI application for the user's own, or alone with `cluster dashboard`.
+
+It needs the database, not the job code. Package extra: `dashboard`.
+"""
+
+from __future__ import annotations
+
+from cluster.dashboard.app import dashboard
+from cluster.dashboard.auth import BasicAuth, BasicAuthStatic, NoAuth, User
+
+__all__ = ["BasicAuth", "BasicAuthStatic", "NoAuth", "User", "dashboard"]

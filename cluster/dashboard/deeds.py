@@ -1,0 +1,188 @@
+"""What people do: forms, their confirmation, and where they lead. Every POST carries the token of a page of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from cluster.dashboard import actions, bulk, forms, lists
+from cluster.dashboard.auth import User
+from cluster.dashboard.bulk import Run
+from cluster.dashboard.database import Database
+from cluster.dashboard.job_tables import columns_of
+from cluster.dashboard.lists import Filter, job_id
+from cluster.dashboard.pages import table_of
+from cluster.dashboard.views import Views, base_of, user_of, wants_json
+
+LONGEST_FORM = 2**20
+"""Bytes."""
+
+
+class Deeds:
+    """A method for each form. Owns the runs of actions in bulk."""
+
+    def __init__(self, database: Database, views: Views) -> None:
+        self._database = database
+        self._views = views
+        self.runs = bulk.Runs(database)
+
+    async def job(self, request: Request) -> Response:
+        """One action on one job."""
+        action, number = request.path_params["action"], job_id(request.path_params["id"])
+        if action not in actions.POSSIBLE or number is None:
+            raise HTTPException(404, "Not Found")
+        user, _ = await self._sent(request, deletes=action == "delete")
+        async with self._database.writing() as connection:
+            table = await table_of(connection, request)
+            columns = await columns_of(connection, table)
+            try:
+                said = await actions.act(connection, user, action, table, columns, number)
+            except actions.Refused as error:
+                raise HTTPException(409, str(error)) from error
+        return self._views.say(request, table.path if action == "delete" else f"{table.path}/{number}", said)
+
+    async def job_type(self, request: Request) -> Response:
+        """Pause, resume, or another limit."""
+        user, form = await self._sent(request)
+        async with self._database.writing() as connection:
+            table = await table_of(connection, request)
+            try:
+                match form.get("do"):
+                    case "pause":
+                        said = await actions.pause_type(connection, user, table, _reason(form))
+                    case "resume":
+                        said = await actions.resume_type(connection, user, table)
+                    case "limit":
+                        said = await actions.set_limit(connection, user, table, form.get("limit", ""))
+                    case _:
+                        raise HTTPException(404, "Not Found")
+            except actions.Refused as error:
+                raise HTTPException(409, str(error)) from error
+        return self._views.say(request, table.path, said)
+
+    async def queue(self, request: Request) -> Response:
+        """Pause or resume one."""
+        user, form = await self._sent(request)
+        queue = form.get("queue", "").strip()
+        async with self._database.writing() as connection:
+            try:
+                if form.get("do") == "resume":
+                    said = await actions.resume_queue(connection, user, queue)
+                else:
+                    said = await actions.pause_queue(connection, user, queue, _reason(form))
+            except actions.Refused as error:
+                raise HTTPException(409, str(error)) from error
+        return self._views.say(request, "queues", said)
+
+    # --- in bulk ---
+
+    async def preview(self, request: Request) -> Response:
+        """How many they are, before anything is done."""
+        action, chosen = _bulk_of(request, request.query_params)
+        async with self._database.reading() as connection:
+            table = await table_of(connection, request)
+            counts = await bulk.count(connection, table, chosen.selection(bulk.POSSIBLE[action]))
+        return self._views.show(
+            request,
+            "confirm.html",
+            table=table,
+            action=action,
+            chosen=chosen,
+            counts=dict(counts),
+            total=counts.total(),
+        )
+
+    async def begin(self, request: Request) -> Response:
+        """Begins it."""
+        user, form = await self._sent(request, deletes=request.path_params["action"] == "delete")
+        action, chosen = _bulk_of(request, form)
+        async with self._database.reading() as connection:
+            table = await table_of(connection, request)
+        total = form.get("total", "")
+        run = await self.runs.start(
+            user, table, action, chosen, int(total) if total.isascii() and total.isdecimal() else 0
+        )
+        if wants_json(request):
+            return self._views.show(request, "run.html", run=run)
+        return RedirectResponse(f"{base_of(request)}/bulk/{run.number}", 303)
+
+    async def show_run(self, request: Request) -> Response:
+        """How far it is. The page comes back by itself until it is over."""
+        run = self._run(request)
+        response = self._views.show(request, "run.html", run=run)
+        if not run.is_over:
+            response.headers["refresh"] = "1"
+        return response
+
+    async def stop_run(self, request: Request) -> Response:
+        await self._sent(request)
+        run = self._run(request)
+        run.is_stopped = True
+        return self._views.say(request, f"bulk/{run.number}", "It ends after the batch that is under way.")
+
+    def _run(self, request: Request) -> Run:
+        run = self.runs.get(request.path_params["run"])
+        if run is None:
+            raise HTTPException(404, "This run is forgotten: the audit says how many jobs it changed.")
+        return run
+
+    # --- a new job ---
+
+    async def new_form(self, request: Request) -> Response:
+        """Empty, or with the values of another job."""
+        other = job_id(request.query_params.get("from", ""))
+        async with self._database.reading() as connection:
+            table = await table_of(connection, request)
+            columns = await columns_of(connection, table)
+            values = await lists.job(connection, table, columns, other) if other is not None else None
+        values = {name: value for name, value in (values or {}).items() if name != "run_at"}
+        return self._views.show(request, "new.html", table=table, fields=forms.fields(columns, values))
+
+    async def new(self, request: Request) -> Response:
+        """Inserts it, or says what is wrong with which value."""
+        user, form = await self._sent(request)
+        async with self._database.writing() as connection:
+            table = await table_of(connection, request)
+            fields = forms.fields(await columns_of(connection, table), _values(form))
+            number = await forms.insert(connection, user, table, fields)
+        if number is None:
+            return self._views.show(request, "new.html", 422, table=table, fields=fields)
+        return self._views.say(request, f"{table.path}/{number}", f"Job {number} is new.")
+
+    async def _sent(self, request: Request, *, deletes: bool = False) -> tuple[User, QueryParams]:
+        """Who sent the form, and the form. HTTPException: who did may not, or no page of ours did."""
+        user = user_of(request)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > LONGEST_FORM:
+                raise HTTPException(413, f"A form may have {LONGEST_FORM >> 20} MB at most.")
+        form = QueryParams(body.decode("utf-8", "replace"))
+        self._views.tokens.check(user, form.get("token", ""))
+        if not user.may_act or (deletes and not user.may_delete):
+            raise HTTPException(
+                403, f"You are {user.name}, {user.role}: that needs an {'admin' if deletes else 'operator'}."
+            )
+        return user, form
+
+
+def _bulk_of(request: Request, given: QueryParams) -> tuple[str, Filter]:
+    action, chosen = request.path_params["action"], Filter.of(given)
+    if action not in bulk.POSSIBLE:
+        raise HTTPException(404, "Not Found")
+    if chosen.is_empty:
+        raise HTTPException(409, "Say which jobs: a status, a queue, an error or a time.")
+    return action, chosen
+
+
+def _reason(form: QueryParams) -> str | None:
+    return form.get("reason", "").replace("\x00", "").strip()[:500] or None
+
+
+def _values(form: QueryParams) -> dict[str, Any]:
+    """Of the columns, which carry a prefix so that none is taken for the token."""
+    return {name[2:]: value.replace("\r\n", "\n") for name, value in form.items() if name.startswith("c.")}

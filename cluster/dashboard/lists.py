@@ -1,0 +1,216 @@
+"""Pages of one job table, newest first, and one job with all its columns. Reads only.
+
+A page goes through the primary key from where the last one ended, and through SPAN rows at most: what a filter leaves out is read
+all the same. A status that few jobs have is taken from its index, so that those that run are found among any number of others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+from psycopg import sql
+
+from cluster.dashboard.database import Connection
+from cluster.dashboard.job_tables import Column, JobTable, quoted
+from cluster.error_text import last_line
+from cluster.selection import STATUSES, Selection
+
+SPAN = 50_000
+"""Rows that one page goes through at most."""
+FEW = 5_000
+"""Jobs of a status that are taken from its index and sorted."""
+SIZES = (25, 50)
+CELL, VALUE = 300, 20_000
+"""Characters of a value in a list, and of one alone."""
+MOST_GROUPED = 1_000
+"""Failed jobs whose errors are compared."""
+
+_ID = re.compile(r"-?\d{1,19}", re.ASCII)
+_TIMES = {"5m": 300, "1h": 3600, "24h": 86400, "7d": 7 * 86400}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """As the address has it. before: the id below which the page begins. Everything empty: all jobs."""
+
+    status: tuple[str, ...] = ()
+    queue: str = ""
+    error: str = ""
+    since: str = ""
+    before: int | None = None
+    size: int = SIZES[0]
+
+    @classmethod
+    def of(cls, query: Any) -> Filter:  # Any: starlette's multidict of a query or a form
+        """What makes no sense is left out: an address may be years old."""
+        size = str(query.get("size", ""))
+        return cls(
+            tuple(dict.fromkeys(name for name in query.getlist("status") if name in STATUSES)),
+            _text(query.get("queue")), _text(query.get("error")),
+            since if (since := str(query.get("since", ""))) in _TIMES else "",
+            job_id(str(query.get("before", ""))),
+            int(size) if size in map(str, SIZES) else SIZES[0],
+        )  # fmt: skip
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.status or self.queue or self.error or self.since)
+
+    def query(self, **changes: Any) -> str:
+        """For an address; changes as the fields."""
+        new = replace(self, **changes)
+        pairs = [("status", name) for name in new.status]
+        pairs += [(name, value) for name in ("queue", "error", "since") if (value := getattr(new, name))]
+        pairs += [("before", str(new.before))] if new.before is not None else []
+        pairs += [("size", str(new.size))] if new.size != SIZES[0] else []
+        return urlencode(pairs)
+
+    def selection(self, possible: tuple[str, ...] = STATUSES) -> Selection:
+        """possible: statuses that an action can do something about."""
+        return Selection(
+            tuple(name for name in possible if not self.status or name in self.status), self.queue or None, self.error or None,
+            timedelta(seconds=_TIMES[self.since]) if self.since else None,
+        )  # fmt: skip
+
+
+def _text(value: object) -> str:
+    """Without what Postgres can't hold."""
+    text = str(value or "").strip().replace("\x00", "")
+    return text.encode("utf-8", "replace").decode("utf-8")[:500]
+
+
+def job_id(text: str) -> int | None:
+    """None: it can't be the id of a job."""
+    value = int(text) if _ID.fullmatch(text) else None
+    return value if value is not None and -(2**63) <= value < 2**63 else None
+
+
+@dataclass(frozen=True)
+class Page:
+    """next_before: where the next one begins, None: this is the last. read_to: the id to which was looked, None: to the end."""
+
+    jobs: list[dict[str, Any]]
+    next_before: int | None
+    read_to: int | None
+
+
+async def page(connection: Connection, table: JobTable, columns: list[Column], chosen: Filter) -> Page:
+    """Of the jobs that pass."""
+    few = await _few(connection, table, chosen)
+    values = chosen.selection().values() | {"before": chosen.before or 2**63 - 1, "few": few, "limit": chosen.size + 1}
+    fields = sql.SQL(", ").join(_field(column, CELL) for column in columns)
+    conditions = sql.SQL("") if chosen.is_empty else sql.SQL(" WHERE {}").format(sql.SQL(chosen.selection().where()))
+    parts = {"table": table.identifier, "fields": fields, "conditions": conditions, "span": sql.Literal(SPAN)}
+    query = sql.SQL(_SPAN if few is None else _FEW).format(**parts)
+    jobs = await (await connection.execute(query, values)).fetchall()
+    if len(jobs) > chosen.size:
+        return Page(jobs[:-1], jobs[-2]["id"], None)
+    if few is not None or chosen.is_empty:
+        return Page(jobs, None, None)
+    ends = await (await connection.execute(sql.SQL(_END).format(**parts), values)).fetchall()
+    return Page(jobs, None, ends[0]["id"] if ends else None)
+
+
+_SPAN = """
+SELECT {fields} FROM (SELECT * FROM {table} WHERE id < %(before)s ORDER BY id DESC LIMIT {span}) AS job{conditions}
+ORDER BY id DESC LIMIT %(limit)s
+"""
+_FEW = """
+SELECT {fields} FROM (SELECT * FROM {table} WHERE id = ANY (%(few)s::bigint[]) AND id < %(before)s) AS job{conditions}
+ORDER BY id DESC LIMIT %(limit)s
+"""
+_END = "SELECT id FROM {table} WHERE id < %(before)s ORDER BY id DESC OFFSET {span} LIMIT 1"
+
+
+async def _few(connection: Connection, table: JobTable, chosen: Filter) -> list[int] | None:
+    """Ids of the only status that is asked for, if an index has it and they are few."""
+    if len(chosen.status) != 1 or chosen.status[0] not in _INDEXED:
+        return None
+    open_rows = "" if table.key is None else " AND NOT parked"
+    parts = [part.replace("{open}", open_rows) for part in _INDEXED[chosen.status[0]]]
+    if table.key is not None and chosen.status[0] == "not_started":
+        parts.append("parked")
+    each = sql.SQL(" UNION ALL ").join(
+        sql.SQL("(SELECT id FROM {} WHERE " + part + " LIMIT {})").format(table.identifier, FEW + 1)  # noqa: S608 - texts from here
+        for part in parts
+    )
+    ids = [row["id"] for row in await (await connection.execute(each, {})).fetchall()]
+    return ids if len(ids) <= FEW else None
+
+
+_INDEXED: Mapping[str, tuple[str, ...]] = {
+    "running": ("status = 'running'",),
+    "scheduled": ("status IN ('scheduled', 'retry') AND status = 'scheduled'",),
+    "retry": ("status IN ('scheduled', 'retry') AND status = 'retry'",),
+    "not_started": (
+        "status = 'not_started' AND queue = 'default'{open}",
+        "status = 'not_started' AND queue <> 'default'{open}",
+    ),
+}
+"""Statuses that have partial indexes, in the words of these."""
+
+_AS_THEY_ARE = {"bigint", "integer", "smallint", "boolean", "timestamp with time zone", "cluster.job_status"}
+
+
+def _field(column: Column, longest: int) -> sql.Composable:
+    """A user's value comes as text and cut: what it is must hurt nobody."""
+    name = quoted(column.name)
+    if column.is_standard and column.type in _AS_THEY_ARE:
+        return name
+    return sql.SQL("left({}::text, {}) AS {}").format(name, longest + 1, name)
+
+
+async def job(connection: Connection, table: JobTable, columns: list[Column], number: int) -> dict[str, Any] | None:
+    """All columns of one. None: there is no such job."""
+    fields = sql.SQL(", ").join(_field(column, VALUE) for column in columns)
+    query = sql.SQL("SELECT {} FROM {} WHERE id = %s").format(fields, table.identifier)
+    return await (await connection.execute(query, [number])).fetchone()
+
+
+@dataclass(frozen=True)
+class ErrorGroup:
+    """Failed or retrying jobs with the same error. pattern: the longest part of it without numbers, for a filter."""
+
+    shown: str
+    pattern: str
+    jobs: int
+
+
+_NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\d+", re.IGNORECASE)
+
+
+async def error_groups(connection: Connection, table: JobTable, chosen: Filter) -> tuple[list[ErrorGroup], int]:
+    """Of the newest failed jobs that pass the filter, most frequent first, and how many were compared."""
+    statuses = tuple(name for name in ("failed", "timed_out", "retry") if not chosen.status or name in chosen.status)
+    selection = replace(chosen, status=statuses).selection()
+    query = sql.SQL(_ERRORS).format(
+        table=table.identifier, span=SPAN, most=MOST_GROUPED, where=sql.SQL(selection.where())
+    )
+    texts = [row["error"] for row in await (await connection.execute(query, selection.values())).fetchall()]
+    groups, examples = Counter[str](), dict[str, str]()
+    for text in texts:
+        line = last_line(text or "")
+        kind = _NUMBERS.sub("…", line)
+        groups[kind] += 1
+        examples.setdefault(kind, line)
+    found = [
+        ErrorGroup(kind or "(no error text)", _pattern(examples[kind]), jobs) for kind, jobs in groups.most_common(8)
+    ]
+    return found, len(texts)
+
+
+_ERRORS = """
+SELECT right(last_error, 2000) AS error FROM (SELECT * FROM {table} ORDER BY id DESC LIMIT {span}) AS job
+WHERE {where} ORDER BY id DESC LIMIT {most}
+"""
+
+
+def _pattern(line: str) -> str:
+    """What of the line the filter for a text can find in all of its kind."""
+    return max(_NUMBERS.split(line), key=len).strip()[:160]

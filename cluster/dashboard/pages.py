@@ -1,0 +1,151 @@
+"""What people look at. Reads only."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import psycopg
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from cluster.dashboard import lists, overview
+from cluster.dashboard.actions import POSSIBLE, audit_page
+from cluster.dashboard.bulk import POSSIBLE as IN_BULK
+from cluster.dashboard.database import Connection, Database
+from cluster.dashboard.findings import findings
+from cluster.dashboard.job_tables import JobTable, all_tables, columns_of, named
+from cluster.dashboard.lists import Filter, job_id
+from cluster.dashboard.live import Live
+from cluster.dashboard.views import Views, user_of
+from cluster.selection import STATUSES
+
+
+class Pages:
+    """A method for each."""
+
+    def __init__(self, database: Database, views: Views) -> None:
+        self._database = database
+        self._views = views
+        self.live = Live(self._look)
+
+    async def overview(self, request: Request) -> Response:
+        async with self._database.reading() as connection:
+            situation = await overview.look(connection)
+        return self._views.show(request, "overview.html", findings=findings(situation), situation=situation)
+
+    async def watch(self, request: Request) -> Response:
+        """Server-sent events with the overview's part that changes."""
+        base = str(request.scope.get("root_path", "")).rstrip("/")
+        return StreamingResponse(
+            self.live.watch(base), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+        )
+
+    async def _look(self, bases: set[str]) -> dict[str, str]:
+        """Empty while Postgres is away: the page keeps what it has, and its script says how old that is."""
+        try:
+            async with self._database.reading() as connection:
+                situation = await overview.look(connection)
+        except psycopg.Error:
+            return {}
+        found = findings(situation)
+        return {
+            base: self._views.part("_overview.html", base=base, findings=found, situation=situation) for base in bases
+        }
+
+    async def nodes(self, request: Request) -> Response:
+        async with self._database.reading() as connection:
+            nodes = await overview.look_at_nodes(connection)
+        return self._views.show(request, "nodes.html", nodes=nodes)
+
+    async def queues(self, request: Request) -> Response:
+        async with self._database.reading() as connection:
+            situation = await overview.look(connection)
+        ready = sum((summary.ready for summary in situation.types), Counter[str]())
+        return self._views.show(request, "queues.html", paused=situation.paused, ready=dict(sorted(ready.items())))
+
+    async def audit(self, request: Request) -> Response:
+        before = job_id(request.query_params.get("before", ""))
+        async with self._database.reading() as connection:
+            rows = await audit_page(connection, before, 50)
+        return self._views.show(
+            request, "audit.html", rows=rows[:50], next_before=rows[49]["id"] if len(rows) > 50 else None
+        )
+
+    async def jobs(self, request: Request) -> Response:
+        chosen = Filter.of(request.query_params)
+        wanted = request.query_params.get("id", "").strip()
+        if wanted:
+            return await self._find(request, wanted)
+        async with self._database.reading() as connection:
+            table = await table_of(connection, request)
+            columns = await columns_of(connection, table)
+            page = await lists.page(connection, table, columns, chosen)
+            groups: list[lists.ErrorGroup] = []
+            compared = 0
+            if {"failed", "timed_out", "retry"} & set(chosen.status):
+                groups, compared = await lists.error_groups(connection, table, chosen)
+        own = [column for column in columns if not column.is_standard]
+        may = _may(request, table)
+        offered = [name for name in IN_BULK if name in may and _makes_sense(name, chosen)]
+        return self._views.show(
+            request, "jobs.html", table=table, columns=own, page=page, chosen=chosen, groups=groups, compared=compared,
+            statuses=STATUSES, span=lists.SPAN, actions=offered, may=may,
+        )  # fmt: skip
+
+    async def _find(self, request: Request, wanted: str) -> Response:
+        number = job_id(wanted)
+        if number is None:
+            raise HTTPException(404, "An id is a whole number.")
+        request.path_params["id"] = str(number)
+        return await self.job(request)
+
+    async def job(self, request: Request) -> Response:
+        number = job_id(request.path_params["id"])
+        if number is None:
+            raise HTTPException(404, "There is no such page: an id is a whole number.")
+        async with self._database.reading() as connection:
+            table = await table_of(connection, request)
+            columns = await columns_of(connection, table)
+            job = await lists.job(connection, table, columns, number)
+            nodes = await overview.look_at_nodes(connection) if job and job["locked_by"] else []
+        if job is None:
+            raise HTTPException(404, f"Table {table.sql_name} has no job {number}. It may have been deleted.")
+        node = next((node for node in nodes if node.id == str(job["locked_by"])), None)
+        may = _may(request, table)
+        offered = [name for name, statuses in POSSIBLE.items() if job["status"] in statuses and name in may]
+        return self._views.show(
+            request,
+            "job.html",
+            table=table,
+            columns=columns,
+            job=job,
+            node=node,
+            actions=offered,
+            longest=lists.VALUE,
+            may=may,
+        )
+
+
+def _may(request: Request, table: JobTable) -> set[str]:
+    """What this user and the dashboard's role in Postgres may do."""
+    user = user_of(request)
+    if not user.may_act:
+        return set()
+    found = {"retry", "now", "cancel"} if table.may_update else set()
+    found |= {"again", "new"} if table.may_insert else set()
+    found |= {"delete"} if table.may_delete and user.may_delete else set()
+    return found | {"type"}
+
+
+def _makes_sense(action: str, chosen: Filter) -> bool:
+    return not chosen.is_empty and (not chosen.status or bool(set(chosen.status) & set(IN_BULK[action])))
+
+
+async def table_of(connection: Connection, request: Request) -> JobTable:
+    """That of the address. HTTPException 404: there is none."""
+    name = request.path_params["table"]
+    table = named(await all_tables(connection), name)
+    if table is None:
+        raise HTTPException(404, f"There is no job table {name[:100]}. It may have been dropped.")
+    return table

@@ -1,0 +1,47 @@
+"use strict";
+// Times in the viewer's own zone, a live overview, and a key for search. Everything else works without.
+
+function localTimes(within) {
+  for (const time of within.querySelectorAll("time")) {
+    const exact = new Date(time.dateTime);
+    if (!isNaN(exact)) time.title = exact.toLocaleString(undefined, { dateStyle: "full", timeStyle: "long" }) + " (" + time.title + ")";
+  }
+}
+
+function follow(live, said) {
+  let source = null;
+  function show(event) {
+    said.textContent = "";
+    const focused = document.activeElement && live.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+    const chosen = getSelection();
+    if (chosen && !chosen.isCollapsed && live.contains(chosen.anchorNode)) return; // somebody copies a line
+    const next = document.createElement("template");
+    next.innerHTML = event.data;
+    live.replaceChildren(next.content);
+    localTimes(live);
+    if (focused) [...live.querySelectorAll("a")].find((link) => link.getAttribute("href") === focused)?.focus();
+  }
+  function start() {
+    if (source || document.hidden) return;
+    source = new EventSource(live.dataset.source);
+    source.onmessage = show;
+    source.onerror = () => { said.textContent = "The connection is lost: these figures are old. Trying again …"; };
+  }
+  function stop() {
+    if (source) source.close();
+    source = null;
+  }
+  document.addEventListener("visibilitychange", () => (document.hidden ? stop() : start()));
+  addEventListener("pagehide", stop);
+  addEventListener("pageshow", start);
+  start();
+}
+
+localTimes(document);
+const live = document.getElementById("live");
+if (live) follow(live, document.getElementById("connection"));
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
+  const field = document.querySelector('[data-key="/"]');
+  if (field) { event.preventDefault(); field.focus(); }
+});
