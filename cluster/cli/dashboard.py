@@ -46,6 +46,7 @@ def dashboard(
         timeout_graceful_shutdown=SECONDS_TO_STOP,
     )
     with config.bind_socket() as socket:
+        socket.listen()  # whoever reads the line may come
         name = f"[{settings.dashboard_host}]" if ":" in settings.dashboard_host else settings.dashboard_host
         typer.echo(f"dashboard: http://{name}:{socket.getsockname()[1]}{settings.dashboard_prefix}/", err=True)
         uvicorn.Server(config).run([socket])

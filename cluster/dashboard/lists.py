@@ -109,6 +109,8 @@ async def page(connection: Connection, table: JobTable, columns: list[Column], c
     parts = {"table": table.identifier, "fields": fields, "conditions": conditions, "span": sql.Literal(SPAN)}
     query = sql.SQL(_SPAN if few is None else _FEW).format(**parts)
     jobs = await (await connection.execute(query, values)).fetchall()
+    for job_row in jobs:
+        job_row["last_error"] = last_line(job_row["last_error"] or "")
     if len(jobs) > chosen.size:
         return Page(jobs[:-1], jobs[-2]["id"], None)
     if few is not None or chosen.is_empty:
@@ -159,8 +161,10 @@ _AS_THEY_ARE = {"bigint", "integer", "smallint", "boolean", "timestamp with time
 
 
 def _field(column: Column, longest: int) -> sql.Composable:
-    """A user's value comes as text and cut: what it is must hurt nobody."""
+    """A user's value comes as text and cut: what it is must hurt nobody. In a list, the end of an error says what it was."""
     name = quoted(column.name)
+    if column.name == "last_error" and longest == CELL:
+        return sql.SQL("right(last_error, 2000) AS last_error")
     if column.is_standard and column.type in _AS_THEY_ARE:
         return name
     return sql.SQL("left({}::text, {}) AS {}").format(name, longest + 1, name)

@@ -47,7 +47,7 @@ def status_mark(status: str) -> Markup:
     """A shape and a word, so that no colour is needed."""
     marks = {
         "not_started": "○", "scheduled": "◷", "retry": "↻", "running": "▶", "succeeded": "✓", "failed": "✕",
-        "timed_out": "⧖", "cancelled": "⊘", "live": "●", "draining": "◐", "silent": "✕", "lost": "✕", "stopped": "○",
+        "timed_out": "✕", "cancelled": "⊘", "live": "●", "draining": "◐", "silent": "✕", "lost": "✕", "stopped": "○",
     }  # fmt: skip
     return Markup('<span class="status {}"><span aria-hidden="true">{}</span> {}</span>').format(
         escape(status), marks.get(status, "·"), status.replace("_", " ")
