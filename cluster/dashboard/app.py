@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from cluster.configuration import default_database_url
 from cluster.dashboard.auth import Authenticate, BasicAuth
-from cluster.dashboard.database import SECONDS, Database
+from cluster.dashboard.database import SECONDS, SECONDS_TO_COUNT, Database
 from cluster.dashboard.deeds import Deeds
 from cluster.dashboard.guard import Guard
 from cluster.dashboard.pages import Pages
@@ -49,6 +49,7 @@ def dashboard(auth: Authenticate | None = None, *, database_url: str | Callable[
         Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static"),
         Route("/", pages.overview),
         Route("/live", pages.watch),
+        Route("/errors", pages.errors),
         Route("/nodes", pages.nodes),
         Route("/queues", pages.queues),
         Route("/queues", deeds.queue, methods=["POST"]),
@@ -103,7 +104,7 @@ _DATABASE: tuple[tuple[tuple[type[psycopg.Error], ...], int, str, str], ...] = (
     ((PoolTimeout,), 503, *_AWAY),
     (
         (errors.QueryCanceled,), 504, "That took too long",
-        f"Postgres was stopped after {SECONDS} seconds, so that looking harms nobody. Narrow it down: a status, a queue, a time.",
+        f"Postgres was stopped, after {SECONDS} s of looking or {SECONDS_TO_COUNT} s of counting. Narrow it down: a status, a queue, a time.",
     ),
     (
         (errors.LockNotAvailable,), 409, "Somebody holds it",

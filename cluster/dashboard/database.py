@@ -16,6 +16,8 @@ from psycopg_pool import AsyncConnectionPool
 CONNECTIONS = 4
 SECONDS = 3
 """That a statement may take."""
+SECONDS_TO_COUNT = 20
+"""All jobs that match, before something is done to them: it may take the whole table."""
 SECONDS_TO_CONNECT = 4.0
 
 Connection = AsyncConnection[dict[str, Any]]
@@ -23,6 +25,7 @@ Connection = AsyncConnection[dict[str, Any]]
 _READ = f"""
 BEGIN READ ONLY; SET LOCAL statement_timeout = '{SECONDS}s'; SET LOCAL enable_seqscan = off; SET LOCAL jit = off
 """
+_COUNT = f"BEGIN READ ONLY; SET LOCAL statement_timeout = '{SECONDS_TO_COUNT}s'"
 _WRITE = f"BEGIN; SET LOCAL statement_timeout = '{SECONDS}s'; SET LOCAL lock_timeout = '1s'"
 
 
@@ -37,6 +40,12 @@ class Database:
     async def reading(self) -> AsyncIterator[Connection]:
         """A transaction that can only read. Indexes are used whatever the statistics say, as nodes do it."""
         async with self._transaction(_READ) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def counting(self) -> AsyncIterator[Connection]:
+        """A transaction that can only read, and may take long."""
+        async with self._transaction(_COUNT) as connection:
             yield connection
 
     @asynccontextmanager

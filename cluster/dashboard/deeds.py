@@ -83,7 +83,7 @@ class Deeds:
     async def preview(self, request: Request) -> Response:
         """How many they are, before anything is done."""
         action, chosen = _bulk_of(request, request.query_params)
-        async with self._database.reading() as connection:
+        async with self._database.counting() as connection:
             table = await table_of(connection, request)
             counts = await bulk.count(connection, table, chosen.selection(bulk.POSSIBLE[action]))
         return self._views.show(

@@ -28,6 +28,7 @@ FEW = 5_000
 SIZES = (25, 50)
 CELL, VALUE = 300, 20_000
 """Characters of a value in a list, and of one alone."""
+WITH_ERROR = ("failed", "timed_out", "retry")
 MOST_GROUPED = 1_000
 """Failed jobs whose errors are compared."""
 
@@ -191,7 +192,7 @@ _NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\d+", re.IGNORECAS
 
 async def error_groups(connection: Connection, table: JobTable, chosen: Filter) -> tuple[list[ErrorGroup], int]:
     """Of the newest failed jobs that pass the filter, most frequent first, and how many were compared."""
-    statuses = tuple(name for name in ("failed", "timed_out", "retry") if not chosen.status or name in chosen.status)
+    statuses = tuple(name for name in WITH_ERROR if not chosen.status or name in chosen.status)
     selection = replace(chosen, status=statuses).selection()
     query = sql.SQL(_ERRORS).format(
         table=table.identifier, span=SPAN, most=MOST_GROUPED, where=sql.SQL(selection.where())

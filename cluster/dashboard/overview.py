@@ -19,6 +19,11 @@ MOST = 10_000
 NEWEST = 1_000
 """Jobs of one table, the last ones inserted, among which those that failed are counted."""
 
+UNREADABLE = (
+    errors.QueryCanceled, errors.LockNotAvailable, errors.UndefinedTable, errors.UndefinedColumn, errors.InsufficientPrivilege,
+)  # fmt: skip
+"""What one table may say without the others having to suffer."""
+
 
 @dataclass
 class Summary:

@@ -53,6 +53,21 @@ class Pages:
             base: self._views.part("_overview.html", base=base, findings=found, situation=situation) for base in bases
         }
 
+    async def errors(self, request: Request) -> Response:
+        """Of each type, what its newest failed jobs failed with."""
+        chosen = Filter(status=lists.WITH_ERROR)
+        types = []
+        async with self._database.reading() as connection:
+            for table in await all_tables(connection):
+                try:
+                    async with connection.transaction():
+                        await connection.execute("SET LOCAL lock_timeout = '200ms'")
+                        groups, compared = await lists.error_groups(connection, table, chosen)
+                except overview.UNREADABLE:  # the overview says so
+                    continue
+                types.append({"table": table, "groups": groups, "compared": compared, "chosen": chosen})
+        return self._views.show(request, "errors.html", types=types)
+
     async def nodes(self, request: Request) -> Response:
         async with self._database.reading() as connection:
             nodes = await overview.look_at_nodes(connection)
@@ -83,7 +98,7 @@ class Pages:
             page = await lists.page(connection, table, columns, chosen)
             groups: list[lists.ErrorGroup] = []
             compared = 0
-            if {"failed", "timed_out", "retry"} & set(chosen.status):
+            if set(lists.WITH_ERROR) & set(chosen.status):
                 groups, compared = await lists.error_groups(connection, table, chosen)
         own = [column for column in columns if not column.is_standard]
         may = _may(request, table)

@@ -37,9 +37,10 @@ class Views:
         }  # fmt: skip
 
     def show(self, request: Request, template: str, status: int = 200, **context: Any) -> Response:
-        """context: what the template shows, and JSON holds."""
+        """context: what the template shows, and JSON holds; with it goes the token that a form needs."""
         if wants_json(request):
-            return JSONResponse(json.loads(json.dumps(context, default=_plain)), status)
+            shown = {"token": self.tokens.new(user_of(request)), **context}
+            return JSONResponse(json.loads(json.dumps(shown, default=_plain)), status)
         return HTMLResponse(self.page(request, template, **context), status)
 
     def page(self, request: Request, template: str, **context: Any) -> str:

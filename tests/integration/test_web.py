@@ -157,7 +157,7 @@ async def test_no_page_asks_another_host_or_has_anything_inline(
     web: httpx.AsyncClient, conn: psycopg.Connection
 ) -> None:
     run(conn, "INSERT INTO mail_jobs DEFAULT VALUES")
-    for path in ("/", "/mail_jobs", "/mail_jobs/1", "/mail_jobs/new", "/queues", "/nodes", "/audit"):
+    for path in ("/", "/mail_jobs", "/mail_jobs/1", "/mail_jobs/new", "/errors", "/queues", "/nodes", "/audit"):
         text = (await web.get(path)).text
         assert not re.search(r'(src|href|action)="(?!/jobs/)(?!#)', text), path
         assert not re.search(r"<style|\sstyle=|\son\w+=|<script>|javascript:", text), path
@@ -196,6 +196,19 @@ async def test_the_overview_says_what_fails_and_leads_to_exactly_those(
     ]  # fmt: skip
     those = await web.get(BASE + groups[0][1].replace("&amp;", "&"))
     assert those.text.count('class="status failed"') == 10 + 1  # the filter's own is one
+
+
+async def test_errors_are_shown_of_all_types_and_one_that_can_not_be_read_spoils_nothing(
+    web: httpx.AsyncClient, conn: psycopg.Connection, database_url: str
+) -> None:
+    run(conn, "SELECT cluster.create_job_table('locked_jobs'); INSERT INTO mail_jobs DEFAULT VALUES")
+    run(conn, FAIL.format("'OSError: disk 7 is full'", "= 1"))
+    with psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE locked_jobs")
+        page = await web.get("/errors")
+    assert "OSError: disk … is full" in page.text
+    address = re.findall(r'href="([^"]*error=[^"]+)"', page.text)[0].replace("&amp;", "&")
+    assert 'href="/jobs/mail_jobs/1"' in (await web.get(BASE + address)).text
 
 
 async def test_a_list_is_read_in_pages_without_gaps_while_jobs_come(
@@ -499,6 +512,21 @@ async def test_what_postgres_refuses_is_said_at_the_field(
     assert f'name="c.{column}"' in field
     assert said in field
     assert run(conn, "SELECT count(*) FROM mail_jobs") == [(0,)]
+
+
+async def test_a_program_reads_and_acts_in_json(web: httpx.AsyncClient, conn: psycopg.Connection) -> None:
+    web.headers["accept"] = "application/json"
+    run(conn, "INSERT INTO mail_jobs (label) VALUES ('a')")
+    job = (await web.get("/mail_jobs/1")).json()
+    assert (job["job"]["label"], job["job"]["status"]) == ("a", "not_started")
+    done = await web.post("/mail_jobs/1/cancel", data={"token": job["token"]})
+    assert done.json() == {"said": "Job 1 is cancelled."}
+    again = await web.post("/mail_jobs/1/now", data={"token": job["token"]})
+    assert again.status_code == 409
+    assert "finished by now" in again.json()["detail"]
+    assert (await web.get("/nothing")).json()["error"] == "Not here"
+    chosen = {"status": "cancelled", "token": job["token"]}
+    assert (await web.post("/mail_jobs/bulk/delete", data=chosen)).json()["run"]["action"] == "delete"
 
 
 async def test_a_forged_field_of_the_form_sets_nothing(web: httpx.AsyncClient, conn: psycopg.Connection) -> None:
