@@ -85,11 +85,16 @@ async def resume_type(connection: Connection, user: User, table: JobTable) -> st
 
 
 async def pause_queue(connection: Connection, user: User, queue: str, reason: str | None) -> str:
-    if not queue or len(queue) > 128:
+    """The queue * stands for everything."""
+    if not queue or len(queue) > 128 or "\x00" in queue:
         raise Refused("The name of a queue has 1 to 128 characters.")
-    await connection.execute("SELECT cluster.pause(%s::text, %s)", [queue, reason])
+    if queue == "*":
+        await connection.execute("SELECT cluster.pause(NULL::regclass, %s)", [reason])
+    else:
+        await connection.execute("SELECT cluster.pause(%s::text, %s)", [queue, reason])
     await note(connection, user, "pause", f"queue {queue}", {"reason": reason} if reason else None, None)
-    return f"Queue {queue} is paused: nothing in it begins. What runs goes on."
+    what = "Everything is paused: nothing" if queue == "*" else f"Queue {queue} is paused: nothing in it"
+    return f"{what} begins. What runs goes on."
 
 
 async def resume_queue(connection: Connection, user: User, queue: str) -> str:

@@ -104,7 +104,7 @@ _DATABASE: tuple[tuple[tuple[type[psycopg.Error], ...], int, str, str], ...] = (
     ((PoolTimeout,), 503, *_AWAY),
     (
         (errors.QueryCanceled,), 504, "That took too long",
-        f"Postgres was stopped, after {SECONDS} s of looking or {SECONDS_TO_COUNT} s of counting. Narrow it down: a status, a queue, a time.",
+        f"Postgres was stopped, after {SECONDS} s of looking or {SECONDS_TO_COUNT} s of counting. Narrow it down.",
     ),
     (
         (errors.LockNotAvailable,), 409, "Somebody holds it",

@@ -158,14 +158,19 @@ _INDEXED: Mapping[str, tuple[str, ...]] = {
 }
 """Statuses that have partial indexes, in the words of these."""
 
-_AS_THEY_ARE = {"bigint", "integer", "smallint", "boolean", "timestamp with time zone", "cluster.job_status"}
+_AS_THEY_ARE = {"bigint", "integer", "smallint", "boolean", "cluster.job_status"}
 
 
 def _field(column: Column, longest: int) -> sql.Composable:
-    """A user's value comes as text and cut: what it is must hurt nobody. In a list, the end of an error says what it was."""
+    """A user's value comes as text and cut: what it is must hurt nobody. So must a time that Python can't hold.
+
+    In a list, the end of an error says what it was.
+    """
     name = quoted(column.name)
     if column.name == "last_error" and longest == CELL:
         return sql.SQL("right(last_error, 2000) AS last_error")
+    if column.is_standard and column.type == "timestamp with time zone":
+        return sql.SQL("CASE WHEN {} BETWEEN '0001-01-02' AND '9999-12-30' THEN {} END AS {}").format(name, name, name)
     if column.is_standard and column.type in _AS_THEY_ARE:
         return name
     return sql.SQL("left({}::text, {}) AS {}").format(name, longest + 1, name)

@@ -310,6 +310,8 @@ async def test_nonsense_in_an_address_is_answered_calmly(web: httpx.AsyncClient,
 async def test_large_and_strange_values_are_shown_cut(web: httpx.AsyncClient, conn: psycopg.Connection) -> None:
     run(conn, "ALTER TABLE mail_jobs ADD COLUMN at timestamptz, ADD COLUMN raw bytea")
     run(conn, "INSERT INTO mail_jobs (label, at, raw) VALUES (repeat('x', 10000000), 'infinity', '\\x00ff')")
+    run(conn, "INSERT INTO mail_jobs (created_at, updated_at, run_at) VALUES ('infinity', '0300-01-01 BC', '9999-12-30')")
+    assert (await web.get("/mail_jobs/2")).status_code == 200
     for path in ("/mail_jobs", "/mail_jobs/1"):
         page = await web.get(path)
         assert page.status_code == 200
@@ -437,6 +439,10 @@ async def test_types_and_queues_are_paused_and_resumed_and_a_limit_changed(
     assert run(conn, "SELECT paused_at, max_concurrency_override FROM cluster.job_types") == [(None, 3)]
     assert run(conn, "SELECT name FROM cluster.queues WHERE paused_at IS NOT NULL") == [("mail",)]
     assert (await send(web, "/mail_jobs", "/mail_jobs/type", do="limit", limit="-1")).status_code == 409
+    await send(web, "/queues", "/queues", do="pause", queue="*", reason="all of it")
+    assert run(conn, "SELECT paused_reason FROM cluster.job_types") == [("all of it",)]
+    assert "Everything goes on" in (await send(web, "/queues", "/queues", do="resume", queue="*")).text
+    assert run(conn, "SELECT paused_at FROM cluster.job_types") == [(None,)]
     await send(web, "/mail_jobs", "/mail_jobs/type", do="limit", limit="")
     assert run(conn, "SELECT max_concurrency_override FROM cluster.job_types") == [(None,)]
 
