@@ -72,6 +72,30 @@ def _cancelled(number: int, status: str) -> str:
     return f"Job {number} is cancelled."
 
 
+async def move(connection: Connection, user: User, table: JobTable, number: int, queue: str, priority: str) -> str:
+    """A job that waits, to another queue or priority; what is empty stays. Refused: it waits no longer, or Postgres says no."""
+    query = sql.SQL(_MOVE).format(table=table.identifier)
+    given = {"id": number, "queue": queue.strip().replace("\x00", "") or None, "priority": priority.strip() or None}
+    try:
+        async with connection.transaction():
+            row = await (await connection.execute(query, given)).fetchone()
+    except (errors.CheckViolation, errors.DataError) as error:
+        raise Refused(
+            "A priority is 1 to 100, lower runs first; the name of a queue has 1 to 128 characters."
+        ) from error
+    if row is None:
+        raise Refused(f"Nothing was done: job {number} is gone, or it waits no longer.")
+    changed = {name: value for name, value in given.items() if name != "id" and value}
+    await note(connection, user, "move", f"{table.sql_name} {number}", changed, 1)
+    return f"Job {number} is in queue {row['queue']} with priority {row['priority']}."
+
+
+_MOVE = """
+UPDATE {table} SET queue = coalesce(%(queue)s, queue), priority = coalesce(%(priority)s::smallint, priority), updated_at = now()
+WHERE id = %(id)s AND status IN ('not_started', 'scheduled', 'retry') RETURNING queue, priority
+"""
+
+
 async def pause_type(connection: Connection, user: User, table: JobTable, reason: str | None) -> str:
     await connection.execute("SELECT cluster.pause(%s::oid::regclass, %s)", [table.oid, reason])
     await note(connection, user, "pause", table.name, {"reason": reason} if reason else None, None)

@@ -33,14 +33,18 @@ class Deeds:
     async def job(self, request: Request) -> Response:
         """One action on one job."""
         action, number = request.path_params["action"], job_id(request.path_params["id"])
-        if action not in actions.POSSIBLE or number is None:
+        if (action not in actions.POSSIBLE and action != "move") or number is None:
             raise HTTPException(404, "Not Found")
-        user, _ = await self._sent(request, deletes=action == "delete")
+        user, form = await self._sent(request, deletes=action == "delete")
         async with self._database.writing() as connection:
             table = await table_of(connection, request)
             columns = await columns_of(connection, table)
             try:
-                said = await actions.act(connection, user, action, table, columns, number)
+                if action == "move":
+                    queue, priority = form.get("queue", ""), form.get("priority", "")
+                    said = await actions.move(connection, user, table, number, queue, priority)
+                else:
+                    said = await actions.act(connection, user, action, table, columns, number)
             except actions.Refused as error:
                 raise HTTPException(409, str(error)) from error
         return self._views.say(request, table.path if action == "delete" else f"{table.path}/{number}", said)

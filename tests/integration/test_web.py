@@ -310,7 +310,10 @@ async def test_nonsense_in_an_address_is_answered_calmly(web: httpx.AsyncClient,
 async def test_large_and_strange_values_are_shown_cut(web: httpx.AsyncClient, conn: psycopg.Connection) -> None:
     run(conn, "ALTER TABLE mail_jobs ADD COLUMN at timestamptz, ADD COLUMN raw bytea")
     run(conn, "INSERT INTO mail_jobs (label, at, raw) VALUES (repeat('x', 10000000), 'infinity', '\\x00ff')")
-    run(conn, "INSERT INTO mail_jobs (created_at, updated_at, run_at) VALUES ('infinity', '0300-01-01 BC', '9999-12-30')")
+    run(
+        conn,
+        "INSERT INTO mail_jobs (created_at, updated_at, run_at) VALUES ('infinity', '0300-01-01 BC', '9999-12-30')",
+    )
     assert (await web.get("/mail_jobs/2")).status_code == 200
     for path in ("/mail_jobs", "/mail_jobs/1"):
         page = await web.get(path)
@@ -409,6 +412,21 @@ async def test_a_job_is_retried_cancelled_run_now_run_again_and_deleted(
     assert audit[0] == ("anybody", "dashboard", "now", "mail_jobs 1", 1)
     assert [action for _, _, action, _, _ in audit] == ["now", "cancel", "again", "retry", "delete"]
     assert "mail_jobs 3" in (await web.get("/audit")).text
+
+
+async def test_a_job_that_waits_is_moved_to_another_queue_and_priority(
+    web: httpx.AsyncClient, conn: psycopg.Connection
+) -> None:
+    run(conn, "INSERT INTO mail_jobs (label) VALUES ('a'), ('b')")
+    run(conn, FAIL.format("'boom'", "= 2"))
+    moved = await send(web, "/mail_jobs/1", "/mail_jobs/1/move", queue="mail", priority="7")
+    assert "is in queue mail with priority 7" in moved.text
+    for priority in ("0", "x", "9999999"):
+        refused = await send(web, "/mail_jobs/1", "/mail_jobs/1/move", queue="", priority=priority)
+        assert (refused.status_code, "1 to 100" in refused.text) == (409, True)
+    assert (await send(web, "/mail_jobs", "/mail_jobs/2/move", queue="mail", priority="")).status_code == 409
+    rows = run(conn, "SELECT queue, priority FROM mail_jobs ORDER BY id")
+    assert rows == [("mail", 7), ("default", 50)]
 
 
 async def test_what_can_not_be_done_any_more_says_so_and_leaves_no_trace(
