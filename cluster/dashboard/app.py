@@ -91,6 +91,11 @@ class _Failed:
         for kinds, status, title, text in _DATABASE:
             if isinstance(error, kinds):
                 return self._views.problem(request, status, title, text, again=status == 503)
+        if isinstance(
+            error, errors.IntegrityError | errors.DataError | errors.RaiseException
+        ):  # an index or trigger of the user's
+            said = error.diag.message_primary or str(error)
+            return self._views.problem(request, 409, "Postgres refused it", f"{said}. Nothing was changed.")
         if isinstance(error, psycopg.OperationalError):
             return self._views.problem(request, 503, *_AWAY, again=True)
         raise error

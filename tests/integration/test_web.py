@@ -446,6 +446,16 @@ async def test_what_can_not_be_done_any_more_says_so_and_leaves_no_trace(
     assert run(conn, "SELECT count(*) FROM cluster.audit") == [(0,)]
 
 
+async def test_what_an_index_of_the_users_refuses_is_said(web: httpx.AsyncClient, conn: psycopg.Connection) -> None:
+    run(conn, "CREATE UNIQUE INDEX one_waits ON mail_jobs (label) WHERE status = 'not_started'")
+    run(conn, "INSERT INTO mail_jobs (label) VALUES ('a')")
+    run(conn, FAIL.format("'boom'", "= 1"))
+    run(conn, "INSERT INTO mail_jobs (label) VALUES ('a')")
+    refused = await send(web, "/mail_jobs/1", "/mail_jobs/1/retry")
+    assert refused.status_code == 409
+    assert "one_waits" in refused.text
+
+
 async def test_types_and_queues_are_paused_and_resumed_and_a_limit_changed(
     web: httpx.AsyncClient, conn: psycopg.Connection
 ) -> None:
