@@ -38,7 +38,7 @@ from cluster.job_checks import (
 )
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection, Connection
+    from cluster.sessions import AsyncSession, SyncSession
 
 _CONFIG = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False)
 
@@ -185,48 +185,66 @@ class Job:
 
     @typing.overload
     def perform_later(
-        self, connection: Connection[Any], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
+        self, session: SyncSession, *, delay: timedelta | None = ..., run_at: datetime | None = ...,
         queue: str | None = ..., priority: int | None = ...,
     ) -> Self: ...  # fmt: skip
     @typing.overload
     def perform_later(
-        self, connection: AsyncConnection[Any], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
+        self, session: AsyncSession, *, delay: timedelta | None = ..., run_at: datetime | None = ...,
         queue: str | None = ..., priority: int | None = ...,
     ) -> Awaitable[Self]: ...  # fmt: skip
     def perform_later(
         self,
-        connection: Connection[Any] | AsyncConnection[Any],
+        session: SyncSession | AsyncSession,
         *,
         delay: timedelta | None = None,
         run_at: datetime | None = None,
         queue: str | None = None,
         priority: int | None = None,
     ) -> Self | Awaitable[Self]:
-        """Inserts this job in the connection's current transaction; awaited on an AsyncConnection.
+        """Inserts this job in the session's current transaction; awaited on an async one.
 
+        session: a connection of psycopg, SQLAlchemy, Django or asyncpg, or a Session of SQLAlchemy or SQLModel.
         Returns a copy of the job that knows its `id` and `row`. delay, run_at (with a time zone): not before then;
         give one at most. queue, priority: None takes the column's default.
         """
-        from cluster.client import enqueue
+        from cluster.enqueueing import enqueue
 
-        return enqueue(self, connection, delay=delay, run_at=run_at, queue=queue, priority=priority)
+        return enqueue(self, session, delay=delay, run_at=run_at, queue=queue, priority=priority)
+
+    def insert(
+        self,
+        placeholder: Literal["%s", "$1"] = "%s",
+        *,
+        delay: timedelta | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> tuple[str, list[Any]]:
+        """For drivers that `perform_later` does not take: the INSERT that it would run, which returns the id, and its values.
+
+        placeholder: how the driver writes the first value. The rest is as in `perform_later`.
+        """
+        from cluster.enqueueing import statement
+
+        return statement(self, placeholder, delay=delay, run_at=run_at, queue=queue, priority=priority)
 
     @typing.overload
     @classmethod
     def perform_many(
-        cls, connection: Connection[Any], jobs: Iterable[Self], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
+        cls, session: SyncSession, jobs: Iterable[Self], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
         queue: str | None = ..., priority: int | None = ...,
     ) -> int: ...  # fmt: skip
     @typing.overload
     @classmethod
     def perform_many(
-        cls, connection: AsyncConnection[Any], jobs: Iterable[Self], *, delay: timedelta | None = ...,
+        cls, session: AsyncSession, jobs: Iterable[Self], *, delay: timedelta | None = ...,
         run_at: datetime | None = ..., queue: str | None = ..., priority: int | None = ...,
     ) -> Awaitable[int]: ...  # fmt: skip
     @classmethod
     def perform_many(
         cls,
-        connection: Connection[Any] | AsyncConnection[Any],
+        session: SyncSession | AsyncSession,
         jobs: Iterable[Self],
         *,
         delay: timedelta | None = None,
@@ -234,10 +252,10 @@ class Job:
         queue: str | None = None,
         priority: int | None = None,
     ) -> int | Awaitable[int]:
-        """Inserts many jobs of this class by COPY, in the connection's current transaction. Returns how many."""
-        from cluster.client import enqueue_many
+        """Inserts many jobs of this class in the session's current transaction, by COPY on psycopg's own. Returns how many."""
+        from cluster.enqueueing import enqueue_many
 
-        return enqueue_many(cls, connection, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority)
+        return enqueue_many(cls, session, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority)
 
 
 def definition(job_class: type[Job]) -> Definition:

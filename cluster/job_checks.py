@@ -20,7 +20,7 @@ OPTIONS = (
     "concurrency_key", "isolation", "retention", "retention_failed",
 )  # fmt: skip
 HOOKS = ("before_perform", "after_perform", "after_success", "after_failure")
-PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many")
+PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many", "insert")
 ATTRIBUTES = ("id", "attempt", "row", "now", "log")
 STANDARD_COLUMNS = (
     "id", "queue", "priority", "run_at", "status", "attempts_count", "crashes_count", "last_error", "locked_at", "locked_by",

@@ -314,16 +314,16 @@ def _foreign(module: str, name: str) -> object:
 @pytest.mark.parametrize(
     ("connection", "said"),
     [
-        (_foreign("sqlalchemy.orm.session", "Session"), r"session\.connection\(\)\.connection\.driver_connection"),
-        (_foreign("django.db.backends.postgresql.base", "DatabaseWrapper"), r"django\.db\.connection\.connection"),
-        (_foreign("psycopg2.extensions", "connection"), "connect with psycopg 3"),
+        (_foreign("sqlalchemy.engine.base", "Engine"), r"with engine\.begin\(\) as connection"),
+        (_foreign("asyncpg.pool", "Pool"), r"async with pool\.acquire\(\) as connection"),
+        (_foreign("psycopg2.extensions", "connection"), r"cursor\.execute\(\*job\.insert\(\)\)"),
         (psycopg_pool.ConnectionPool("", open=False), r"with pool\.connection\(\) as connection"),
         (Client(""), r"client\.enqueue\(job\)"),
-        ("postgresql://db/app", r"pass what psycopg\.connect\(\) returns"),
-        (None, r"pass what psycopg\.connect\(\) returns"),
+        ("postgresql://db/app", "pass a connection of psycopg, SQLAlchemy, Django or asyncpg"),
+        (None, "pass a connection of psycopg, SQLAlchemy, Django or asyncpg"),
     ],
 )  # fmt: skip
-def test_what_is_no_psycopg_connection_is_refused(connection: Any, said: str) -> None:
+def test_what_nothing_can_be_enqueued_on_is_refused(connection: Any, said: str) -> None:
     with pytest.raises(EnqueueError, match=said):
         MailJob(customer_id=1).perform_later(connection)
     with pytest.raises(EnqueueError, match=said):
