@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
 from datetime import datetime, timedelta
-from inspect import iscoroutinefunction
 from itertools import islice, repeat
 from operator import attrgetter
 from types import TracebackType
@@ -33,6 +32,7 @@ from cluster.sessions import (
     SyncSession,
     atalk,
     bind,
+    is_async,
     numbered,
     talk,
 )
@@ -59,7 +59,7 @@ def enqueue(
     given = Given.checked(delay, run_at, queue, priority).for_class(type(job))
     bound = bind(session)
     conversation = _insertion(job, given, is_native=isinstance(bound, Psycopg | AsyncPsycopg))
-    if _is_async(bound):
+    if is_async(bound):
         return atalk(cast("Async", bound), conversation)
     return talk(cast("Sync", bound), conversation)
 
@@ -89,7 +89,7 @@ def enqueue_many(
     if isinstance(bound, Psycopg):
         return _copy(bound.connection, job_class, jobs, given)
     conversation = _insertions(job_class, jobs, given)
-    if _is_async(bound):
+    if is_async(bound):
         return atalk(cast("Async", bound), conversation)
     return talk(cast("Sync", bound), conversation)
 
@@ -109,10 +109,6 @@ def statement(
     given = Given.checked(delay, run_at, queue, priority).for_class(type(job))
     text, values = insertion.one(job, given)
     return (numbered(text) if placeholder == "$1" else text), values
-
-
-def _is_async(bound: Sync | Async) -> bool:
-    return not isinstance(bound, Psycopg) and (isinstance(bound, AsyncPsycopg) or iscoroutinefunction(bound.row))
 
 
 # --- one job ---

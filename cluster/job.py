@@ -257,6 +257,51 @@ class Job:
 
         return enqueue_many(cls, session, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority)
 
+    # --- of a job that perform_later returned ---
+
+    @typing.overload
+    def status(self, session: SyncSession) -> str | None: ...
+    @typing.overload
+    def status(self, session: AsyncSession) -> Awaitable[str | None]: ...
+    def status(self, session: SyncSession | AsyncSession) -> str | Awaitable[str | None] | None:
+        """Of the row, as the session's transaction sees it. None: there is no such row."""
+        from cluster import handle
+
+        return handle.status(self, session)
+
+    @typing.overload
+    def wait(self, session: SyncSession, timeout: timedelta) -> str | None: ...
+    @typing.overload
+    def wait(self, session: AsyncSession, timeout: timedelta) -> Awaitable[str | None]: ...
+    def wait(self, session: SyncSession | AsyncSession, timeout: timedelta) -> str | Awaitable[str | None] | None:
+        """The status in which it has finished; None: its row is gone. WaitTimeoutError: it has not finished by then.
+
+        Looks from time to time, outside of any transaction: EnqueueError in an open one.
+        """
+        from cluster import handle
+
+        return handle.wait(self, session, timeout)
+
+    @typing.overload
+    def cancel(self, session: SyncSession) -> str | None: ...
+    @typing.overload
+    def cancel(self, session: AsyncSession) -> Awaitable[str | None]: ...
+    def cancel(self, session: SyncSession | AsyncSession) -> str | Awaitable[str | None] | None:
+        """As cluster.cancel in SQL, in the session's transaction: the status then."""
+        from cluster import handle
+
+        return handle.cancel(self, session)
+
+    @typing.overload
+    def retry(self, session: SyncSession) -> str | None: ...
+    @typing.overload
+    def retry(self, session: AsyncSession) -> Awaitable[str | None]: ...
+    def retry(self, session: SyncSession | AsyncSession) -> str | Awaitable[str | None] | None:
+        """As cluster.retry in SQL, in the session's transaction: the status then."""
+        from cluster import handle
+
+        return handle.retry(self, session)
+
 
 def definition(job_class: type[Job]) -> Definition:
     """The definition of a job class. JobDefinitionError: the class has no `perform`, so it is only a base of others."""

@@ -21,12 +21,13 @@ OPTIONS = (
 )  # fmt: skip
 HOOKS = ("before_perform", "after_perform", "after_success", "after_failure")
 PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many", "insert")
+HANDLE = ("status", "wait", "cancel", "retry")
 ATTRIBUTES = ("id", "attempt", "row", "now", "log")
 STANDARD_COLUMNS = (
     "id", "queue", "priority", "run_at", "status", "attempts_count", "crashes_count", "last_error", "locked_at", "locked_by",
     "started_at", "finished_at", "cancel_requested_at", "created_at", "updated_at",
 )  # fmt: skip
-RESERVED = frozenset(OPTIONS + HOOKS + PERFORM + ATTRIBUTES + STANDARD_COLUMNS + ("traceparent", "parked"))
+RESERVED = frozenset(OPTIONS + HOOKS + PERFORM + HANDLE + ATTRIBUTES + STANDARD_COLUMNS + ("traceparent", "parked"))
 
 
 def check_names(cls: type) -> None:

@@ -129,6 +129,11 @@ def bind(session: Any) -> Sync | Async:  # Any: callers without a type checker g
     raise _unusable(session)
 
 
+def is_async(bound: Sync | Async) -> bool:
+    """Whether its methods are awaited."""
+    return inspect.iscoroutinefunction(bound.row)
+
+
 def talk(session: Sync, conversation: Conversation[T]) -> T:
     try:
         ask = next(conversation)

@@ -60,7 +60,7 @@ class Orm:
     """A Session. What it has not written yet is written first, as before its own queries: the job may refer to it."""
 
     def __init__(self, session: Any) -> None:
-        self._session = session
+        self._session = _of_the_scope(session)
         self.placeholder = _placeholder(session.get_bind())
 
     def row(self, statement: str, values: Sequence[Any]) -> Row:
@@ -81,7 +81,7 @@ class AsyncOrm:
     """An AsyncSession."""
 
     def __init__(self, session: Any) -> None:
-        self._session = session
+        self._session = _of_the_scope(session)
         self.placeholder = _placeholder(session.get_bind())
 
     async def row(self, statement: str, values: Sequence[Any]) -> Row:
@@ -96,6 +96,11 @@ class AsyncOrm:
         engine = sys.modules["sqlalchemy.ext.asyncio"].AsyncEngine(self._session.get_bind())
         async with engine.connect() as connection:
             return await AsyncCore(connection).look(statement, values)
+
+
+def _of_the_scope(session: Any) -> Any:
+    """A scoped_session passes on part of what a session can do."""
+    return session.registry() if hasattr(session, "registry") else session
 
 
 def _placeholder(bound: Any) -> str:

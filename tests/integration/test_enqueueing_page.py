@@ -48,3 +48,11 @@ async def test_each_way_of_signing_up_enqueues(page: Any, conn: psycopg.Connecti
     connection.close()
     found = conn.execute("SELECT name FROM welcome_jobs JOIN customers ON customers.id = customer_id ORDER BY name")
     assert [name for (name,) in found] == ["a", "b", "c", "d", "e"]
+
+
+async def test_whoever_has_committed_may_wait(page: Any, conn: psycopg.Connection, database_url: str) -> None:
+    conn.execute("CREATE FUNCTION end_it() RETURNS trigger LANGUAGE plpgsql AS"
+                 " $$ BEGIN PERFORM cluster.cancel('welcome_jobs', NEW.id); RETURN NEW; END $$")  # fmt: skip
+    conn.execute("CREATE TRIGGER end_it AFTER INSERT ON welcome_jobs FOR EACH ROW EXECUTE FUNCTION end_it()")
+    async with orm(Session, "psycopg")(database_url) as opened:
+        assert page.welcome_and_wait(opened.session, 1) == "cancelled"

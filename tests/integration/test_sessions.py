@@ -22,8 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from cluster import Job, References, enqueueing
-from cluster.errors import EnqueueError
+from cluster.errors import EnqueueError, WaitTimeoutError
 from cluster.migrate import migrate_jobs
+from tests.integration.conftest import RunNode
 from tests.support.session_kinds import KINDS, Kind, settled, socket_file
 
 
@@ -61,6 +62,10 @@ class BareJob(Job):
     table = "bare 100% jobs"
 
     def perform(self) -> None: ...
+
+
+class QuickJob(Job):
+    async def perform(self) -> None: ...
 
 
 class MissingJob(Job):
@@ -201,6 +206,24 @@ async def test_traces_go_through_every_adapter(
     assert found == [(trace_id,), (trace_id,)]
 
 
+async def test_a_job_is_looked_at_cancelled_and_retried_on_every_kind(
+    tables: psycopg.Connection, database_url: str, kind: Kind
+) -> None:
+    async with kind(database_url) as opened:
+        queued = await settled(BareJob().perform_later(opened.session))
+        assert await settled(queued.status(opened.session)) == "not_started"
+        with pytest.raises(EnqueueError, match="commit first: no node sees the job"):
+            await settled(queued.wait(opened.session, timedelta(seconds=1)))
+        assert await settled(queued.cancel(opened.session)) == "cancelled"
+        assert await settled(queued.retry(opened.session)) == "not_started"
+        assert await settled(queued.cancel(opened.session)) == "cancelled"
+        await settled(opened.end(True))
+        assert rows(tables, 'SELECT status::text FROM "bare 100% jobs"') == [("cancelled",)]
+        assert await settled(queued.wait(opened.session, timedelta(seconds=9))) == "cancelled"
+        tables.execute('DELETE FROM "bare 100% jobs"')
+        assert await settled(queued.wait(opened.session, timedelta(seconds=9))) is None
+
+
 @pytest.mark.parametrize("closed", ["psycopg", "psycopg-async", "core-psycopg", "async-core-asyncpg", "asyncpg"])
 async def test_a_closed_connection_is_refused(tables: psycopg.Connection, database_url: str, closed: str) -> None:
     async with KINDS[closed](database_url) as opened:
@@ -290,6 +313,39 @@ def test_a_statement_may_have_numbered_placeholders(tables: psycopg.Connection) 
         BareJob().insert("?")  # type: ignore[arg-type]
 
 
+# --- what became of a job ---
+
+
+def test_waiting_sees_a_job_finish(conn: psycopg.Connection, run_node: RunNode) -> None:
+    run_node("from cluster import Job\nclass QuickJob(Job):\n    async def perform(self): ...")
+    assert QuickJob().perform_later(conn).wait(conn, timedelta(seconds=20)) == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("delay", "said"),
+    [
+        (None, "is not_started after 0.05 s: no node has taken it; `cluster status` shows"),
+        (timedelta(hours=1), "is scheduled after 0.05 s: it is not due yet"),
+    ],
+)
+def test_waiting_in_vain_says_why(tables: psycopg.Connection, delay: timedelta | None, said: str) -> None:
+    queued = BareJob().perform_later(tables, delay=delay)
+    with pytest.raises(WaitTimeoutError, match=said):
+        queued.wait(tables, timedelta(seconds=0.05))
+    with pytest.raises(EnqueueError, match="timeout is a timedelta above zero, not 5"):
+        queued.wait(tables, 5)  # type: ignore[call-overload]
+
+
+def test_a_job_that_was_not_enqueued_has_no_status(tables: psycopg.Connection) -> None:
+    with pytest.raises(EnqueueError, match="this BareJob has no id: take what perform_later returns"):
+        BareJob().status(tables)
+
+
+def test_a_job_that_has_not_finished_is_not_retried(tables: psycopg.Connection) -> None:
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="is not_started, not finished"):
+        BareJob().perform_later(tables).retry(tables)
+
+
 # --- types: checked by mypy, run by nobody ---
 
 
@@ -310,4 +366,8 @@ async def types_of(
     assert_type(job.perform_later(async_core), Awaitable[BareJob])
     assert_type(job.perform_later(async_session), Awaitable[BareJob])
     assert_type(BareJob.perform_many(async_session, [job]), Awaitable[int])
+    assert_type(job.status(session), str | None)
+    assert_type(job.wait(async_session, timedelta(1)), Awaitable[str | None])
+    assert_type(job.cancel(connection), str | None)
+    assert_type(job.retry(async_connection), Awaitable[str | None])
     job.perform_later("a URL")  # type: ignore[call-overload]
