@@ -27,7 +27,6 @@ from cluster.sessions import (
     Async,
     AsyncSession,
     Conversation,
-    Row,
     Sync,
     SyncSession,
     atalk,
@@ -84,9 +83,10 @@ def enqueue_many(
         raise EnqueueError(f"perform_many takes an iterable of {job_class.__name__}, not {described(jobs)}")
     given = Given.checked(delay, run_at, queue, priority).for_class(job_class)
     bound = bind(session)
-    if isinstance(bound, AsyncPsycopg):
+    by_copy = not job_class.unique  # which knows no ON CONFLICT
+    if by_copy and isinstance(bound, AsyncPsycopg):
         return _copy_async(bound.connection, job_class, jobs, given)
-    if isinstance(bound, Psycopg):
+    if by_copy and isinstance(bound, Psycopg):
         return _copy(bound.connection, job_class, jobs, given)
     conversation = _insertions(job_class, jobs, given)
     if is_async(bound):
@@ -118,14 +118,23 @@ def _insertion(job: JobT, given: Given, *, is_native: bool) -> Conversation[JobT
     with _Explained(type(job)) as explained:
         given = yield from _traced(type(job), given)
         statement, explained.row = (insertion.native if is_native else insertion.one)(job, given)
-        return _inserted(job, (yield statement, explained.row))
+        for _ in range(_TRIES):
+            row = yield statement, explained.row
+            if row is not None:
+                return _known(job, row[0], is_new=True)
+            row = (yield insertion.existing(job, given)) if type(job).unique else None
+            if row is not None:
+                return _known(job, row[0], is_new=False)
+    raise EnqueueError(f"a trigger of table {definition(type(job)).table} discarded the row")
 
 
-def _inserted(job: JobT, row: Row) -> JobT:
-    if row is None:
-        raise EnqueueError(f"a trigger of table {definition(type(job)).table} discarded the row")
+_TRIES = 5
+"""The job that is in the way of a unique one may be claimed before it is found."""
+
+
+def _known(job: JobT, job_id: int, *, is_new: bool) -> JobT:
     known = copy(job)
-    known.id = row[0]
+    known.id, known.is_new = job_id, is_new
     return known
 
 
@@ -271,6 +280,10 @@ class _Explained:
         if said.sqlstate in {"42P01", "3F000"}:  # undefined_table, invalid_schema_name
             table = definition(self._job_class).table
             raise EnqueueError(f"table {table} does not exist: run `cluster migrate`") from error
+        if said.sqlstate == "42P10":  # invalid_column_reference: nothing for ON CONFLICT
+            raise EnqueueError(
+                f"table {definition(self._job_class).table} has no unique index yet: run `cluster migrate`"
+            ) from error
         if said.sqlstate == "42703":  # undefined_column
             raise EnqueueError(f"{said.message}: run `cluster migrate`") from error
         if isinstance(error, UnicodeEncodeError) or (isinstance(error, psycopg.DataError) and error.sqlstate is None):

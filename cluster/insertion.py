@@ -18,6 +18,7 @@ from cluster import tracing
 from cluster.backoff import LONGEST_DELAY
 from cluster.errors import EnqueueError
 from cluster.job import Job, definition
+from cluster.unique import condition
 
 
 class Given(NamedTuple):
@@ -66,7 +67,9 @@ GIVEN_COLUMNS = (tracing.COLUMN, "queue", "priority", "run_at", "run_at")
 
 def one(job: Job, given: Given) -> tuple[LiteralString, list[Any]]:
     """The statement, which returns the id, and its values."""
-    return _one(definition(type(job)).table, *_names(type(job), given)), _sent(type(job), [job], given, "object")
+    return _one(definition(type(job)).table, *_names(type(job), given), _on_conflict(type(job))), _sent(
+        type(job), [job], given, "object"
+    )
 
 
 def native(job: Job, given: Given) -> tuple[LiteralString, list[Any]]:
@@ -75,12 +78,25 @@ def native(job: Job, given: Given) -> tuple[LiteralString, list[Any]]:
     names, delayed = _names(type(job), given)
     values = [column.value(getattr(job, column.name)) for column in made.columns]
     values += [value for value in given if value is not None]
-    return _native(made.table, names, delayed), values
+    return _native(made.table, names, delayed, _on_conflict(type(job))), values
+
+
+def existing(job: Job, given: Given) -> tuple[LiteralString, list[Any]]:
+    """Asks for the id of the job that is in the way of this unique one, and its values."""
+    table, columns = quoted(definition(type(job)).table), map(quoted_column, type(job).unique)
+    same = " AND ".join(f"present.{name} = given.{name}" for name in columns)
+    statement = (
+        f"SELECT present.id FROM {table} AS present, json_populate_record(NULL::{table}, %s::text::json) AS given"  # noqa: S608
+        f" WHERE {same} AND present.{condition(type(job))}"
+    )
+    return statement, _sent(type(job), [job], given._replace(delay=None), "object")
 
 
 def many(job_class: type[Job], jobs: Sequence[Job], given: Given) -> tuple[LiteralString, list[Any]]:
     """The statement, which returns how many rows are new, and its values."""
-    return _many(definition(job_class).table, *_names(job_class, given)), _sent(job_class, jobs, given, "array")
+    return _many(definition(job_class).table, *_names(job_class, given), _on_conflict(job_class)), _sent(
+        job_class, jobs, given, "array"
+    )
 
 
 def _names(job_class: type[Job], given: Given) -> tuple[tuple[str, ...], bool]:
@@ -88,22 +104,30 @@ def _names(job_class: type[Job], given: Given) -> tuple[tuple[str, ...], bool]:
     return (*definition(job_class).column_names, *given._replace(delay=None).columns), given.delay is not None
 
 
-@cache
-def _one(table: str, columns: tuple[str, ...], delayed: bool) -> LiteralString:
-    return _insert(table, columns, delayed, "json_populate_record") + " RETURNING id"
+def _on_conflict(job_class: type[Job]) -> LiteralString:
+    """Empty: the class is not unique. It names the class's own index, so that what another refuses is an error as ever."""
+    if not job_class.unique:
+        return ""
+    columns = ", ".join(map(quoted_column, job_class.unique))
+    return f" ON CONFLICT ({columns}) WHERE {condition(job_class)} DO NOTHING"
 
 
 @cache
-def _native(table: str, columns: tuple[str, ...], delayed: bool) -> LiteralString:
+def _one(table: str, columns: tuple[str, ...], delayed: bool, conflict: LiteralString) -> LiteralString:
+    return _insert(table, columns, delayed, "json_populate_record") + conflict + " RETURNING id"
+
+
+@cache
+def _native(table: str, columns: tuple[str, ...], delayed: bool, conflict: LiteralString) -> LiteralString:
     names = [*map(quoted_column, columns), *(["run_at"] if delayed else [])]
     values = ["%s"] * len(columns) + (["now() + %s"] if delayed else [])
-    return f"INSERT INTO {quoted(table)} ({', '.join(names)}) VALUES ({', '.join(values)}) RETURNING id"  # noqa: S608
+    return f"INSERT INTO {quoted(table)} ({', '.join(names)}) VALUES ({', '.join(values)}){conflict} RETURNING id"  # noqa: S608
 
 
 @cache
-def _many(table: str, columns: tuple[str, ...], delayed: bool) -> LiteralString:
+def _many(table: str, columns: tuple[str, ...], delayed: bool, conflict: LiteralString) -> LiteralString:
     inserted = _insert(table, columns, delayed, "json_populate_recordset")
-    return f"WITH inserted AS ({inserted} RETURNING 1) SELECT count(*) FROM inserted"  # noqa: S608 - names are quoted
+    return f"WITH inserted AS ({inserted}{conflict} RETURNING 1) SELECT count(*) FROM inserted"  # noqa: S608 - names are quoted
 
 
 def _insert(table: str, columns: tuple[str, ...], delayed: bool, reader: LiteralString) -> LiteralString:

@@ -89,6 +89,10 @@ class Job:
     """Jobs of this type that run at once in the whole cluster. None: no limit."""
     concurrency_key: ClassVar[str | None] = None
     """Column for whose every value the limit holds separately. None: one limit for the type."""
+    unique: ClassVar[tuple[str, ...]] = ()
+    """Columns of whose values together one job may wait. Empty: any number."""
+    unique_while_running: ClassVar[bool] = False
+    """Whether one that runs, or waits to be tried again, is in the way of another, too."""
     isolation: ClassVar[Literal["process", "thread"]] = "process"
     """Where a plain `def perform` runs: a worker process of its own, or a thread beside other jobs."""
     retention: ClassVar[timedelta | None] = None
@@ -100,9 +104,10 @@ class Job:
     __logger__: ClassVar[Any] = structlog.get_logger("job")
     """What `log` binds to; set by `cluster.configure`. Any: structlog's loggers share no class."""
 
-    # Set by the worker and by perform_later; None before.
+    # Set by the worker and by perform_later; None before. is_new: False, perform_later has found the job that waits already.
     id: int | None = None
     attempt: int | None = None
+    is_new: bool | None = None
     _row: Callable[[], Row] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -328,7 +333,7 @@ def explain(error: pydantic.ValidationError) -> str:
 
 def set_defaults(defaults: Mapping[str, Any]) -> None:
     """Sets options of every job class that does not set them itself. JobDefinitionError: nothing was set."""
-    allowed = [name for name in OPTIONS if name not in {"table", "concurrency_key"}]
+    allowed = [name for name in OPTIONS if name not in {"table", "concurrency_key", "unique", "unique_while_running"}]
     for name, value in defaults.items():
         if name not in allowed:
             raise JobDefinitionError(
@@ -381,6 +386,15 @@ def _define(cls: type[Job]) -> Definition:
     if cls.concurrency_key is not None and cls.max_concurrency is None:
         raise JobDefinitionError(
             f"{cls.__qualname__}.concurrency_key needs a limit: set max_concurrency to how many jobs of one key may run"
+        )
+    for name in cls.unique:
+        if name not in fields:
+            raise JobDefinitionError(
+                f"{cls.__qualname__}.unique names no field of the class: {name!r}{did_you_mean(name, fields)}"
+            )
+    if cls.unique_while_running and not cls.unique:
+        raise JobDefinitionError(
+            f'{cls.__qualname__}.unique_while_running needs to know what is unique: set unique = ("a_field",)'
         )
     table = cls.table or table_name(cls.__name__)
     if not is_table_name(table):

@@ -17,12 +17,12 @@ from cluster.errors import JobDefinitionError
 
 OPTIONS = (
     "table", "queue", "priority", "max_attempts", "max_crashes", "timeout", "backoff", "max_concurrency",
-    "concurrency_key", "isolation", "retention", "retention_failed",
+    "concurrency_key", "unique", "unique_while_running", "isolation", "retention", "retention_failed",
 )  # fmt: skip
 HOOKS = ("before_perform", "after_perform", "after_success", "after_failure")
 PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many", "insert")
 HANDLE = ("status", "wait", "cancel", "retry")
-ATTRIBUTES = ("id", "attempt", "row", "now", "log")
+ATTRIBUTES = ("id", "attempt", "is_new", "row", "now", "log")
 STANDARD_COLUMNS = (
     "id", "queue", "priority", "run_at", "status", "attempts_count", "crashes_count", "last_error", "locked_at", "locked_by",
     "started_at", "finished_at", "cancel_requested_at", "created_at", "updated_at",
@@ -120,6 +120,13 @@ _OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number from 1, or None for no limit",
     ),
     "concurrency_key": (lambda value: value is None or isinstance(value, str), "a field's name, or None"),
+    "unique": (
+        lambda value: (
+            isinstance(value, tuple) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+        ),
+        'a tuple of different fields, such as ("customer_id",)',
+    ),
+    "unique_while_running": (lambda value: isinstance(value, bool), "True or False"),
     "isolation": (lambda value: value in ("process", "thread"), '"process" or "thread"'),
     "retention": (
         lambda value: value is None or _is_duration(value),
