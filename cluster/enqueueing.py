@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from itertools import islice, repeat
 from operator import attrgetter
 from types import TracebackType
-from typing import Any, LiteralString, NamedTuple, Self, TypeVar, cast
+from typing import Any, LiteralString, NamedTuple, Self, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor, sql
@@ -24,14 +24,12 @@ from cluster.errors import EnqueueError
 from cluster.insertion import Given
 from cluster.job import Job, definition
 from cluster.sessions import (
-    Async,
     AsyncSession,
     Conversation,
-    Sync,
     SyncSession,
     atalk,
     bind,
-    is_async,
+    converse,
     numbered,
     talk,
 )
@@ -56,11 +54,7 @@ def enqueue(
     """
     check_job(job, "perform_later")
     given = Given.checked(delay, run_at, queue, priority).for_class(type(job))
-    bound = bind(session)
-    conversation = _insertion(job, given, is_native=isinstance(bound, Psycopg | AsyncPsycopg))
-    if is_async(bound):
-        return atalk(cast("Async", bound), conversation)
-    return talk(cast("Sync", bound), conversation)
+    return converse(session, _insertion(job, given, is_native=isinstance(session, Connection | AsyncConnection)))
 
 
 def enqueue_many(
@@ -88,10 +82,7 @@ def enqueue_many(
         return _copy_async(bound.connection, job_class, jobs, given)
     if by_copy and isinstance(bound, Psycopg):
         return _copy(bound.connection, job_class, jobs, given)
-    conversation = _insertions(job_class, jobs, given)
-    if is_async(bound):
-        return atalk(cast("Async", bound), conversation)
-    return talk(cast("Sync", bound), conversation)
+    return converse(session, _insertions(job_class, jobs, given))
 
 
 def statement(

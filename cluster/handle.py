@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 from cluster.errors import EnqueueError, WaitTimeoutError
 from cluster.insertion import quoted
 from cluster.job import Job, definition
-from cluster.sessions import Ask, Async, AsyncSession, Row, Sync, SyncSession, bind, is_async
+from cluster.sessions import Ask, Async, AsyncSession, Conversation, Row, Sync, SyncSession, bind, converse, is_async
 from cluster.tables import identifier
 
 Told: TypeAlias = str | Awaitable[str | None] | None
@@ -21,17 +21,17 @@ FINISHED = frozenset({"succeeded", "failed", "timed_out", "cancelled"})
 
 def status(job: Job, session: SyncSession | AsyncSession) -> Told:
     """As the session's transaction sees it. None: there is no such row, any more or yet."""
-    return _told(session, _question(job))
+    return converse(session, _told(_question(job)))
 
 
 def cancel(job: Job, session: SyncSession | AsyncSession) -> Told:
     """In the session's transaction. The status then: a running job is told when that is committed."""
-    return _told(session, _call(job, "cancel"))
+    return converse(session, _told(_call(job, "cancel")))
 
 
 def retry(job: Job, session: SyncSession | AsyncSession) -> Told:
     """In the session's transaction. The database's error: the job has not finished."""
-    return _told(session, _call(job, "retry"))
+    return converse(session, _told(_call(job, "retry")))
 
 
 def wait(job: Job, session: SyncSession | AsyncSession, timeout: timedelta) -> Told:
@@ -106,15 +106,8 @@ def _id(job: Job) -> int:
     return job.id
 
 
-def _told(session: SyncSession | AsyncSession, ask: Ask) -> Told:
-    bound = bind(session)
-    if is_async(bound):
-        return _told_async(cast("Async", bound), ask)
-    return _first(cast("Sync", bound).row(*ask))
-
-
-async def _told_async(session: Async, ask: Ask) -> str | None:
-    return _first(await session.row(*ask))
+def _told(ask: Ask) -> Conversation[str | None]:
+    return _first((yield ask))
 
 
 def _first(row: Row) -> str | None:

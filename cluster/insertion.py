@@ -156,13 +156,13 @@ def quoted_column(name: str) -> LiteralString:
 
 def _sent(job_class: type[Job], jobs: Sequence[Job], given: Given, form: str) -> list[Any]:
     shared = {
-        name: _json(job_class, name, value)
+        name: as_json(job_class, name, value)
         for name, value in zip(GIVEN_COLUMNS, given._replace(delay=None), strict=True)
         if value is not None
     }
     columns = definition(job_class).columns
     documents = [
-        {column.name: _json(job_class, column.name, column.value(getattr(job, column.name))) for column in columns}
+        {column.name: as_json(job_class, column.name, column.value(getattr(job, column.name))) for column in columns}
         | shared
         for job in jobs
     ]
@@ -170,7 +170,7 @@ def _sent(job_class: type[Job], jobs: Sequence[Job], given: Given, form: str) ->
     return [document] if given.delay is None else [interval(given.delay), document]
 
 
-def _json(job_class: type[Job], name: str, value: Any) -> Any:
+def as_json(job_class: type[Job], name: str, value: Any) -> Any:
     """A value as Postgres' json_populate_record takes it: what is no JSON is text, as the column's type reads it."""
     if isinstance(value, Jsonb | Json):
         return value.obj

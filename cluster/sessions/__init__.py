@@ -7,8 +7,8 @@ written once, as a Conversation, and held by `talk` or `atalk`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+from collections.abc import Awaitable, Generator, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, cast
 
 from psycopg import AsyncConnection, Connection
 
@@ -132,6 +132,14 @@ def bind(session: Any) -> Sync | Async:  # Any: callers without a type checker g
 def is_async(bound: Sync | Async) -> bool:
     """Whether its methods are awaited."""
     return inspect.iscoroutinefunction(bound.row)
+
+
+def converse(session: Any, conversation: Conversation[T]) -> T | Awaitable[T]:
+    """On whatever the caller has; awaited on an async session."""
+    bound = bind(session)
+    if is_async(bound):
+        return atalk(cast("Async", bound), conversation)
+    return talk(cast("Sync", bound), conversation)
 
 
 def talk(session: Sync, conversation: Conversation[T]) -> T:
