@@ -48,6 +48,8 @@ def enqueue(
     with connected(settings.database_url) as connection:
         inserted = job.perform_later(connection, **given)  # type: ignore[arg-type]  # one dict of four types
     typer.echo(f"{definition(job_class).table} {inserted.id}")
+    if not inserted.is_new:
+        typer.echo("it waits already, and is unique: nothing was inserted", err=True)
 
 
 def _build(job_class: type[Job], words: list[tuple[str, str, bool]]) -> Job:
