@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Awaitable
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as clock_time
@@ -344,6 +346,19 @@ def test_a_job_that_was_not_enqueued_has_no_status(tables: psycopg.Connection) -
 def test_a_job_that_has_not_finished_is_not_retried(tables: psycopg.Connection) -> None:
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="is not_started, not finished"):
         BareJob().perform_later(tables).retry(tables)
+
+
+def test_no_library_of_sessions_is_imported(database_url: str) -> None:
+    source = (
+        "import sys; from cluster import Client, Job\n"
+        "class AJob(Job):\n    def perform(self): ...\n"
+        f"with Client({database_url!r}) as client:\n"
+        "    try: client.enqueue(AJob())\n"
+        "    except Exception as error: print(error)\n"
+        "print(sorted({'sqlalchemy', 'sqlmodel', 'django', 'asyncpg', 'psycopg2', 'pg8000', 'alembic'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == "table a_jobs does not exist: run `cluster migrate`\n[]\n"
 
 
 # --- types: checked by mypy, run by nobody ---
