@@ -48,6 +48,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Most tests wait most of the time."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # Any: pytest-xdist has no types
     """Called in the controller for each worker of pytest-xdist."""
     node.workerinput["run_folder"] = str(node.config.stash[RUN_FOLDER])
