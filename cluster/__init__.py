@@ -9,7 +9,7 @@ from cluster.columns import References
 from cluster.configuration import configure
 from cluster.errors import ClusterError
 from cluster.job import Job
-from cluster.outcomes import Cancel, Fail, Snooze
+from cluster.outcomes import Cancel, Fail, Next, Snooze
 
 if TYPE_CHECKING:
     from cluster.client import AsyncClient, Client
@@ -26,6 +26,7 @@ __all__ = [
     "Fail",
     "Job",
     "LinearBackoff",
+    "Next",
     "PolynomialBackoff",
     "References",
     "Snooze",

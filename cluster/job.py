@@ -36,6 +36,7 @@ from cluster.job_checks import (
     no_column_for,
     set_option,
 )
+from cluster.outcomes import Next
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
@@ -96,6 +97,14 @@ class Job:
     retention_failed: ClassVar[timedelta | None] = None
     """The same for failed, timed out and cancelled rows. None: for ever."""
 
+    strict_outcome: ClassVar[bool] = False
+    """A job of a schedule must return OK, SLEEP, STOP or EXIT; None, which a method without a return gives, is not enough."""
+
+    OK: ClassVar[Next] = Next.OK
+    SLEEP: ClassVar[Next] = Next.SLEEP
+    STOP: ClassVar[Next] = Next.STOP
+    EXIT: ClassVar[Next] = Next.EXIT
+
     __definition__: ClassVar[Definition | None] = None
     __logger__: ClassVar[Any] = structlog.get_logger("job")
     """What `log` binds to; set by `cluster.configure`. Any: structlog's loggers share no class."""
@@ -103,6 +112,8 @@ class Job:
     # Set by the worker and by perform_later; None before.
     id: int | None = None
     attempt: int | None = None
+    scheduled_for: datetime | None = None
+    """When the occurrence of the schedule was due that this job belongs to, in UTC; the same at every attempt. None: to none."""
     _row: Callable[[], Row] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -127,6 +127,9 @@ claim_batch = Histogram(
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000),
 )
 
+schedule_fires = Counter("cluster_schedule_fires", "Occurrences of schedules that this node has dealt with", ["result"])
+schedule_lag = Histogram("cluster_schedule_lag_seconds", "From due to the job's insert", buckets=SECONDS)
+
 trouble = Gauge(
     "cluster_trouble", "1 while something wrong with a job type holds it, or rows of it, back", ["job_type", "reason"]
 )
@@ -144,6 +147,8 @@ def show_at_zero(job_types: Sequence[str]) -> None:
         worker_exits.labels(reason)
     for result in ("done", "failed"):
         reloads.labels(result)
+    for result in ("fired", "skipped", "held", "missed", "failed", "postponed"):
+        schedule_fires.labels(result)
 
 
 class ClusterWide(Collector):
@@ -185,6 +190,8 @@ cluster_wide = ClusterWide(
         "cluster_concurrency_in_use": ("Jobs of a type with a limit that run", ["job_type"]),
         "cluster_unroutable_jobs": ("Jobs whose type or queue no live node serves", ["job_type"]),
         "cluster_nodes": ("Nodes; silent: the lease is over", ["state"]),
+        "cluster_schedules": ("Schedules, counted up to a bound", ["state"]),
+        "cluster_schedules_overdue": ("Schedules of which no job has succeeded in time", []),
         "cluster_oldest_transaction_seconds": ("Since the oldest transaction began; vacuum keeps what it may see", []),
     }
 )

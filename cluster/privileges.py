@@ -16,12 +16,15 @@ OWN_TABLES = {
     "nodes": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "prune_walks": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "turns": ("SELECT", "UPDATE"),
+    "schedule_service": ("SELECT", "UPDATE"),
+    "schedules": ("SELECT", "UPDATE"),
+    "schedule_runs": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "job_types": ("SELECT",),
     "queues": ("SELECT",),
     "migrations": ("SELECT",),
 }
 """Of schema cluster."""
-NEVER_READ = {"started_at", "updated_at"}
+NEVER_READ = {"started_at", "updated_at", "schedule"}
 """Standard columns of a job table that nodes only write."""
 VERSION = "xmin"
 """The system column that a look reads: grants on single columns must name it too."""

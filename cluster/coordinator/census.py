@@ -106,6 +106,7 @@ class Census:
         async with self._session.use() as connection:
             nodes = [Serving(*row) for row in await _rows(connection, "list_serving_nodes")]
             ((oldest, sees_all),) = await _rows(connection, "find_oldest_transaction")
+            schedules = dict(await _rows(connection, "count_schedules", most=MOST))
             self._find_tables(await _rows(connection, "list_counted_types"))
         if not sees_all and not self._has_told:
             self._has_told = True
@@ -116,7 +117,13 @@ class Census:
             table.hold.end()
         counts = {table: [Count(*row) for row in rows] for table, rows in answers.items()}
         metrics.cluster_wide.show(
-            {**_of_jobs(counts), **_of_nodes(nodes, counts), "cluster_oldest_transaction_seconds": {(): oldest or 0.0}}
+            {
+                **_of_jobs(counts),
+                **_of_nodes(nodes, counts),
+                "cluster_oldest_transaction_seconds": {(): oldest or 0.0},
+                "cluster_schedules_overdue": {(): schedules.pop("overdue")},
+                "cluster_schedules": {(state,): count for state, count in schedules.items()},
+            }
         )
 
     def _find_tables(self, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -128,8 +135,8 @@ class Census:
             table.key = None if key is None else Key(key, "")
 
 
-async def _rows(connection: AsyncConnection[Any], name: str) -> list[tuple[Any, ...]]:
-    return await (await connection.execute(statements.statement(name))).fetchall()
+async def _rows(connection: AsyncConnection[Any], name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    return await (await connection.execute(statements.statement(name), parameters)).fetchall()
 
 
 # --- the gauges ---

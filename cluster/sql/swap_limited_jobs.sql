@@ -47,6 +47,6 @@ WITH outcome AS (
            AND (crashes_count = 0 OR crashed <= %(whole)s){bytes_fit}
     ))
     RETURNING id, attempts_count, crashes_count, locked_at, extract(epoch FROM now() - run_at)::float8 AS wait, queue, priority, run_at,
-        created_at{columns}
+        created_at, scheduled_for{columns}
 )
 SELECT claimed.*, freed.places FROM freed LEFT JOIN claimed ON true
