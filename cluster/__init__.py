@@ -10,6 +10,7 @@ from cluster.configuration import configure
 from cluster.errors import ClusterError
 from cluster.job import Job
 from cluster.outcomes import Cancel, Fail, Next, Snooze
+from cluster.schedule import Cron, Every
 
 if TYPE_CHECKING:
     from cluster.client import AsyncClient, Client
@@ -22,6 +23,8 @@ __all__ = [
     "Client",
     "ClusterError",
     "ConstantBackoff",
+    "Cron",
+    "Every",
     "ExponentialBackoff",
     "Fail",
     "Job",

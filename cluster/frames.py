@@ -114,7 +114,7 @@ class FrameError(Exception):
 
 
 # Places in the rows of claim_jobs.sql and claim_limited_jobs.sql; the class's own columns follow.
-ID, ATTEMPTS, CRASHES, LOCKED_AT, WAIT, QUEUE, PRIORITY, RUN_AT, CREATED_AT, SCHEDULED_FOR, COLUMNS = range(11)
+ID, ATTEMPTS, CRASHES, LOCKED_AT, WAIT, QUEUE, PRIORITY, RUN_AT, CREATED_AT, SCHEDULED_FOR, ZONE, COLUMNS = range(12)
 
 _LENGTH = struct.Struct(">I")
 

@@ -17,7 +17,7 @@ from cluster.errors import JobDefinitionError
 
 OPTIONS = (
     "table", "queue", "priority", "max_attempts", "max_crashes", "timeout", "backoff", "max_concurrency",
-    "concurrency_key", "isolation", "retention", "retention_failed", "strict_outcome",
+    "concurrency_key", "isolation", "retention", "retention_failed", "schedule", "strict_outcome",
 )  # fmt: skip
 HOOKS = ("before_perform", "after_perform", "after_success", "after_failure")
 PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many")
@@ -128,6 +128,7 @@ _OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_duration(value),
         "a timedelta, or None to keep rows for ever",
     ),
+    "schedule": (lambda _: True, "Cron(…), Every(…), or a dict of names and these"),  # see schedule.check_declared
     "strict_outcome": (lambda value: isinstance(value, bool), "True or False"),
 }
 

@@ -24,7 +24,7 @@ OWN_TABLES = {
     "migrations": ("SELECT",),
 }
 """Of schema cluster."""
-NEVER_READ = {"started_at", "updated_at", "schedule"}
+NEVER_READ = {"started_at", "updated_at"}
 """Standard columns of a job table that nodes only write."""
 VERSION = "xmin"
 """The system column that a look reads: grants on single columns must name it too."""

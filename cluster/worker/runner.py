@@ -35,6 +35,7 @@ from cluster.frames import (
     QUEUE,
     RUN_AT,
     SCHEDULED_FOR,
+    ZONE,
     FrameProtocol,
     RawRow,
     integer,
@@ -283,6 +284,7 @@ class Runner:
         values["id"], values["attempt"], values["_row"] = job_id, number, partial(columns.standard, row)
         if row[SCHEDULED_FOR] is not None:
             values["scheduled_for"] = _EPOCH + timedelta(microseconds=integer(row[SCHEDULED_FOR]))
+            values["_zone"] = (row[ZONE] or b"UTC").decode()
         return Attempt(performer, job, number, row[QUEUE] or b"", columns.traceparent(row))
 
     def _carry_out(self, attempt: Attempt, task: asyncio.Task[None]) -> Coroutine[Any, Any, Verdict]:

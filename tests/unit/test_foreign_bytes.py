@@ -108,8 +108,9 @@ HEAD: RawRow = [
     b"\0" * 8,
     b"\0" * 8,
     None,
+    None,
 ]
-HEAD_OIDS = (20, 23, 23, 1184, 701, 25, 21, 1184, 1184, 1184)
+HEAD_OIDS = (20, 23, 23, 1184, 701, 25, 21, 1184, 1184, 1184, 25)
 
 
 @given(st.lists(st.none() | st.binary(max_size=24), min_size=len(OIDS), max_size=len(OIDS)))
