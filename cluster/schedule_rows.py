@@ -5,16 +5,17 @@ Rows of source `code` belong to the class, but for what stops them: that is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from psycopg import Connection, sql
 from psycopg.types.json import Jsonb
 from pydantic_core import to_jsonable_python
 
-from cluster.errors import JobArgumentError, SchemaMisfitError
+from cluster.errors import ClusterError, JobArgumentError, SchemaMisfitError
 from cluster.job import Job, definition
 from cluster.schedule import Schedule, named
+from cluster.tables import identifier
 
 _COLUMNS = (
     "job_values", "cron", "every", "time_zone", "starts_at", "ends_at", "jitter", "overlap", "misfire", "expect_within", "on_error",
@@ -102,3 +103,29 @@ def _present(connection: Connection[Any], table: str, names: list[str]) -> dict[
         " FROM cluster.schedules WHERE (job_table = to_regclass({table}) AND source = 'code') OR name = ANY ({names})"
     ).format(table=table, columns=columns, names=names)
     return {row[0]: row[1:] for row in connection.execute(query).fetchall()}
+
+
+def reload_schedules(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> tuple[int, int]:
+    """Makes the rows those of these classes, and lets what has stopped go on. Returns how many changed, and how many go on.
+
+    ClusterError: another reload is running; one that has not ended after a minute is none any more.
+    """
+    taken = connection.execute(
+        "UPDATE cluster.schedule_service SET reloading_since = now()"
+        " WHERE reloading_since IS NULL OR reloading_since < now() - interval '1 minute'"
+    )
+    if not taken.rowcount:
+        raise ClusterError("another reload is running: wait for its end")
+    changed = 0
+    try:
+        with connection.transaction():
+            for job_class in job_classes:
+                table = identifier(definition(job_class).table).as_string(connection)
+                for statement in list(schedule_changes(connection, job_class, table, has_rows=True)):
+                    connection.execute(statement)
+                    changed += 1
+            row = connection.execute("SELECT cluster.reload_schedules()").fetchone()
+        assert row is not None
+        return changed, row[0]
+    finally:
+        connection.execute("UPDATE cluster.schedule_service SET reloading_since = NULL, reloaded_at = now()")

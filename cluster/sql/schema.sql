@@ -52,6 +52,39 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE FUNCTION cluster.backfill_schedule(schedule text, occurrences timestamp with time zone[], which text DEFAULT 'missing'::text, dry_run boolean DEFAULT false) RETURNS TABLE(due_at timestamp with time zone, job_id bigint)
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    chosen cluster.schedules;
+    dues timestamptz[];
+BEGIN
+    SELECT * INTO chosen FROM cluster.schedules AS s WHERE s.name = schedule FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no schedule %', quote_literal(schedule) USING ERRCODE = 'no_data_found';
+    ELSIF which NOT IN ('missing', 'failed', 'all') THEN
+        RAISE EXCEPTION 'which is missing, failed or all, not %', quote_literal(which) USING ERRCODE = 'invalid_parameter_value';
+    ELSIF EXISTS (SELECT FROM unnest(occurrences) AS o (due) WHERE o.due >= chosen.created_at AND o.due < now() - interval '30 days') THEN
+        RAISE EXCEPTION 'occurrences of more than 30 days ago may have run: their history is gone' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    dues := ARRAY(
+        SELECT DISTINCT o.due FROM unnest(occurrences) AS o (due)
+        LEFT JOIN cluster.schedule_runs AS r ON r.name = schedule AND r.due_at = o.due
+        WHERE o.due <= now() AND (chosen.next_run_at IS NULL OR o.due < chosen.next_due_at)
+          AND (r.job_id IS NULL AND which <> 'failed' OR r.outcome IN ('failed', 'timed_out') AND which <> 'missing')
+        ORDER BY o.due);
+    IF dry_run OR dues = '{}' THEN
+        RETURN QUERY SELECT o.due, NULL::bigint FROM unnest(dues) AS o (due);
+        RETURN;
+    END IF;
+    DELETE FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = ANY (dues);
+    PERFORM cluster.insert_occurrences(chosen.job_table, (
+        SELECT jsonb_agg(jsonb_build_object('name', schedule, 'due_at', o.due, 'run_at', now(), 'values', chosen.job_values))
+        FROM unnest(dues) AS o (due)));
+    RETURN QUERY SELECT r.due_at, r.job_id FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = ANY (dues) ORDER BY 1;
+END $$;
+
 CREATE FUNCTION cluster.busy_schedules(job_table regclass, plans jsonb) RETURNS text[]
     LANGUAGE plpgsql STABLE
     AS $_$
@@ -572,6 +605,17 @@ BEGIN
     SELECT q.paused_at, q.paused_reason INTO NEW.paused_at, NEW.paused_reason
     FROM cluster.queues q WHERE q.name = '*' AND q.paused_at IS NOT NULL;
     RETURN NEW;
+END $$;
+
+CREATE FUNCTION cluster.reload_schedules() RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    going_on bigint;
+BEGIN
+    UPDATE cluster.schedules AS s SET active = true WHERE s.state = 'stopped';
+    GET DIAGNOSTICS going_on = ROW_COUNT;
+    RETURN going_on;
 END $$;
 
 CREATE FUNCTION cluster.require_job_table(job_table regclass) RETURNS void

@@ -104,7 +104,10 @@ def test_values_that_the_class_refuses_are_refused_by_migrate(conn: psycopg.Conn
         (lambda: Every(seconds=0.5), "every must be 1 second"),
         (Every, "every must be 1 second"),
         (lambda: Cron("@daily", time_zone="berlin"), "did you mean 'Europe/Berlin'?"),
-        (lambda: Cron("@daily", overlap=cast("Any", "maybe")), "overlap is one of skip, queue_one, allow, cancel_running"),
+        (
+            lambda: Cron("@daily", overlap=cast("Any", "maybe")),
+            "overlap is one of skip, queue_one, allow, cancel_running",
+        ),
         (lambda: Cron("@daily", starts_at=datetime(2030, 1, 1)), "need a time zone"),  # noqa: DTZ001 - that is the point
         (lambda: {"": Every(hours=1)}, "must be Cron(…), Every(…), or a dict"),
     ],
