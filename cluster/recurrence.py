@@ -36,6 +36,8 @@ SHORTEST, LONGEST = timedelta(seconds=1), timedelta(days=3650)
 NEVER = timedelta(0)
 _TICK = timedelta(microseconds=1)
 _DAY = timedelta(days=1)
+_END = datetime(9990, 1, 1, tzinfo=UTC)
+"""Of what Postgres and Python can both count on from."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class Recurrence:
     jitter: timedelta = NEVER
 
     def __post_init__(self) -> None:
+        for bound in ("starts_at", "ends_at"):  # Python compares and counts moments of one zone by the wall
+            if getattr(self, bound) is not None:
+                object.__setattr__(self, bound, getattr(self, bound).astimezone(UTC))
         if (self.cron is None) == (self.every is None):
             raise RecurrenceError("give either cron or every")
         if self.starts_at is not None and self.ends_at is not None and self.ends_at <= self.starts_at:
@@ -77,13 +82,14 @@ class Recurrence:
 
         anchor: an occurrence of `every` from which its grid counts; None: starts_at, or the moment.
         """
+        moment = moment.astimezone(UTC)
         if self.starts_at is not None:
             moment = max(moment, self.starts_at - _TICK)
         try:
             due = self._on_grid(moment, anchor) if self.every is not None else self._next_match(moment)
         except OverflowError:  # beyond the year 9999
             return None
-        return None if due is None or (self.ends_at is not None and due > self.ends_at) else due
+        return None if due is None or due > (self.ends_at or _END) else due
 
     def following(self, moment: datetime, anchor: datetime | None = None) -> Iterator[datetime]:
         """All occurrences after a moment, in order."""
@@ -107,12 +113,10 @@ class Recurrence:
 
     def _on_grid(self, moment: datetime, anchor: datetime | None) -> datetime:
         assert self.every is not None
+        anchor = self.starts_at if anchor is None else anchor.astimezone(UTC)
         if anchor is None:
-            anchor = self.starts_at
-        if anchor is None:
-            return moment.astimezone(UTC) + self.every
-        steps = (moment - anchor) // self.every + 1
-        return (anchor + steps * self.every).astimezone(UTC)
+            return moment + self.every
+        return anchor + ((moment - anchor) // self.every + 1) * self.every
 
     # --- cron ---
 

@@ -201,7 +201,7 @@ class Node:
         )  # fmt: skip
         self._pruner = Pruner(self._finishes, self._troubles, settings.poll_interval.total_seconds())
         self._scheduler = Scheduler(
-            self._finishes, self._troubles, settings.poll_interval.total_seconds(), lambda: self._doorbell.is_deaf,
+            self._finishes, settings.poll_interval.total_seconds(), lambda: self._doorbell.is_deaf,
             lambda: self._heartbeat.lease,
         )  # fmt: skip
         self._census = Census(self._finishes, self._troubles, lambda: self._heartbeat.lease)

@@ -211,20 +211,20 @@ BEGIN
     END IF;
     INSERT INTO cluster.schedule_runs (name, due_at, job_table, finished_at, outcome)
     SELECT p.name, (f.value ->> 'due_at')::timestamptz, job_table, now(), 'skipped'
-    FROM jsonb_to_recordset(plans) AS p (name text, overlap text, fire jsonb), jsonb_array_elements(p.fire) AS f
-    WHERE p.name = ANY (busy) AND p.overlap = 'skip' ON CONFLICT DO NOTHING;
+    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean, fire jsonb), jsonb_array_elements(p.fire) AS f
+    WHERE p.name = ANY (busy) AND NOT p.holds ON CONFLICT DO NOTHING;
     UPDATE cluster.schedules AS s SET
         next_due_at = p.next_due_at, next_run_at = p.next_run_at, not_before = NULL,
         state = CASE WHEN s.state = 'sleeping' THEN 'active' ELSE s.state END,
         last_run_at = CASE WHEN p.name = ANY (busy) OR p.fire = '[]' THEN s.last_run_at ELSE now() END,
         missed = s.missed + p.missed + CASE WHEN p.name = ANY (busy) THEN jsonb_array_length(p.fire) ELSE 0 END,
         expect_from = CASE WHEN s.expect_within IS NOT NULL THEN coalesce(s.expect_from, s.next_due_at) END
-    FROM jsonb_to_recordset(plans) AS p (name text, overlap text, fire jsonb, next_due_at timestamptz, next_run_at timestamptz, missed bigint)
-    WHERE s.name = p.name AND (p.name <> ALL (busy) OR p.overlap = 'skip');
+    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean, fire jsonb, next_due_at timestamptz, next_run_at timestamptz, missed bigint)
+    WHERE s.name = p.name AND (p.name <> ALL (busy) OR NOT p.holds);
     -- Told by the end of the job; should that go unheard, a minute later.
     UPDATE cluster.schedules AS s SET not_before = now() + interval '1 minute'
-    FROM jsonb_to_recordset(plans) AS p (name text, overlap text)
-    WHERE s.name = p.name AND p.name = ANY (busy) AND p.overlap <> 'skip';
+    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean)
+    WHERE s.name = p.name AND p.name = ANY (busy) AND p.holds;
 END $$;
 
 CREATE FUNCTION cluster.fire_schedules(plans jsonb) RETURNS TABLE(schedule text, result text, lag double precision, error text)
@@ -241,9 +241,9 @@ BEGIN
     FOR batch IN
         SELECT chosen.job_table, jsonb_agg(to_jsonb(chosen) ORDER BY chosen.name) AS plans FROM (
             SELECT s.name, s.job_table, s.job_values AS values, s.overlap, s.on_error, s.next_run_at AS was_due_at, p.fire, p.next_due_at,
-                   p.next_run_at, p.missed
+                   p.next_run_at, p.missed, coalesce(p.holds, false) AS holds
             FROM jsonb_to_recordset(plans) AS p (name text, revision bigint, due_at timestamptz, fire jsonb, next_due_at timestamptz,
-                                                 next_run_at timestamptz, missed bigint)
+                                                 next_run_at timestamptz, missed bigint, holds boolean)
             JOIN cluster.schedules AS s ON s.name = p.name
             WHERE s.revision = p.revision AND s.next_due_at = p.due_at AND s.next_run_at <= now() AND s.wake_at <= now()
               AND cluster.may_fire(s)
@@ -256,9 +256,9 @@ BEGIN
             busy := cluster.busy_schedules(batch.job_table, batch.plans);
             PERFORM cluster.fire_batch(batch.job_table, batch.plans, busy);
             RETURN QUERY SELECT p.name, CASE WHEN p.name <> ALL (busy) THEN CASE WHEN p.fire = '[]' THEN 'missed' ELSE 'fired' END
-                                WHEN p.overlap = 'skip' THEN 'skipped' ELSE 'held' END,
+                                WHEN p.holds THEN 'held' ELSE 'skipped' END,
                                 extract(epoch FROM clock_timestamp() - p.was_due_at)::float8, NULL::text
-                         FROM jsonb_to_recordset(batch.plans) AS p (name text, overlap text, was_due_at timestamptz, fire jsonb);
+                         FROM jsonb_to_recordset(batch.plans) AS p (name text, holds boolean, was_due_at timestamptz, fire jsonb);
             CONTINUE;
         EXCEPTION WHEN OTHERS THEN
             GET STACKED DIAGNOSTICS of_batch = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
@@ -276,7 +276,7 @@ BEGIN
             EXCEPTION WHEN OTHERS THEN
                 GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
                 IF cluster.may_pass(code) THEN
-                    UPDATE cluster.schedules AS s SET not_before = now() + interval '5 seconds', last_error = message WHERE s.name = one.name;
+                    UPDATE cluster.schedules AS s SET not_before = now() + interval '2 seconds', last_error = message WHERE s.name = one.name;
                 ELSIF one.on_error = 'keep' THEN
                     UPDATE cluster.schedules AS s SET last_error = message, last_outcome = 'failed', missed = s.missed + 1,
                         next_due_at = (one.plan ->> 'next_due_at')::timestamptz, next_run_at = (one.plan ->> 'next_run_at')::timestamptz,
@@ -547,7 +547,8 @@ CREATE TABLE cluster.schedules (
     CONSTRAINT "overlap is skip, queue_one, allow or cancel_running" CHECK ((overlap = ANY (ARRAY['skip'::text, 'queue_one'::text, 'allow'::text, 'cancel_running'::text]))),
     CONSTRAINT "source is user or code" CHECK ((source = ANY (ARRAY['user'::text, 'code'::text]))),
     CONSTRAINT "starts_at is a moment of our era" CHECK (((starts_at >= '0001-01-02 00:00:00+00'::timestamp with time zone) AND (starts_at < '9999-12-31 00:00:00+00'::timestamp with time zone))),
-    CONSTRAINT "state is one of the six of a schedule" CHECK ((state = ANY (ARRAY['active'::text, 'sleeping'::text, 'stopped'::text, 'deactivated'::text, 'run_once_waiting'::text, 'run_once_done'::text])))
+    CONSTRAINT "state is one of the six of a schedule" CHECK ((state = ANY (ARRAY['active'::text, 'sleeping'::text, 'stopped'::text, 'deactivated'::text, 'run_once_waiting'::text, 'run_once_done'::text]))),
+    CONSTRAINT "the cluster's own times are moments of our era" CHECK (((GREATEST(next_due_at, next_run_at, plan_from) < '9999-12-31 00:00:00+00'::timestamp with time zone) AND (LEAST(next_due_at, next_run_at, plan_from) >= '0001-01-02 00:00:00+00'::timestamp with time zone)))
 )
 WITH (fillfactor='80');
 

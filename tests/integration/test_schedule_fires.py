@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from cluster.coordinator.schedules import Scheduler
+from cluster.coordinator.session import TransientDatabaseError
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for, wait_until
 from tests.support.rows import others_go_on, run
@@ -92,20 +96,31 @@ def test_a_cron_that_came_while_nobody_was_up_is_planned_from_its_insert_and_a_w
     assert run(conn, "SELECT count(*) FROM tick_jobs") == [(0,)]
 
 
-@pytest.mark.parametrize(("misfire", "fired", "missed"), [("one", 1, 4), ("all", 5, 0), ("skip", 0, 5)])
 def test_what_came_while_nobody_was_up_is_made_up_for_as_its_misfire_says(
-    misfire: str, fired: int, missed: int, conn: psycopg.Connection, run_node: RunNode
+    conn: psycopg.Connection, run_node: RunNode
 ) -> None:
-    setup = f"""
+    setup = """
         INSERT INTO cluster.schedules (name, job_table, every, misfire, overlap)
-        VALUES ('tick', 'tick_jobs', '1 hour', '{misfire}', 'allow');
+        SELECT m, 'tick_jobs', '1 hour', m, 'allow' FROM unnest('{one,all,skip}'::text[]) AS m;
+        INSERT INTO cluster.schedules (name, job_table, every, misfire) VALUES ('in turn', 'tick_jobs', '1 hour', 'all');
         UPDATE cluster.schedules SET next_due_at = now() - interval '245 minutes', next_run_at = now() - interval '245 minutes';
     """
     run_node(JOBS, setup=setup)
-    wait_for(conn, "SELECT next_run_at > now() FROM cluster.schedules")
-    assert run(conn, "SELECT count(job_id) FROM cluster.schedule_runs") == [(fired,)]
-    assert value(conn, "missed") == missed
-    assert value(conn, "next_run_at - now() BETWEEN interval '54 minutes' AND interval '55 minutes'")
+    wait_for(conn, "SELECT bool_and(next_run_at > now()) FROM cluster.schedules")
+    wait_runs(conn, 5, "name = 'in turn' AND outcome = 'succeeded'")
+    fired = run(conn, "SELECT name, count(job_id) FROM cluster.schedule_runs GROUP BY name")
+    assert dict(fired) == {"one": 1, "all": 5, "in turn": 5}
+    assert dict(run(conn, "SELECT name, missed FROM cluster.schedules")) == {
+        "one": 4,
+        "all": 0,
+        "skip": 5,
+        "in turn": 0,
+    }
+    assert value(conn, "next_run_at - now() BETWEEN interval '54 minutes' AND interval '55 minutes'", "one")
+    query = """SELECT bool_and(started_at >= before)
+        FROM (SELECT started_at, lag(finished_at) OVER (ORDER BY due_at) AS before
+              FROM cluster.schedule_runs WHERE name = 'in turn') AS runs"""
+    assert run(conn, query) == [(True,)]
 
 
 def test_one_whose_table_is_gone_or_refuses_is_deactivated_and_the_others_fire(
@@ -146,53 +161,29 @@ def test_a_table_that_is_locked_holds_up_only_its_own_schedules_and_only_for_a_w
     wait_runs(conn, 1, "name = 'tick' AND outcome = 'succeeded'")
 
 
-def test_overlap_skip_leaves_out_what_comes_while_a_job_is_not_finished(
+def test_overlap_says_what_becomes_of_an_occurrence_while_a_job_is_not_finished(
     conn: psycopg.Connection, run_node: RunNode
 ) -> None:
     run_node(JOBS)
-    schedule(conn, every="1 hour", job_values='{"note": "wait"}')
-    due_now(conn)
-    wait_for(conn, "SELECT status = 'running' FROM tick_jobs")
-    due_now(conn)
-    wait_runs(conn, 2)
-    assert run(conn, "SELECT job_id IS NULL, outcome FROM cluster.schedule_runs ORDER BY due_at") == [
-        (False, None),
-        (True, "skipped"),
-    ]
-    assert value(conn, "missed") == 1
-
-
-def test_overlap_allow_runs_them_beside_each_other(conn: psycopg.Connection, run_node: RunNode) -> None:
-    run_node(JOBS)
-    schedule(conn, every="1 hour", overlap="allow", job_values='{"note": "wait"}')
-    for count in (1, 2):
-        due_now(conn)
-        wait_for(conn, "SELECT count(*) = %s FROM tick_jobs WHERE status = 'running'", [count])
-
-
-def test_overlap_queue_one_runs_the_latest_as_soon_as_the_job_before_has_ended(
-    conn: psycopg.Connection, run_node: RunNode
-) -> None:
-    run_node(JOBS)
-    schedule(conn, every="1 hour", overlap="queue_one", misfire="all", job_values='{"note": "wait"}')
-    due_now(conn)
-    wait_for(conn, "SELECT status = 'running' FROM tick_jobs")
-    due_now(conn, ago="90 minutes")
-    wait_for(conn, "SELECT not_before > now() FROM cluster.schedules")
-    assert run(conn, "SELECT count(*) FROM tick_jobs") == [(1,)]
-    conn.execute("SELECT cluster.cancel('tick_jobs', id) FROM tick_jobs")
-    wait_for(conn, "SELECT array_agg(status::text ORDER BY id) = '{cancelled,running}' FROM tick_jobs", timeout=15)
-    assert value(conn, "missed") == 1
-    assert run(conn, "SELECT count(*) FROM tick_jobs") == [(2,)]
-
-
-def test_overlap_cancel_running_ends_the_job_before(conn: psycopg.Connection, run_node: RunNode) -> None:
-    run_node(JOBS)
-    schedule(conn, every="1 hour", overlap="cancel_running", job_values='{"note": "wait"}')
-    due_now(conn)
-    wait_for(conn, "SELECT status = 'running' FROM tick_jobs")
-    due_now(conn)
-    wait_for(conn, "SELECT array_agg(status::text ORDER BY id) = '{cancelled,running}' FROM tick_jobs", timeout=15)
+    policies = ("skip", "allow", "queue_one", "cancel_running")
+    for overlap in policies:
+        schedule(conn, overlap, every="1 hour", overlap=overlap, misfire="all", job_values='{"note": "wait"}')
+        due_now(conn, overlap)
+    wait_for(conn, "SELECT count(*) = 4 FROM tick_jobs WHERE status = 'running'")
+    for overlap in policies:
+        due_now(conn, overlap, ago="90 minutes" if overlap == "queue_one" else "0 s")
+    statuses = "SELECT array_agg(status::text ORDER BY id) = %s::text[] FROM tick_jobs WHERE schedule = %s"
+    wait_for(conn, statuses, ["{running,running}", "allow"])
+    wait_for(conn, statuses, ["{cancelled,running}", "cancel_running"])
+    wait_for(conn, "SELECT not_before > now() FROM cluster.schedules WHERE name = 'queue_one'")
+    wait_runs(conn, 1, "name = 'skip' AND outcome = 'skipped' AND job_id IS NULL")
+    assert run(conn, statuses, "{running}", "skip") == [(True,)]
+    assert run(conn, statuses, "{running}", "queue_one") == [(True,)]
+    conn.execute("SELECT cluster.cancel('tick_jobs', id) FROM tick_jobs WHERE schedule = 'queue_one'")
+    wait_for(conn, statuses, ["{cancelled,running}", "queue_one"])
+    assert dict(run(conn, "SELECT name, missed FROM cluster.schedules")) == {
+        "skip": 1, "allow": 0, "queue_one": 1, "cancel_running": 0,
+    }  # fmt: skip
 
 
 def test_a_job_that_fails_for_good_deactivates_its_schedule_once_its_retries_are_used_up(
@@ -241,9 +232,9 @@ def test_many_nodes_and_deaths_fire_every_occurrence_once(conn: psycopg.Connecti
     nodes = [run_node(JOBS, processes=1) for _ in range(2)]
     conn.execute("""INSERT INTO cluster.schedules (name, job_table, every, misfire, overlap)
         SELECT 's' || n, 'tick_jobs', '1 second', 'all', 'allow' FROM generate_series(1, 20) AS n""")
-    wait_runs(conn, 60)
+    wait_runs(conn, 40)
     nodes[0].signal_all(signal.SIGKILL)
-    wait_runs(conn, 140)
+    wait_runs(conn, 100)
     conn.execute("UPDATE cluster.schedules SET paused_at = now()")
     faults = run(
         conn,
@@ -256,3 +247,76 @@ def test_many_nodes_and_deaths_fire_every_occurrence_once(conn: psycopg.Connecti
             SELECT FROM cluster.schedule_runs AS r WHERE r.name = j.schedule AND r.due_at = j.scheduled_for AND r.job_id = j.id)""",
     )
     assert faults == []
+
+
+def test_a_trigger_that_is_slow_or_refuses_at_the_commit_holds_up_only_its_own_schedules(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    run_node(JOBS)
+    schedule(conn, every="1 hour")
+    schedule(conn, "slow", every="1 hour")
+    schedule(conn, "good", job_table="good_jobs", every="1 hour")
+    conn.execute("""
+        CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(10); RETURN NEW; END $$;
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'too late for that'; END $$;
+        CREATE TRIGGER linger BEFORE INSERT ON tick_jobs FOR EACH ROW WHEN (NEW.schedule = 'slow') EXECUTE FUNCTION linger();
+        CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON tick_jobs DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+            WHEN (NEW.schedule = 'tick') EXECUTE FUNCTION refuse();
+        UPDATE cluster.schedules SET next_due_at = now(), next_run_at = now()""")
+    wait_runs(conn, 1, "name = 'good'")
+    wait_for(conn, "SELECT state = 'deactivated' FROM cluster.schedules WHERE name = 'tick'")
+    assert value(conn, "last_error") == "too late for that"
+    wait_for(conn, "SELECT active AND not_before > now() FROM cluster.schedules WHERE name = 'slow'")
+
+
+class Dies:
+    """A session whose connection is lost around its statement number `at`: before it is sent, or before its answer is read."""
+
+    def __init__(self, connection: psycopg.AsyncConnection, at: int, *, sends: bool) -> None:
+        self._connection, self._left, self._sends = connection, at, sends
+        self.closed = False
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Dies]:
+        yield self
+
+    async def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            if self._sends:
+                await self._connection.execute(query, *arguments, **options)
+            raise TransientDatabaseError("killed")
+        return await self._connection.execute(query, *arguments, **options)
+
+
+@pytest.mark.parametrize("sends", [False, True])
+async def test_a_node_that_dies_at_any_statement_leaves_every_occurrence_to_be_fired_once(
+    sends: bool, conn: psycopg.Connection, aconn: psycopg.AsyncConnection
+) -> None:
+    conn.execute("SELECT cluster.create_job_table('tick_jobs')")
+    schedule(conn, every="1 hour", expect_within="1 second")
+    schedule(conn, "cron", cron="0 * * * *")
+    died = 0
+    for at in range(20):
+        conn.execute("TRUNCATE tick_jobs, cluster.schedule_runs")
+        due_now(conn, ago="10 s")
+        conn.execute("UPDATE cluster.schedules SET expect_from = NULL")
+        conn.execute(
+            "UPDATE cluster.schedules SET plan_from = now(), next_run_at = NULL, next_due_at = NULL WHERE name = 'cron'"
+        )
+        try:
+            await scheduler(Dies(aconn, at, sends=sends)).tick()
+        except TransientDatabaseError:
+            died += 1
+        for _ in range(3):
+            await scheduler(Dies(aconn, 100, sends=False)).tick()
+        assert run(conn, "SELECT count(*), count(DISTINCT scheduled_for) FROM tick_jobs") == [(1, 1)], at
+        assert run(conn, "SELECT count(*) FROM cluster.schedule_runs AS r JOIN tick_jobs AS j ON j.id = r.job_id") == [
+            (1,)
+        ], at
+        assert run(conn, "SELECT bool_and(next_run_at > now()) FROM cluster.schedules") == [(True,)], at
+    assert died >= 5
+
+
+def scheduler(session: Any) -> Scheduler:
+    return Scheduler(session, 60.0, lambda: False, lambda: None)

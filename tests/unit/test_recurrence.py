@@ -111,6 +111,15 @@ def test_every_counts_on_a_fixed_grid_from_the_occurrence_before() -> None:
     assert recurrence.after(at("2025-12-31 23:59:00"), anchor) == at("2026-01-01 00:00:30")
 
 
+def test_moments_of_any_time_zone_give_the_same_grid_over_a_change_of_the_clock() -> None:
+    recurrence = Recurrence("a", every=timedelta(hours=5), starts_at=datetime(2026, 3, 28, 12, tzinfo=ZoneInfo(BERLIN)))
+    moment, anchor = at("2026-03-29 03:00"), at("2026-03-28 11:00")
+    assert recurrence.after(moment.astimezone(ZoneInfo(BERLIN)), anchor.astimezone(ZoneInfo(BERLIN))) == at(
+        "2026-03-29 07:00"
+    )
+    assert recurrence.after(moment.astimezone(ZoneInfo(BERLIN))) == at("2026-03-29 07:00")
+
+
 def test_every_runs_first_after_one_interval_or_at_its_start() -> None:
     assert due(Recurrence("a", every=timedelta(seconds=1)), "2026-01-01", 1) == ["2026-01-01 00:00:01"]
     starts = Recurrence("a", every=timedelta(hours=1), starts_at=at("2026-01-02 00:10"))
