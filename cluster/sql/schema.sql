@@ -147,7 +147,7 @@ BEGIN
     ELSIF cron NOT LIKE '@%' AND cron !~ '^\s*([-0-9A-Za-z*,/#()]+\s+){4}[-0-9A-Za-z*,/#()]+\s*$' THEN
         RAISE EXCEPTION 'cron % has not five fields', quote_literal(cron) USING ERRCODE = 'invalid_parameter_value',
             HINT = 'They are minute, hour, day of month, month and day of week: 0 5 * * *';
-    ELSIF time_zone <> 'UTC' AND NOT EXISTS (SELECT FROM pg_timezone_names AS z WHERE z.name = time_zone) THEN
+    ELSIF time_zone <> 'UTC' AND NOT cluster.is_time_zone(time_zone) THEN
         RAISE EXCEPTION 'there is no time zone %', quote_literal(time_zone) USING ERRCODE = 'invalid_parameter_value',
             HINT = (SELECT 'Did you mean ' || min(z.name) || '?' FROM pg_timezone_names AS z
                     WHERE lower(z.name) LIKE '%' || replace(lower(time_zone), ' ', '\_'));
@@ -345,6 +345,19 @@ CREATE FUNCTION cluster.is_index(printed text, wanted text) RETURNS boolean
        AND (split_part(printed, ' WHERE ', 2) ~ 'queue <> ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue <> ')
        AND (split_part(printed, ' WHERE ', 2) ~ 'queue < ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue < ')
 $$;
+
+CREATE FUNCTION cluster.is_time_zone(name text) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $_$
+BEGIN
+    IF name !~ '^[A-Za-z_]+/[-A-Za-z0-9_+/]+$' THEN
+        RETURN EXISTS (SELECT FROM pg_timezone_names AS z WHERE z.name = is_time_zone.name);
+    END IF;
+    PERFORM now() AT TIME ZONE name;
+    RETURN true;
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN false;
+END $_$;
 
 CREATE FUNCTION cluster.job_table_changes(job_table text, concurrency_key text DEFAULT NULL::text) RETURNS SETOF text
     LANGUAGE plpgsql STABLE

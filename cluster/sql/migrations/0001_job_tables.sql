@@ -613,6 +613,19 @@ CREATE FUNCTION cluster.insert_of_job(job_table regclass, job_values jsonb) RETU
     FROM (SELECT jsonb_object_keys(job_values) AS key) AS keys
 $$;
 
+-- Reading the list of all zones takes milliseconds; what looks like Europe/Berlin Postgres need only try. Other words that it would take
+-- are abbreviations and formulas, which Python does not know.
+CREATE FUNCTION cluster.is_time_zone(name text) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF name !~ '^[A-Za-z_]+/[-A-Za-z0-9_+/]+$' THEN
+        RETURN EXISTS (SELECT FROM pg_timezone_names AS z WHERE z.name = is_time_zone.name);
+    END IF;
+    PERFORM now() AT TIME ZONE name;
+    RETURN true;
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN false;
+END $$;
+
 -- The words of a cron that has the right number of fields and nothing strange in them. What is wrong beyond that a node finds.
 CREATE FUNCTION cluster.check_times(cron text, time_zone text) RETURNS void LANGUAGE plpgsql STABLE AS $$
 BEGIN
@@ -622,7 +635,7 @@ BEGIN
     ELSIF cron NOT LIKE '@%' AND cron !~ '^\s*([-0-9A-Za-z*,/#()]+\s+){4}[-0-9A-Za-z*,/#()]+\s*$' THEN
         RAISE EXCEPTION 'cron % has not five fields', quote_literal(cron) USING ERRCODE = 'invalid_parameter_value',
             HINT = 'They are minute, hour, day of month, month and day of week: 0 5 * * *';
-    ELSIF time_zone <> 'UTC' AND NOT EXISTS (SELECT FROM pg_timezone_names AS z WHERE z.name = time_zone) THEN
+    ELSIF time_zone <> 'UTC' AND NOT cluster.is_time_zone(time_zone) THEN
         RAISE EXCEPTION 'there is no time zone %', quote_literal(time_zone) USING ERRCODE = 'invalid_parameter_value',
             HINT = (SELECT 'Did you mean ' || min(z.name) || '?' FROM pg_timezone_names AS z
                     WHERE lower(z.name) LIKE '%' || replace(lower(time_zone), ' ', '\_'));
