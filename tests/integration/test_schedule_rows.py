@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
+from cluster import statements
 from tests.support.rows import run
 
 TABLE = """
@@ -155,3 +156,17 @@ def test_a_run_now_leaves_the_grid_as_it_is(conn: psycopg.Connection) -> None:
     ]
     assert value(conn, "next_run_at") == before
     assert run(conn, "SELECT job_id FROM cluster.schedule_runs") == [(job_id,)]
+
+
+def test_what_is_due_is_found_by_the_index_however_many_there_are(conn: psycopg.Connection) -> None:
+    conn.execute("""SET session_replication_role = replica;
+        INSERT INTO cluster.schedules (name, job_table, every, wake_at)
+            SELECT n::text, 'report_jobs', '1 hour', now() + n * interval '1 second' FROM generate_series(-50, 20000) AS n;
+        SET session_replication_role = origin; ANALYZE cluster.schedules""")
+    for name, rows in (("list_due_schedules", 51), ("find_next_schedule", 1)):
+        text = statements.text(name).replace("%(limit)s", "200")
+        plan = "\n".join(line for (line,) in run(conn, f"EXPLAIN {text}"))
+        assert "using schedules_wake" in plan
+        assert "Seq Scan" not in plan
+        assert "Sort" not in plan
+        assert len(run(conn, text)) == rows

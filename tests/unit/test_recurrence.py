@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from pathlib import Path
 from zoneinfo import TZPATH, ZoneInfo, available_timezones
 
@@ -208,7 +208,7 @@ def changes() -> dict[tuple[str, datetime], tuple[timedelta, timedelta]]:
         info = ZoneInfo(zone)
         offset = moment.astimezone(info).utcoffset()
         while moment < end:
-            later = moment + timedelta(days=3)
+            later = moment + timedelta(days=7)
             if (new := later.astimezone(info).utcoffset()) != offset:
                 low, high = moment, later
                 while high - low > timedelta(seconds=1):
@@ -269,41 +269,44 @@ def numbers(field: str, most: int) -> set[int]:
     return chosen
 
 
-def compare(zone: str, change: datetime) -> Iterator[str]:
+def compare(zone: str, change: datetime, crons: Sequence[str] = CRONS) -> Iterator[str]:
     start, end = change - BEFORE, change + AFTER
-    for cron in CRONS:
+    for cron in crons:
         recurrence = Recurrence("a", cron, time_zone=zone)
-        found = set()
-        for moment in recurrence.following(start):
-            if moment > end:
-                break
-            found.add(moment)
+        found = set(takewhile(lambda moment: moment <= end, recurrence.following(start)))
         wanted = reference(cron, zone, start, end)
         if found != wanted:
             yield f"{zone} {change} {cron!r}: {sorted(found)} is not {sorted(wanted)}"
 
 
 def test_every_kind_of_change_of_every_zone_from_2000_to_2037_agrees_with_a_reference() -> None:
+    """By what the clock showed, and by how much it was changed."""
     kinds = {}
     for (zone, change), (before, after) in changes().items():
-        kinds[(change + before).time(), before, after] = zone, change
+        kinds[(change + before).time(), after - before] = zone, change
     assert len(changes()) > 8000
-    assert len(kinds) > 100
+    assert len(kinds) > 20
     assert not [fault for zone, change in kinds.values() for fault in compare(zone, change)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_change_of_every_zone_from_2000_to_2037_agrees_with_a_reference() -> None:
-    assert not [fault for zone, change in changes() for fault in compare(zone, change)]
+    some = ("30 2 * * *", "0,15 0-3 * * *", "*/20 * * * *", "30 */2 * * *")
+    assert not [fault for zone, change in changes() for fault in compare(zone, change, some)]
 
 
-def test_an_occurrence_that_was_found_is_the_first_after_any_moment_before_it() -> None:
+@pytest.mark.parametrize(
+    ("zone", "change"),
+    [(BERLIN, "2026-03-29 01:00"), (BERLIN, "2026-10-25 01:00"), ("Australia/Lord_Howe", "2026-04-04 15:00"),
+     ("Australia/Lord_Howe", "2026-10-03 15:30"), ("Pacific/Apia", "2011-12-30 10:00")],
+)  # fmt: skip
+def test_an_occurrence_that_was_found_is_the_first_after_any_moment_before_it(zone: str, change: str) -> None:
     """So nodes that begin to count at different moments agree."""
-    for zone, change in list(changes())[::400]:
-        for cron in CRONS:
-            recurrence = Recurrence("a", cron, time_zone=zone)
-            first = recurrence.after(change - BEFORE)
-            assert first is not None
-            for minutes in range(0, int((first - change + BEFORE).total_seconds() // 60), 7):
-                assert recurrence.after(change - BEFORE + timedelta(minutes=minutes, microseconds=5)) == first
+    start = at(change) - BEFORE
+    for cron in CRONS:
+        recurrence = Recurrence("a", cron, time_zone=zone)
+        first = recurrence.after(start)
+        assert first is not None
+        for minutes in range(0, int((first - start).total_seconds() // 60), 7):
+            assert recurrence.after(start + timedelta(minutes=minutes, microseconds=5)) == first
