@@ -121,6 +121,9 @@ def test_active_resets_the_state_and_its_opposite_stops_it(conn: psycopg.Connect
     conn.execute("UPDATE cluster.schedules SET active = true")
     assert value(conn, "state") == "active"
     assert value(conn, "wake_at IS NOT NULL")
+    conn.execute("UPDATE cluster.schedules SET state = 'sleeping', next_run_at = now() + interval '1 day'")
+    conn.execute("UPDATE cluster.schedules SET active = true")
+    assert value(conn, "(state, plan_from IS NOT NULL, next_run_at IS NULL)::text") == "(active,t,t)"
     conn.execute("UPDATE cluster.schedules SET active = false")
     assert value(conn, "(state, wake_at)::text") == "(deactivated,)"
     conn.execute("UPDATE cluster.schedules SET active = true, run_once = true")

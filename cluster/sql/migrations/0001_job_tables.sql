@@ -650,6 +650,11 @@ $$;
 CREATE FUNCTION cluster.activate_schedule() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.state := CASE WHEN NEW.run_once THEN 'run_once_waiting' ELSE 'active' END;
+    IF OLD.state = 'sleeping' AND NEW.state = 'active' AND NEW.paused_at IS NULL THEN
+        NEW.revision := NEW.revision + 1;
+        NEW.next_run_at := NULL;
+        NEW.plan_from := now();
+    END IF;
     IF NOT OLD.active THEN
         NEW.last_error := NULL;
         NEW.expect_from := NULL;
