@@ -63,5 +63,9 @@ class JobArgumentError(ClusterError, TypeError):
     """A job was built with an argument that its class does not have, lacks, or refuses."""
 
 
+class RecurrenceError(ClusterError, ValueError):
+    """A schedule's times make no sense: a wrong cron, an unknown zone, bounds that leave nothing."""
+
+
 class EnqueueError(ClusterError):
     """A job can't be enqueued this way: wrong connection, both delay and run_at, a naive datetime …"""

@@ -98,5 +98,8 @@ FIRST_STEPS = {
     "ClusterVacuumHeldBack": "VACUUM the table; look for old slots, prepared and old transactions",
     "ClusterLeaseNotRenewed": "Repair the node's way to Postgres; if all have it, Postgres",
     "ClusterTrouble": "cluster status says what Postgres said, and on how many rows",
+    "ClusterSchedulesOverdue": "cluster schedule list: which ones; their jobs fail, wait, or did not come",
+    "ClusterScheduleDeactivated": "cluster schedule list: last_error says why; mend it, then activate",
+    "ClusterSchedulesLate": "Are nodes up, and is Postgres quick? See cluster_finish_seconds",
 }
 """By alert: what its runbook says to do, in one line."""

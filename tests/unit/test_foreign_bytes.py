@@ -98,8 +98,20 @@ class WideJob(Job):
 
 WIDE = Performer.of(WideJob)
 OIDS = (20, 701, 25, 16, 1700, 1184, 1082, 1083, 1186, 2950, 17, 25, 3802)
-HEAD: RawRow = [b"\0" * 8, b"\0\0\0\1", b"\0\0\0\0", b"\0" * 8, b"\0" * 8, b"default", b"\0\x32", b"\0" * 8, b"\0" * 8]
-HEAD_OIDS = (20, 23, 23, 1184, 701, 25, 21, 1184, 1184)
+HEAD: RawRow = [
+    b"\0" * 8,
+    b"\0\0\0\1",
+    b"\0\0\0\0",
+    b"\0" * 8,
+    b"\0" * 8,
+    b"default",
+    b"\0\x32",
+    b"\0" * 8,
+    b"\0" * 8,
+    None,
+    None,
+]
+HEAD_OIDS = (20, 23, 23, 1184, 701, 25, 21, 1184, 1184, 1184, 25)
 
 
 @given(st.lists(st.none() | st.binary(max_size=24), min_size=len(OIDS), max_size=len(OIDS)))
