@@ -1191,6 +1191,19 @@ CREATE VIEW cluster.autoscaling AS
                     WHEN node.is_live THEN node.slots
                     ELSE NULL::integer
                 END DESC, node.heartbeat_at DESC
+        ), schedule AS (
+         SELECT COALESCE((found.job_values ->> 'queue'::text), "substring"(pg_get_expr(d.adbin, d.adrelid), '^''(.*)''::text'::text), 'default'::text) AS queue,
+            count(*) AS due
+           FROM ((( SELECT s_1.job_table,
+                    s_1.job_values
+                   FROM cluster.schedules s_1,
+                    goal
+                  WHERE (s_1.wake_at <= (now() + goal.start_within))
+                  ORDER BY s_1.wake_at
+                 LIMIT 10000) found
+             LEFT JOIN pg_attribute a ON (((a.attrelid = (found.job_table)::oid) AND (a.attname = 'queue'::name))))
+             LEFT JOIN pg_attrdef d ON (((d.adrelid = a.attrelid) AND (d.adnum = a.attnum))))
+          GROUP BY COALESCE((found.job_values ->> 'queue'::text), "substring"(pg_get_expr(d.adbin, d.adrelid), '^''(.*)''::text'::text), 'default'::text)
         ), set_of_nodes AS (
          SELECT '*'::text AS queue
         UNION
@@ -1199,11 +1212,20 @@ CREATE VIEW cluster.autoscaling AS
         UNION
          SELECT wanted.queue
            FROM wanted
+        UNION
+         SELECT schedule.queue
+           FROM schedule
         )
  SELECT s.queue,
     cluster.wanted_replicas(GREATEST(COALESCE(sum(w.slots), (0)::double precision), (( SELECT COALESCE(sum(LEAST(node.running, node.slots)), (0)::bigint) AS "coalesce"
            FROM node
-          WHERE (node.is_live AND ((s.queue = '*'::text) OR (node.queues = ARRAY[s.queue])))))::double precision), (COALESCE(( SELECT size.slots
+          WHERE (node.is_live AND ((s.queue = '*'::text) OR (node.queues = ARRAY[s.queue])))))::double precision, (
+        CASE
+            WHEN (EXISTS ( SELECT
+               FROM schedule
+              WHERE ((s.queue = schedule.queue) OR (s.queue = '*'::text)))) THEN 1
+            ELSE 0
+        END)::double precision), (COALESCE(( SELECT size.slots
            FROM size
           WHERE (size.queue = s.queue)), ( SELECT size.slots
            FROM size
@@ -1211,7 +1233,9 @@ CREATE VIEW cluster.autoscaling AS
            FROM size), 16))::double precision) AS replicas,
     (COALESCE(sum(w.waiting), (0)::numeric))::bigint AS waiting,
     (COALESCE(sum(w.running), (0)::numeric))::bigint AS running,
-    0 AS due_schedules,
+    ( SELECT (COALESCE(sum(schedule.due), (0)::numeric))::integer AS "coalesce"
+           FROM schedule
+          WHERE ((s.queue = schedule.queue) OR (s.queue = '*'::text))) AS due_schedules,
     (now() - min(w.oldest)) AS oldest_age
    FROM (set_of_nodes s
      LEFT JOIN wanted w ON (((s.queue = w.queue) OR (s.queue = '*'::text))))

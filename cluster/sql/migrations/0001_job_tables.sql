@@ -1184,20 +1184,29 @@ WITH goal AS (
 ), size AS (  -- of a node of each queue
     SELECT DISTINCT ON (queue) queue, slots FROM node, unnest(queues) AS queue WHERE slots > 0
     ORDER BY queue, is_live DESC, CASE WHEN is_live THEN slots END DESC, heartbeat_at DESC
+), schedule AS (  -- that a node has to look at soon: in the queue of its jobs, which is the column's default unless the schedule says
+    SELECT coalesce(found.job_values ->> 'queue', substring(pg_get_expr(d.adbin, d.adrelid) FROM $q$^'(.*)'::text$q$), 'default') AS queue,
+           count(*) AS due
+    FROM (SELECT s.job_table, s.job_values FROM cluster.schedules AS s, goal WHERE s.wake_at <= now() + goal.start_within
+          ORDER BY s.wake_at LIMIT 10000) AS found
+    LEFT JOIN pg_attribute AS a ON a.attrelid = found.job_table AND a.attname = 'queue'
+    LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    GROUP BY 1
 ), set_of_nodes AS (
-    SELECT '*' AS queue UNION SELECT queue FROM size UNION SELECT queue FROM wanted
+    SELECT '*' AS queue UNION SELECT queue FROM size UNION SELECT queue FROM wanted UNION SELECT queue FROM schedule
 )
 SELECT s.queue,
        cluster.wanted_replicas(
            greatest(coalesce(sum(w.slots), 0), (
                SELECT coalesce(sum(least(running, slots)), 0) FROM node WHERE is_live AND (s.queue = '*' OR queues = ARRAY[s.queue])
-           )),
+           ), CASE WHEN EXISTS (SELECT FROM schedule WHERE s.queue IN (schedule.queue, '*')) THEN 1 ELSE 0 END),
            coalesce(
                (SELECT slots FROM size WHERE size.queue = s.queue), (SELECT slots FROM size WHERE size.queue = '*'),
                (SELECT max(slots) FROM size), 16
            )
        ) AS replicas,
-       coalesce(sum(w.waiting), 0)::bigint AS waiting, coalesce(sum(w.running), 0)::bigint AS running, 0 AS due_schedules,
+       coalesce(sum(w.waiting), 0)::bigint AS waiting, coalesce(sum(w.running), 0)::bigint AS running,
+       (SELECT coalesce(sum(due), 0)::integer FROM schedule WHERE s.queue IN (schedule.queue, '*')) AS due_schedules,
        now() - min(w.oldest) AS oldest_age
 FROM set_of_nodes AS s LEFT JOIN wanted AS w ON s.queue IN (w.queue, '*')
 GROUP BY s.queue;
