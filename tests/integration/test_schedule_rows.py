@@ -214,3 +214,24 @@ def test_a_row_that_only_says_that_it_belongs_to_a_schedule_tells_it_nothing(con
     conn.execute("INSERT INTO report_jobs (schedule, scheduled_for) VALUES ('reports', now())")
     conn.execute("SELECT cluster.cancel('report_jobs', id) FROM report_jobs")
     assert value(conn, "last_outcome") is None
+
+
+def test_a_role_needs_no_more_to_keep_schedules_than_the_documentation_says(conn: psycopg.Connection) -> None:
+    conn.execute("""CREATE ROLE keeper_of_schedules;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON cluster.schedules TO keeper_of_schedules;
+        GRANT SELECT, INSERT, DELETE ON cluster.schedule_runs TO keeper_of_schedules;
+        GRANT SELECT, INSERT ON report_jobs TO keeper_of_schedules""")
+    try:
+        conn.execute("SET ROLE keeper_of_schedules")
+        schedule(conn, cron="0 * * * *", time_zone="Europe/Berlin", job_values='{"size": 1}')
+        conn.execute("UPDATE cluster.schedules SET paused_at = now()")
+        assert run(conn, "SELECT cluster.run_schedule('reports') IS NOT NULL") == [(True,)]
+        assert (
+            len(run(conn, "SELECT * FROM cluster.backfill_schedule('reports', ARRAY[now() - interval '1 day'])")) == 1
+        )
+        conn.execute("DELETE FROM cluster.schedules; RESET ROLE; REVOKE INSERT ON report_jobs FROM keeper_of_schedules")
+        conn.execute("SET ROLE keeper_of_schedules")
+        with pytest.raises(errors.InsufficientPrivilege):
+            schedule(conn, every="1 hour")
+    finally:
+        conn.execute("RESET ROLE; DROP OWNED BY keeper_of_schedules; DROP ROLE keeper_of_schedules")
