@@ -6,6 +6,7 @@ the first `wake_at` of all schedules, by the database's clock. Shares the finish
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -30,6 +31,8 @@ BATCH = 200
 """Schedules of one statement."""
 MOST_MISSED = 1000
 """Occurrences of one schedule that are made up for, where all are; the latest."""
+LONGEST_TURN = 0.1
+"""Seconds of computing at a time."""
 AGAIN = 0.25
 """Seconds until what is due and was left out is looked at again: another node is firing it, or has died while it was."""
 DEAF_INTERVAL = 1.0
@@ -93,7 +96,10 @@ def fire(row: Due) -> dict[str, Any]:
     first = _as_the_clock_is_now(row, recurrence)
     if first is None or recurrence.run_at(first) > row.now:
         return answer | {"fire": [], "missed": 0} | _next(recurrence, first)
-    late, missed = _late(recurrence, first, row.now)
+    late, missed, there_are_more = _late(recurrence, first, row.now)
+    if there_are_more:
+        answer |= {"fire": [], "missed": missed + len(late)}
+        return answer | _next(recurrence, recurrence.after(late[-1], late[-1]))
     holds = row.overlap in {"queue_one", "cancel_running"}
     if row.misfire != "all" or holds:
         missed += len(late) - 1
@@ -109,10 +115,9 @@ def fire(row: Due) -> dict[str, Any]:
     return answer | _next(recurrence, recurrence.after(last, last))
 
 
-def _late(recurrence: Recurrence, first: datetime, now: datetime) -> tuple[list[datetime], int]:
-    """Occurrences from the first up to now, the latest MOST_MISSED at most, and how many there were before these.
-
-    Of cron a part, if there are very many: the next look goes on from there.
+def _late(recurrence: Recurrence, first: datetime, now: datetime) -> tuple[list[datetime], int, bool]:
+    """Occurrences from the first up to now, the latest MOST_MISSED at most; how many there were before these; and whether these are
+    only some that are too old to be made up for: cron is counted in parts, and the next look goes on from there.
     """
     missed = 0
     if recurrence.every is not None:
@@ -121,9 +126,9 @@ def _late(recurrence: Recurrence, first: datetime, now: datetime) -> tuple[list[
     passed = takewhile(lambda due: recurrence.run_at(due) <= now, recurrence.following(first, first))
     late = [first, *islice(passed, 2 * MOST_MISSED - 1)]
     if len(late) == 2 * MOST_MISSED:
-        return late[:MOST_MISSED], missed
+        return late[:MOST_MISSED], missed, True
     cut = max(0, len(late) - MOST_MISSED)
-    return late[cut:], missed + cut
+    return late[cut:], missed + cut, False
 
 
 def _as_the_clock_is_now(row: Due, recurrence: Recurrence) -> datetime | None:
@@ -171,22 +176,23 @@ class Scheduler:
                 await connection.execute(statements.statement("begin_boot"), {"node": lease.node})
                 self._registered = lease
             due = [Due(*row) for row in await _rows(connection, "list_due_schedules", limit=self._pace.rows)]
-            done = await self._deal_with(connection, due) if due else 0
-            if len(due) == self._pace.rows and done:
+            plans, fires = _computed(due)
+            done = await self._deal_with(connection, due, plans, fires) if due else 0
+            if done and (len(due) == self._pace.rows or len(plans) + len(fires) < len(due)):
                 return 0.0
             soonest = await _rows(connection, "find_next_schedule")
         delay = max(soonest[0][0], 0.0 if done or not due else AGAIN) if soonest else self._interval
         return min(delay, DEAF_INTERVAL if self._is_deaf() else self._interval)
 
-    async def _deal_with(self, connection: AsyncConnection[Any], due: list[Due]) -> int:
+    async def _deal_with(
+        self, connection: AsyncConnection[Any], due: list[Due], plans: list[dict[str, Any]], fires: list[dict[str, Any]]
+    ) -> int:
         """Returns how many it could deal with."""
-        answers = [fire(row) for row in due if _is_ready(row)]
-        unplanned = [plan(row) for row in due if row.plan_from is not None] + [a for a in answers if "error" in a]
-        planned = await _rows(connection, "plan_schedules", plans=Jsonb(unplanned)) if unplanned else []
+        planned = await _rows(connection, "plan_schedules", plans=Jsonb(plans)) if plans else []
         for name, error in planned:
             if error is not None:
                 events.schedule_failed(name, error)
-        fired = await self._fire(connection, [answer for answer in answers if "error" not in answer])
+        fired = await self._fire(connection, fires)
         held = {name for name, result, *_ in fired if result == "held"}
         await self._cancel(
             connection, [row.name for row in due if row.name in held and row.overlap == "cancel_running"]
@@ -232,6 +238,22 @@ class Scheduler:
         except psycopg.Error as error:
             if is_lost(connection, error):
                 raise
+
+
+def _computed(due: list[Due]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What to plan, and what to fire: of as many as there is time for, since the node's loop stands still meanwhile."""
+    until = time.monotonic() + LONGEST_TURN
+    plans: list[dict[str, Any]] = []
+    fires: list[dict[str, Any]] = []
+    for row in due:
+        if row.plan_from is not None:
+            plans.append(plan(row))
+        elif _is_ready(row):
+            answer = fire(row)
+            (plans if "error" in answer else fires).append(answer)
+        if time.monotonic() > until:
+            break
+    return plans, fires
 
 
 def _is_ready(row: Due) -> bool:

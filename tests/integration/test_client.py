@@ -22,6 +22,7 @@ from psycopg.rows import dict_row
 
 from cluster import AsyncClient, Client, Job, References, configure
 from cluster.errors import EnqueueError
+from cluster.job_checks import STANDARD_COLUMNS
 from cluster.migrate import migrate_jobs
 
 
@@ -188,7 +189,7 @@ def test_every_type_of_field_arrives_as_it_was(tables: psycopg.Connection, many:
     with tables.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute("SELECT * FROM every_type_jobs").fetchone()
     assert row is not None
-    names = [name for name in row if hasattr(EVERY_TYPE, name) and name not in {"id", "queue", "priority"}]
+    names = [name for name in row if hasattr(EVERY_TYPE, name) and name not in STANDARD_COLUMNS]
     assert EveryTypeJob(**{name: row[name] for name in names}) == EVERY_TYPE
 
 

@@ -173,3 +173,65 @@ def test_what_is_due_is_found_by_the_index_however_many_there_are(conn: psycopg.
         assert "Seq Scan" not in plan
         assert "Sort" not in plan
         assert len(run(conn, text)) == rows
+
+
+def test_a_reload_ends_a_stop_and_leaves_all_others_as_they_are(conn: psycopg.Connection) -> None:
+    states = ("active", "sleeping", "stopped", "deactivated", "run_once_waiting", "run_once_done")
+    for state in states:
+        schedule(conn, name=state, every="1 hour", run_once=state.startswith("run_once"))
+        conn.execute("UPDATE cluster.schedules SET state = %s WHERE name = %s AND state <> %s", [state, state, state])
+    before = dict(run(conn, "SELECT name, (state, next_run_at)::text FROM cluster.schedules"))
+    assert run(conn, "SELECT cluster.reload_schedules()") == [(1,)]
+    after = dict(run(conn, "SELECT name, (state, next_run_at)::text FROM cluster.schedules"))
+    assert {name for name in states if after[name] != before[name]} == {"stopped"}
+    assert value(conn, "state", "stopped") == "active"
+
+
+def test_the_end_of_a_job_reaches_its_schedule_however_it_comes(conn: psycopg.Connection) -> None:
+    """By hand here: a user who cancels, retries or deletes it, with rights on the job table alone."""
+    schedule(conn, every="1 hour", on_error="keep")
+    conn.execute("CREATE ROLE clerk_of_schedules; GRANT SELECT, UPDATE, DELETE ON report_jobs TO clerk_of_schedules;"
+                 " GRANT SELECT ON cluster.job_types TO clerk_of_schedules")  # fmt: skip
+    try:
+        ((job_id,),) = run(conn, "SELECT cluster.run_schedule('reports')")
+        conn.execute("SET ROLE clerk_of_schedules")
+        run(conn, "SELECT cluster.cancel('report_jobs', %s)", job_id)
+        conn.execute("RESET ROLE")
+        assert value(conn, "last_outcome") == "cancelled"
+        assert run(conn, "SELECT outcome, finished_at IS NOT NULL FROM cluster.schedule_runs") == [("cancelled", True)]
+        conn.execute("SET ROLE clerk_of_schedules")
+        run(conn, "SELECT cluster.retry('report_jobs', %s)", job_id)
+        conn.execute("RESET ROLE")
+        assert run(conn, "SELECT outcome, finished_at FROM cluster.schedule_runs") == [(None, None)]
+        conn.execute("SET ROLE clerk_of_schedules; DELETE FROM report_jobs; RESET ROLE")
+        assert value(conn, "last_outcome") == "deleted"
+    finally:
+        conn.execute("RESET ROLE; DROP OWNED BY clerk_of_schedules; DROP ROLE clerk_of_schedules")
+
+
+def test_a_row_that_only_says_that_it_belongs_to_a_schedule_tells_it_nothing(conn: psycopg.Connection) -> None:
+    schedule(conn, every="1 hour")
+    conn.execute("INSERT INTO report_jobs (schedule, scheduled_for) VALUES ('reports', now())")
+    conn.execute("SELECT cluster.cancel('report_jobs', id) FROM report_jobs")
+    assert value(conn, "last_outcome") is None
+
+
+def test_a_role_needs_no_more_to_keep_schedules_than_the_documentation_says(conn: psycopg.Connection) -> None:
+    conn.execute("""CREATE ROLE keeper_of_schedules;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON cluster.schedules TO keeper_of_schedules;
+        GRANT SELECT, INSERT, DELETE ON cluster.schedule_runs TO keeper_of_schedules;
+        GRANT SELECT, INSERT ON report_jobs TO keeper_of_schedules""")
+    try:
+        conn.execute("SET ROLE keeper_of_schedules")
+        schedule(conn, cron="0 * * * *", time_zone="Europe/Berlin", job_values='{"size": 1}')
+        conn.execute("UPDATE cluster.schedules SET paused_at = now()")
+        assert run(conn, "SELECT cluster.run_schedule('reports') IS NOT NULL") == [(True,)]
+        assert (
+            len(run(conn, "SELECT * FROM cluster.backfill_schedule('reports', ARRAY[now() - interval '1 day'])")) == 1
+        )
+        conn.execute("DELETE FROM cluster.schedules; RESET ROLE; REVOKE INSERT ON report_jobs FROM keeper_of_schedules")
+        conn.execute("SET ROLE keeper_of_schedules")
+        with pytest.raises(errors.InsufficientPrivilege):
+            schedule(conn, every="1 hour")
+    finally:
+        conn.execute("RESET ROLE; DROP OWNED BY keeper_of_schedules; DROP ROLE keeper_of_schedules")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.coordinator.schedules import MOST_MISSED, Due, fire, plan
+from cluster.coordinator.schedules import MOST_MISSED, Due, _computed, fire, plan
 
 NOW = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -50,18 +50,28 @@ def test_many_that_were_missed_take_no_time(misfire: str, fires: int) -> None:
     assert time.monotonic() - begun < 2
 
 
-def test_of_a_cron_very_many_are_dealt_with_in_parts() -> None:
-    row = due(cron="* * * * *", at=NOW - timedelta(days=3), misfire="all")
-    missed = looks = 0
-    while True:
+@pytest.mark.parametrize("misfire", ["one", "all", "skip"])
+def test_very_many_of_a_cron_are_counted_in_parts(misfire: str) -> None:
+    row = due(cron="* * * * *", at=NOW - timedelta(days=3), misfire=misfire)
+    fires, missed, looks, following = 0, 0, 0, NOW
+    while following <= NOW:
         answer = fire(row)
-        looks += 1
-        missed += answer["missed"]
-        if datetime.fromisoformat(answer["next_due_at"]) > NOW:
-            break
-        row = row._replace(due_at=datetime.fromisoformat(answer["next_due_at"]))
+        fires, missed, looks = fires + len(answer["fire"]), missed + answer["missed"], looks + 1
+        following = datetime.fromisoformat(answer["next_due_at"])
+        row = row._replace(due_at=following, run_at=following)
     assert looks > 1
-    assert missed + MOST_MISSED * looks >= 3 * 1440 + 1
+    assert fires == (MOST_MISSED if misfire == "all" else 1)
+    assert fires + missed == 3 * 1440 + 1
+    assert following == NOW + timedelta(minutes=1)
+
+
+def test_a_node_computes_only_for_a_moment_at_a_time() -> None:
+    rows = [due(name=str(number), cron="* * * * *", at=NOW - timedelta(days=3)) for number in range(200)]
+    begun = time.monotonic()
+    plans, fires = _computed(rows)
+    assert plans == []
+    assert 0 < len(fires) < 200
+    assert time.monotonic() - begun < 3
 
 
 def test_what_is_made_up_for_without_overlap_goes_one_after_the_other() -> None:
