@@ -10,7 +10,7 @@ PYTHON = $(shell for p in $(PYTHONS); do \
 PG =
 TESTS = tests
 CHECKS = lint types
-MARKERS = not (fault or systemd or image)
+MARKERS = not (fault or exhaustive or systemd or image)
 PYTEST_OPTIONS =
 
 BIN := .venv/bin
@@ -49,8 +49,8 @@ lint: $(DEV) ## Check style, formatting and who imports whom
 types: $(DEV) ## Check the types
 	$(BIN)/mypy
 
-fault: $(DEV) ## Kill, stop and cut off nodes, workers and servers
-	$(BIN)/pytest -n auto -m fault $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS)
+fault: $(DEV) ## Kill, stop and cut off nodes, workers and servers; go through all there is
+	$(BIN)/pytest -n $(shell getconf _NPROCESSORS_ONLN) -m "fault or exhaustive" $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS)
 
 soak: $(DEV) ## Run for half an hour, while something is wrong every other minute
 	$(BIN)/python -m tests.fault --soak $(if $(PG),--pg-bin "$(PG)")

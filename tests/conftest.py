@@ -17,7 +17,7 @@ from cluster.embedded import EmbeddedPostgres
 from tests.support.postgres import RunServer, make_run_folder, start_watcher
 from tests.support.skips import SkipReport
 
-ON_REQUEST = ("fault", "systemd", "image")
+ON_REQUEST = ("fault", "exhaustive", "systemd", "image")
 RUN_FOLDER = pytest.StashKey[Path]()
 RUN_SERVER = pytest.StashKey[RunServer]()
 

@@ -289,7 +289,7 @@ def test_every_kind_of_change_of_every_zone_from_2000_to_2037_agrees_with_a_refe
     assert not [fault for zone, change in kinds.values() for fault in compare(zone, change)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_every_change_of_every_zone_from_2000_to_2037_agrees_with_a_reference() -> None:
     some = ("30 2 * * *", "0,15 0-3 * * *", "*/20 * * * *", "30 */2 * * *")
