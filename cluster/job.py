@@ -36,6 +36,9 @@ from cluster.job_checks import (
     no_column_for,
     set_option,
 )
+from cluster.now import Now
+from cluster.outcomes import Next
+from cluster.schedule import Declared, check_declared
 
 if TYPE_CHECKING:
     from cluster.sessions import AsyncSession, SyncSession
@@ -100,6 +103,16 @@ class Job:
     retention_failed: ClassVar[timedelta | None] = None
     """The same for failed, timed out and cancelled rows. None: for ever."""
 
+    schedule: ClassVar[Declared] = None
+    """When `migrate` has jobs of this class inserted: Cron(…), Every(…), or a dict of named ones. None: a program inserts them."""
+    strict_outcome: ClassVar[bool] = False
+    """A job of a schedule must return OK, SLEEP, STOP or EXIT; None, which a method without a return gives, is not enough."""
+
+    OK: ClassVar[Next] = Next.OK
+    SLEEP: ClassVar[Next] = Next.SLEEP
+    STOP: ClassVar[Next] = Next.STOP
+    EXIT: ClassVar[Next] = Next.EXIT
+
     __definition__: ClassVar[Definition | None] = None
     __logger__: ClassVar[Any] = structlog.get_logger("job")
     """What `log` binds to; set by `cluster.configure`. Any: structlog's loggers share no class."""
@@ -108,7 +121,11 @@ class Job:
     id: int | None = None
     attempt: int | None = None
     is_new: bool | None = None
+    scheduled_for: datetime | None = None
+    """When the occurrence of the schedule was due that this job belongs to, in UTC; the same at every attempt. None: to none."""
     _row: Callable[[], Row] | None = None
+    _zone: str = "UTC"
+    """Of its schedule."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -169,6 +186,11 @@ class Job:
     def row(self) -> Row | None:
         """The row's standard columns. None: the job is not being performed. Most jobs never ask, so it is decoded when they do."""
         return None if self._row is None else self._row()
+
+    @property
+    def now(self) -> Now:
+        """The time, in parts: `self.now.day() == "Fri"`."""
+        return Now(self._zone)
 
     @property
     def log(self) -> structlog.stdlib.BoundLogger:
@@ -333,7 +355,11 @@ def explain(error: pydantic.ValidationError) -> str:
 
 def set_defaults(defaults: Mapping[str, Any]) -> None:
     """Sets options of every job class that does not set them itself. JobDefinitionError: nothing was set."""
-    allowed = [name for name in OPTIONS if name not in {"table", "concurrency_key", "unique", "unique_while_running"}]
+    allowed = [
+        name
+        for name in OPTIONS
+        if name not in {"table", "concurrency_key", "unique", "unique_while_running", "schedule"}
+    ]
     for name, value in defaults.items():
         if name not in allowed:
             raise JobDefinitionError(
@@ -396,6 +422,7 @@ def _define(cls: type[Job]) -> Definition:
         raise JobDefinitionError(
             f'{cls.__qualname__}.unique_while_running needs to know what is unique: set unique = ("a_field",)'
         )
+    check_declared(cls.__name__, cls.schedule)
     table = cls.table or table_name(cls.__name__)
     if not is_table_name(table):
         raise JobDefinitionError(f"{cls.__qualname__}: a table's name has at most 63 bytes: set `table`")

@@ -17,15 +17,15 @@ from cluster.errors import JobDefinitionError
 
 OPTIONS = (
     "table", "queue", "priority", "max_attempts", "max_crashes", "timeout", "backoff", "max_concurrency",
-    "concurrency_key", "unique", "unique_while_running", "isolation", "retention", "retention_failed",
+    "concurrency_key", "unique", "unique_while_running", "isolation", "retention", "retention_failed", "schedule", "strict_outcome",
 )  # fmt: skip
 HOOKS = ("before_perform", "after_perform", "after_success", "after_failure")
 PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many", "insert")
 HANDLE = ("status", "wait", "cancel", "retry")
-ATTRIBUTES = ("id", "attempt", "is_new", "row", "now", "log")
+ATTRIBUTES = ("id", "attempt", "is_new", "row", "now", "log", "scheduled_for", "OK", "SLEEP", "STOP", "EXIT")
 STANDARD_COLUMNS = (
     "id", "queue", "priority", "run_at", "status", "attempts_count", "crashes_count", "last_error", "locked_at", "locked_by",
-    "started_at", "finished_at", "cancel_requested_at", "created_at", "updated_at",
+    "started_at", "finished_at", "cancel_requested_at", "created_at", "updated_at", "schedule", "scheduled_for",
 )  # fmt: skip
 RESERVED = frozenset(OPTIONS + HOOKS + PERFORM + HANDLE + ATTRIBUTES + STANDARD_COLUMNS + ("traceparent", "parked"))
 
@@ -136,6 +136,8 @@ _OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_duration(value),
         "a timedelta, or None to keep rows for ever",
     ),
+    "schedule": (lambda _: True, "Cron(…), Every(…), or a dict of names and these"),  # see schedule.check_declared
+    "strict_outcome": (lambda value: isinstance(value, bool), "True or False"),
 }
 
 

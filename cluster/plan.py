@@ -18,6 +18,7 @@ from cluster.columns import Column
 from cluster.defaults import default_changes
 from cluster.errors import SchemaMisfitError
 from cluster.job import Job, definition
+from cluster.schedule_rows import schedule_changes
 from cluster.tables import ExistingColumn, column_misfits, existing_columns, identifier
 
 Statement = sql.SQL | sql.Composed
@@ -88,6 +89,7 @@ def plan(connection: Connection[Any], job_class: type[Job], planned_tables: Coll
         _add_change(made, target, statement.as_string(connection), gently=gently)
     made.together += default_changes(connection, [(job_class, target.existing or {})])[0]
     made.together += _job_type_change(connection, target)
+    made.together += schedule_changes(connection, job_class, target.quoted, has_rows=target.has_functions)
     return made
 
 
