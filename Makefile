@@ -10,17 +10,17 @@ PYTHON = $(shell for p in $(PYTHONS); do \
 PG =
 TESTS = tests
 CHECKS = lint types
-MARKERS = not fault
+MARKERS = not (fault or exhaustive or systemd or image)
 PYTEST_OPTIONS =
 
 BIN := .venv/bin
 DEV := .venv/.installed-dev
 DEMO := .venv/.installed-demo
 
-.PHONY: help demo observe test fmt lint types fault soak bench schema dashboards clean
+.PHONY: help demo observe test test-systemd test-image fmt lint types fault soak bench schema dashboards clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO) ## See a cluster at work, on a Postgres of its own
 	$(BIN)/cluster demo
@@ -30,6 +30,12 @@ observe: $(DEMO) ## Watch the demo's cluster in Prometheus and Grafana, until Ct
 
 test: $(DEV) $(CHECKS) ## Run the linters, the type checker and all tests
 	$(BIN)/pytest -n auto -m "$(MARKERS)" $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS) $(TESTS)
+
+test-systemd: $(DEV) ## Try the units under a real systemd; needs root, mmdebstrap and systemd-container
+	$(BIN)/pytest -m systemd $(PYTEST_OPTIONS) tests/systemd
+
+test-image: $(DEV) ## Build the image and run it; needs root, mmdebstrap, buildah, podman and runc
+	$(BIN)/pytest -m image $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS) tests/image
 
 fmt: $(DEV) ## Format the code
 	$(BIN)/ruff check --fix-only --quiet
@@ -43,8 +49,8 @@ lint: $(DEV) ## Check style, formatting and who imports whom
 types: $(DEV) ## Check the types
 	$(BIN)/mypy
 
-fault: $(DEV) ## Kill, stop and cut off nodes, workers and servers
-	$(BIN)/pytest -n auto -m fault $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS)
+fault: $(DEV) ## Kill, stop and cut off nodes, workers and servers; go through all there is
+	$(BIN)/pytest -n $(shell getconf _NPROCESSORS_ONLN) -m "fault or exhaustive" $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS)
 
 soak: $(DEV) ## Run for half an hour, while something is wrong every other minute
 	$(BIN)/python -m tests.fault --soak $(if $(PG),--pg-bin "$(PG)")

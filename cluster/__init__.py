@@ -9,7 +9,8 @@ from cluster.columns import References
 from cluster.configuration import configure
 from cluster.errors import ClusterError
 from cluster.job import Job
-from cluster.outcomes import Cancel, Fail, Snooze
+from cluster.outcomes import Cancel, Fail, Next, Snooze
+from cluster.schedule import Cron, Every
 
 if TYPE_CHECKING:
     from cluster.client import AsyncClient, Client
@@ -22,10 +23,13 @@ __all__ = [
     "Client",
     "ClusterError",
     "ConstantBackoff",
+    "Cron",
+    "Every",
     "ExponentialBackoff",
     "Fail",
     "Job",
     "LinearBackoff",
+    "Next",
     "PolynomialBackoff",
     "References",
     "Snooze",

@@ -63,5 +63,13 @@ class JobArgumentError(ClusterError, TypeError):
     """A job was built with an argument that its class does not have, lacks, or refuses."""
 
 
+class WaitTimeoutError(ClusterError, TimeoutError):
+    """A job has not finished within the time that somebody waited for it. It goes on."""
+
+
+class RecurrenceError(ClusterError, ValueError):
+    """A schedule's times make no sense: a wrong cron, an unknown zone, bounds that leave nothing."""
+
+
 class EnqueueError(ClusterError):
     """A job can't be enqueued this way: wrong connection, both delay and run_at, a naive datetime …"""

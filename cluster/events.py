@@ -277,6 +277,26 @@ def _kind(error: str, line: str) -> str:
     return f"{line.partition(':')[0]} at {at}" if at else re.sub(r"\d+", "#", line)[:100]
 
 
+def schedule_fired(name: str, result: str, lag: float | None, error: str | None) -> None:
+    """One occurrence, or several that are made up for together. lag: seconds, of one that has a job. error: why it has none."""
+    metrics.schedule_fires.labels(result).inc()
+    if result == "fired" and lag is not None:
+        metrics.schedule_lag.observe(max(0.0, lag))
+    if result == "failed":
+        schedule_failed(name, error or "")
+    elif result == "postponed":
+        log.warning("schedule_postponed", schedule=name, error=error, hint="it is tried again in a few seconds")
+
+
+def schedule_failed(name: str, error: str) -> None:
+    """It could not be fired, or has no times."""
+    log.error("schedule_failed", schedule=name, error=error, hint="deactivated, unless its on_error is keep")
+
+
+def schedule_overdue(name: str) -> None:
+    log.error("schedule_overdue", schedule=name, hint="no job of it has succeeded within its expect_within")
+
+
 def worker_started(pid: int, seconds: float) -> None:
     log.debug("worker_started", pid=pid, seconds=round(seconds, 3))
 

@@ -57,6 +57,8 @@ LARGEST_FRAME = 16 * 2**20
 """Bytes of a frame that a worker may send: twice what its longest texts can make."""
 
 
+LONGEST_SAID = 200
+"""Characters of a value that no schedule knows."""
 CLOCK_SLACK = 1.0
 """Seconds that an attempt may seem to end in the future."""
 
@@ -65,7 +67,8 @@ class Report(NamedTuple):
     """One attempt's end, on the wire as a list.
 
     status: for the row. outcome: for the metrics. delay: seconds until the next attempt, None: run_at stays. error: for last_error,
-    None: that stays. attempts, crashes: changes of the counts. begun, ended: CLOCK_MONOTONIC seconds.
+    None: that stays. attempts, crashes: changes of the counts. begun, ended: CLOCK_MONOTONIC seconds. said: what a job that has
+    succeeded says of its schedule, None: nothing; see cluster.tell_schedule.
     """
 
     ticket: int
@@ -77,6 +80,7 @@ class Report(NamedTuple):
     crashes: int
     begun: float
     ended: float
+    said: str | None = None
 
 
 class Example(NamedTuple):
@@ -110,7 +114,7 @@ class FrameError(Exception):
 
 
 # Places in the rows of claim_jobs.sql and claim_limited_jobs.sql; the class's own columns follow.
-ID, ATTEMPTS, CRASHES, LOCKED_AT, WAIT, QUEUE, PRIORITY, RUN_AT, CREATED_AT, COLUMNS = range(10)
+ID, ATTEMPTS, CRASHES, LOCKED_AT, WAIT, QUEUE, PRIORITY, RUN_AT, CREATED_AT, SCHEDULED_FOR, ZONE, COLUMNS = range(12)
 
 _LENGTH = struct.Struct(">I")
 
@@ -239,6 +243,10 @@ def _read_report(item: object) -> Report:
         and report.crashes == 0
     ):
         raise FrameError("a change of counts")
+    if report.said is not None and not (
+        type(report.said) is str and len(report.said) <= 2 * LONGEST_SAID and report.status == "succeeded"
+    ):
+        raise FrameError("a word for a schedule")
     if report.delay is None:
         return report
     if type(report.delay) is not float or not report.delay >= 0:

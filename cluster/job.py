@@ -36,9 +36,12 @@ from cluster.job_checks import (
     no_column_for,
     set_option,
 )
+from cluster.now import Now
+from cluster.outcomes import Next
+from cluster.schedule import Declared, check_declared
 
 if TYPE_CHECKING:
-    from psycopg import AsyncConnection, Connection
+    from cluster.sessions import AsyncSession, SyncSession
 
 _CONFIG = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False)
 
@@ -89,6 +92,10 @@ class Job:
     """Jobs of this type that run at once in the whole cluster. None: no limit."""
     concurrency_key: ClassVar[str | None] = None
     """Column for whose every value the limit holds separately. None: one limit for the type."""
+    unique: ClassVar[tuple[str, ...]] = ()
+    """Columns of whose values together one job may wait. Empty: any number."""
+    unique_while_running: ClassVar[bool] = False
+    """Whether one that runs, or waits to be tried again, is in the way of another, too."""
     isolation: ClassVar[Literal["process", "thread"]] = "process"
     """Where a plain `def perform` runs: a worker process of its own, or a thread beside other jobs."""
     retention: ClassVar[timedelta | None] = None
@@ -96,14 +103,29 @@ class Job:
     retention_failed: ClassVar[timedelta | None] = None
     """The same for failed, timed out and cancelled rows. None: for ever."""
 
+    schedule: ClassVar[Declared] = None
+    """When `migrate` has jobs of this class inserted: Cron(…), Every(…), or a dict of named ones. None: a program inserts them."""
+    strict_outcome: ClassVar[bool] = False
+    """A job of a schedule must return OK, SLEEP, STOP or EXIT; None, which a method without a return gives, is not enough."""
+
+    OK: ClassVar[Next] = Next.OK
+    SLEEP: ClassVar[Next] = Next.SLEEP
+    STOP: ClassVar[Next] = Next.STOP
+    EXIT: ClassVar[Next] = Next.EXIT
+
     __definition__: ClassVar[Definition | None] = None
     __logger__: ClassVar[Any] = structlog.get_logger("job")
     """What `log` binds to; set by `cluster.configure`. Any: structlog's loggers share no class."""
 
-    # Set by the worker and by perform_later; None before.
+    # Set by the worker and by perform_later; None before. is_new: False, perform_later has found the job that waits already.
     id: int | None = None
     attempt: int | None = None
+    is_new: bool | None = None
+    scheduled_for: datetime | None = None
+    """When the occurrence of the schedule was due that this job belongs to, in UTC; the same at every attempt. None: to none."""
     _row: Callable[[], Row] | None = None
+    _zone: str = "UTC"
+    """Of its schedule."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -166,6 +188,11 @@ class Job:
         return None if self._row is None else self._row()
 
     @property
+    def now(self) -> Now:
+        """The time, in parts: `self.now.day() == "Fri"`."""
+        return Now(self._zone)
+
+    @property
     def log(self) -> structlog.stdlib.BoundLogger:
         """A logger that carries the job's type, id and attempt."""
         logger = self.__logger__.bind(job_type=type(self).__name__, job_id=self.id, attempt=self.attempt)
@@ -185,48 +212,66 @@ class Job:
 
     @typing.overload
     def perform_later(
-        self, connection: Connection[Any], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
+        self, session: SyncSession, *, delay: timedelta | None = ..., run_at: datetime | None = ...,
         queue: str | None = ..., priority: int | None = ...,
     ) -> Self: ...  # fmt: skip
     @typing.overload
     def perform_later(
-        self, connection: AsyncConnection[Any], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
+        self, session: AsyncSession, *, delay: timedelta | None = ..., run_at: datetime | None = ...,
         queue: str | None = ..., priority: int | None = ...,
     ) -> Awaitable[Self]: ...  # fmt: skip
     def perform_later(
         self,
-        connection: Connection[Any] | AsyncConnection[Any],
+        session: SyncSession | AsyncSession,
         *,
         delay: timedelta | None = None,
         run_at: datetime | None = None,
         queue: str | None = None,
         priority: int | None = None,
     ) -> Self | Awaitable[Self]:
-        """Inserts this job in the connection's current transaction; awaited on an AsyncConnection.
+        """Inserts this job in the session's current transaction; awaited on an async one.
 
+        session: a connection of psycopg, SQLAlchemy, Django or asyncpg, or a Session of SQLAlchemy or SQLModel.
         Returns a copy of the job that knows its `id` and `row`. delay, run_at (with a time zone): not before then;
         give one at most. queue, priority: None takes the column's default.
         """
-        from cluster.client import enqueue
+        from cluster.enqueueing import enqueue
 
-        return enqueue(self, connection, delay=delay, run_at=run_at, queue=queue, priority=priority)
+        return enqueue(self, session, delay=delay, run_at=run_at, queue=queue, priority=priority)
+
+    def insert(
+        self,
+        placeholder: Literal["%s", "$1"] = "%s",
+        *,
+        delay: timedelta | None = None,
+        run_at: datetime | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+    ) -> tuple[str, list[Any]]:
+        """For drivers that `perform_later` does not take: the INSERT that it would run, which returns the id, and its values.
+
+        placeholder: how the driver writes the first value. The rest is as in `perform_later`.
+        """
+        from cluster.enqueueing import statement
+
+        return statement(self, placeholder, delay=delay, run_at=run_at, queue=queue, priority=priority)
 
     @typing.overload
     @classmethod
     def perform_many(
-        cls, connection: Connection[Any], jobs: Iterable[Self], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
+        cls, session: SyncSession, jobs: Iterable[Self], *, delay: timedelta | None = ..., run_at: datetime | None = ...,
         queue: str | None = ..., priority: int | None = ...,
     ) -> int: ...  # fmt: skip
     @typing.overload
     @classmethod
     def perform_many(
-        cls, connection: AsyncConnection[Any], jobs: Iterable[Self], *, delay: timedelta | None = ...,
+        cls, session: AsyncSession, jobs: Iterable[Self], *, delay: timedelta | None = ...,
         run_at: datetime | None = ..., queue: str | None = ..., priority: int | None = ...,
     ) -> Awaitable[int]: ...  # fmt: skip
     @classmethod
     def perform_many(
         cls,
-        connection: Connection[Any] | AsyncConnection[Any],
+        session: SyncSession | AsyncSession,
         jobs: Iterable[Self],
         *,
         delay: timedelta | None = None,
@@ -234,10 +279,55 @@ class Job:
         queue: str | None = None,
         priority: int | None = None,
     ) -> int | Awaitable[int]:
-        """Inserts many jobs of this class by COPY, in the connection's current transaction. Returns how many."""
-        from cluster.client import enqueue_many
+        """Inserts many jobs of this class in the session's current transaction, by COPY on psycopg's own. Returns how many."""
+        from cluster.enqueueing import enqueue_many
 
-        return enqueue_many(cls, connection, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority)
+        return enqueue_many(cls, session, jobs, delay=delay, run_at=run_at, queue=queue, priority=priority)
+
+    # --- of a job that perform_later returned ---
+
+    @typing.overload
+    def status(self, session: SyncSession) -> str | None: ...
+    @typing.overload
+    def status(self, session: AsyncSession) -> Awaitable[str | None]: ...
+    def status(self, session: SyncSession | AsyncSession) -> str | Awaitable[str | None] | None:
+        """Of the row, as the session's transaction sees it. None: there is no such row."""
+        from cluster import handle
+
+        return handle.status(self, session)
+
+    @typing.overload
+    def wait(self, session: SyncSession, timeout: timedelta) -> str | None: ...
+    @typing.overload
+    def wait(self, session: AsyncSession, timeout: timedelta) -> Awaitable[str | None]: ...
+    def wait(self, session: SyncSession | AsyncSession, timeout: timedelta) -> str | Awaitable[str | None] | None:
+        """The status in which it has finished; None: its row is gone. WaitTimeoutError: it has not finished by then.
+
+        Looks from time to time, outside of any transaction: EnqueueError in an open one.
+        """
+        from cluster import handle
+
+        return handle.wait(self, session, timeout)
+
+    @typing.overload
+    def cancel(self, session: SyncSession) -> str | None: ...
+    @typing.overload
+    def cancel(self, session: AsyncSession) -> Awaitable[str | None]: ...
+    def cancel(self, session: SyncSession | AsyncSession) -> str | Awaitable[str | None] | None:
+        """As cluster.cancel in SQL, in the session's transaction: the status then."""
+        from cluster import handle
+
+        return handle.cancel(self, session)
+
+    @typing.overload
+    def retry(self, session: SyncSession) -> str | None: ...
+    @typing.overload
+    def retry(self, session: AsyncSession) -> Awaitable[str | None]: ...
+    def retry(self, session: SyncSession | AsyncSession) -> str | Awaitable[str | None] | None:
+        """As cluster.retry in SQL, in the session's transaction: the status then."""
+        from cluster import handle
+
+        return handle.retry(self, session)
 
 
 def definition(job_class: type[Job]) -> Definition:
@@ -265,7 +355,11 @@ def explain(error: pydantic.ValidationError) -> str:
 
 def set_defaults(defaults: Mapping[str, Any]) -> None:
     """Sets options of every job class that does not set them itself. JobDefinitionError: nothing was set."""
-    allowed = [name for name in OPTIONS if name not in {"table", "concurrency_key"}]
+    allowed = [
+        name
+        for name in OPTIONS
+        if name not in {"table", "concurrency_key", "unique", "unique_while_running", "schedule"}
+    ]
     for name, value in defaults.items():
         if name not in allowed:
             raise JobDefinitionError(
@@ -319,6 +413,16 @@ def _define(cls: type[Job]) -> Definition:
         raise JobDefinitionError(
             f"{cls.__qualname__}.concurrency_key needs a limit: set max_concurrency to how many jobs of one key may run"
         )
+    for name in cls.unique:
+        if name not in fields:
+            raise JobDefinitionError(
+                f"{cls.__qualname__}.unique names no field of the class: {name!r}{did_you_mean(name, fields)}"
+            )
+    if cls.unique_while_running and not cls.unique:
+        raise JobDefinitionError(
+            f'{cls.__qualname__}.unique_while_running needs to know what is unique: set unique = ("a_field",)'
+        )
+    check_declared(cls.__name__, cls.schedule)
     table = cls.table or table_name(cls.__name__)
     if not is_table_name(table):
         raise JobDefinitionError(f"{cls.__qualname__}: a table's name has at most 63 bytes: set `table`")

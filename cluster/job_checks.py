@@ -17,16 +17,17 @@ from cluster.errors import JobDefinitionError
 
 OPTIONS = (
     "table", "queue", "priority", "max_attempts", "max_crashes", "timeout", "backoff", "max_concurrency",
-    "concurrency_key", "isolation", "retention", "retention_failed",
+    "concurrency_key", "unique", "unique_while_running", "isolation", "retention", "retention_failed", "schedule", "strict_outcome",
 )  # fmt: skip
 HOOKS = ("before_perform", "after_perform", "after_success", "after_failure")
-PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many")
-ATTRIBUTES = ("id", "attempt", "row", "now", "log")
+PERFORM = ("perform", "perform_now", "aperform_now", "perform_later", "perform_many", "insert")
+HANDLE = ("status", "wait", "cancel", "retry")
+ATTRIBUTES = ("id", "attempt", "is_new", "row", "now", "log", "scheduled_for", "OK", "SLEEP", "STOP", "EXIT")
 STANDARD_COLUMNS = (
     "id", "queue", "priority", "run_at", "status", "attempts_count", "crashes_count", "last_error", "locked_at", "locked_by",
-    "started_at", "finished_at", "cancel_requested_at", "created_at", "updated_at",
+    "started_at", "finished_at", "cancel_requested_at", "created_at", "updated_at", "schedule", "scheduled_for",
 )  # fmt: skip
-RESERVED = frozenset(OPTIONS + HOOKS + PERFORM + ATTRIBUTES + STANDARD_COLUMNS + ("traceparent", "parked"))
+RESERVED = frozenset(OPTIONS + HOOKS + PERFORM + HANDLE + ATTRIBUTES + STANDARD_COLUMNS + ("traceparent", "parked"))
 
 
 def check_names(cls: type) -> None:
@@ -119,6 +120,13 @@ _OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number from 1, or None for no limit",
     ),
     "concurrency_key": (lambda value: value is None or isinstance(value, str), "a field's name, or None"),
+    "unique": (
+        lambda value: (
+            isinstance(value, tuple) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+        ),
+        'a tuple of different fields, such as ("customer_id",)',
+    ),
+    "unique_while_running": (lambda value: isinstance(value, bool), "True or False"),
     "isolation": (lambda value: value in ("process", "thread"), '"process" or "thread"'),
     "retention": (
         lambda value: value is None or _is_duration(value),
@@ -128,6 +136,8 @@ _OPTION_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or _is_duration(value),
         "a timedelta, or None to keep rows for ever",
     ),
+    "schedule": (lambda _: True, "Cron(…), Every(…), or a dict of names and these"),  # see schedule.check_declared
+    "strict_outcome": (lambda value: isinstance(value, bool), "True or False"),
 }
 
 

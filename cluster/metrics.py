@@ -135,6 +135,9 @@ claim_batch = Histogram(
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000),
 )
 
+schedule_fires = Counter("cluster_schedule_fires", "Occurrences of schedules that this node has dealt with", ["result"])
+schedule_lag = Histogram("cluster_schedule_lag_seconds", "From due to the job's insert", buckets=SECONDS)
+
 trouble = Gauge(
     "cluster_trouble", "1 while something wrong with a job type holds it, or rows of it, back", ["job_type", "reason"]
 )
@@ -179,6 +182,8 @@ def show_at_zero(job_types: Mapping[str, str]) -> None:
         worker_exits.labels(reason)
     for result in ("done", "failed"):
         reloads.labels(result)
+    for result in ("fired", "skipped", "held", "missed", "failed", "postponed"):
+        schedule_fires.labels(result)
 
 
 class ClusterWide(Collector):
@@ -225,6 +230,8 @@ cluster_wide = ClusterWide(
         "cluster_table_live_rows": ("Rows of the job table, as the statistics have it", ["job_type"]),
         "cluster_table_dead_rows": ("Row versions that vacuum has not removed yet, likewise", ["job_type"]),
         "cluster_table_bytes": ("Of the job table on disk, with its indexes", ["job_type"]),
+        "cluster_schedules": ("Schedules, counted up to a bound", ["state"]),
+        "cluster_schedules_overdue": ("Schedules of which no job has succeeded in time", []),
         "cluster_oldest_transaction_seconds": ("Since the oldest transaction began; vacuum keeps what it may see", []),
     }
 )

@@ -1,9 +1,10 @@
-"""What `perform` may return to say how its job goes on. Anything else that it returns counts as success."""
+"""What `perform` may return to say how its job, or its schedule, goes on. Anything else is success, if a job has no schedule."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 
 from cluster.error_text import shorten
 
@@ -38,3 +39,16 @@ class Fail:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", shorten(str(self.reason)))
+
+
+class Next(Enum):
+    """What a job of a schedule says of that; all are successes. A job without a schedule may say so too: nothing follows."""
+
+    OK = "OK"
+    """The schedule goes on."""
+    SLEEP = "SLEEP"
+    """It runs again 24 hours after the start of this run."""
+    STOP = "STOP"
+    """It stays active, but does not run again before a reload, or a start of the whole cluster."""
+    EXIT = "EXIT"
+    """It is deactivated."""

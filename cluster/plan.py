@@ -13,10 +13,12 @@ from typing import Any
 
 from psycopg import Connection, sql
 
+from cluster import unique
 from cluster.columns import Column
 from cluster.defaults import default_changes
 from cluster.errors import SchemaMisfitError
 from cluster.job import Job, definition
+from cluster.schedule_rows import schedule_changes
 from cluster.tables import ExistingColumn, column_misfits, existing_columns, identifier
 
 Statement = sql.SQL | sql.Composed
@@ -83,8 +85,11 @@ def plan(connection: Connection[Any], job_class: type[Job], planned_tables: Coll
     else:
         for change in _table_changes(connection, target, key):
             _add_change(made, target, change, gently=gently)
+    for statement in unique.changes(connection, job_class):
+        _add_change(made, target, statement.as_string(connection), gently=gently)
     made.together += default_changes(connection, [(job_class, target.existing or {})])[0]
     made.together += _job_type_change(connection, target)
+    made.together += schedule_changes(connection, job_class, target.quoted, has_rows=target.has_functions)
     return made
 
 
@@ -146,7 +151,7 @@ def _table_changes(connection: Connection[Any], target: _Target, key: str) -> It
 
 
 _ADD_CHECK = re.compile(r"ALTER TABLE .+? ADD CONSTRAINT (?P<name>\w+) CHECK ")
-_CREATE_INDEX = "CREATE INDEX "
+_CREATE_INDEX = re.compile("CREATE (UNIQUE )?INDEX ")
 
 
 def _add_change(made: Plan, target: _Target, change: str, *, gently: bool) -> None:
@@ -162,9 +167,8 @@ def _add_change(made: Plan, target: _Target, change: str, *, gently: bool) -> No
                 identifier(target.name), sql.Identifier(check["name"])
             )
         )
-    elif gently and change.startswith(_CREATE_INDEX):
-        rest = sql.SQL(change.removeprefix(_CREATE_INDEX))
-        made.then.append(sql.SQL("CREATE INDEX CONCURRENTLY {}").format(rest))
+    elif gently and (create := _CREATE_INDEX.match(change)):
+        made.then.append(sql.SQL(f"{create[0]}CONCURRENTLY {change[create.end() :]}"))
     else:
         made.together.append(text)
 

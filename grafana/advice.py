@@ -95,7 +95,11 @@ FIRST_STEPS = {
     "ClusterClaimsLost": "Somebody writes status, locked_by or locked_at by hand: stop that",
     "ClusterWorkersCrash": "Read worker_ended in the log; pause the type behind it",
     "ClusterOldTransaction": "End it: pg_terminate_backend; set idle_in_transaction_session_timeout",
+    "ClusterVacuumHeldBack": "VACUUM the table; look for old slots, prepared and old transactions",
     "ClusterLeaseNotRenewed": "Repair the node's way to Postgres; if all have it, Postgres",
     "ClusterTrouble": "cluster status says what Postgres said, and on how many rows",
+    "ClusterSchedulesOverdue": "cluster schedule list: which ones; their jobs fail, wait, or did not come",
+    "ClusterScheduleDeactivated": "cluster schedule list: last_error says why; mend it, then activate",
+    "ClusterSchedulesLate": "Are nodes up, and is Postgres quick? See cluster_finish_seconds",
 }
 """By alert: what its runbook says to do, in one line."""

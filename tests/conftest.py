@@ -17,6 +17,7 @@ from cluster.embedded import EmbeddedPostgres
 from tests.support.postgres import RunServer, make_run_folder, start_watcher
 from tests.support.skips import SkipReport
 
+ON_REQUEST = ("fault", "exhaustive", "systemd", "image")
 RUN_FOLDER = pytest.StashKey[Path]()
 RUN_SERVER = pytest.StashKey[RunServer]()
 
@@ -47,6 +48,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Most tests wait most of the time."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # Any: pytest-xdist has no types
     """Called in the controller for each worker of pytest-xdist."""
     node.workerinput["run_folder"] = str(node.config.stash[RUN_FOLDER])
@@ -55,6 +62,17 @@ def pytest_configure_node(node: Any) -> None:  # Any: pytest-xdist has no types
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Async tests run on the loop that the workers run on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what takes minutes or needs more than Python, unless `-m` asks for it."""
+    asked = str(config.getoption("-m"))
+    left_out = [
+        item for item in items if any(item.get_closest_marker(name) for name in ON_REQUEST if name not in asked)
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -25,6 +25,7 @@ from cluster.cli import (
     migrate,
     pause,
     run,
+    schedule,
     settings,
     start,
     status,
@@ -144,6 +145,7 @@ app.command(rich_help_panel=RUN)(enqueue.enqueue)
 app.command(rich_help_panel=OPERATE)(status.status)
 app.command(rich_help_panel=OPERATE)(pause.pause)
 app.command(rich_help_panel=OPERATE)(pause.resume)
+app.add_typer(schedule.app, name="schedule", rich_help_panel=OPERATE)
 app.command(rich_help_panel=OPERATE)(cancel.cancel)
 app.command(rich_help_panel=OPERATE)(cancel.retry)
 app.command(rich_help_panel=OPERATE)(clear.clear)

@@ -40,14 +40,21 @@ def enqueue(
 
     if delay is not None and run_at is not None:
         raise typer.BadParameter("give --delay or --run-at, not both", param_hint="--run-at")
-    given = {"delay": duration(delay, "--delay"), "run_at": _moment(run_at), "queue": queue, "priority": priority}
-    words = [_split(word) for word in values or []]
+    given = {
+        "delay": duration(delay, "--delay"),
+        "run_at": moment(run_at, "--run-at"),
+        "queue": queue,
+        "priority": priority,
+    }
+    words = [split(word) for word in values or []]
     settings = settings_with_database()
     job_class = find_job(name, imported_jobs(settings))
     job = _build(job_class, words)
     with connected(settings.database_url) as connection:
         inserted = job.perform_later(connection, **given)  # type: ignore[arg-type]  # one dict of four types
     typer.echo(f"{definition(job_class).table} {inserted.id}")
+    if not inserted.is_new:
+        typer.echo("it waits already, and is unique: nothing was inserted", err=True)
 
 
 def _build(job_class: type[Job], words: list[tuple[str, str, bool]]) -> Job:
@@ -57,8 +64,8 @@ def _build(job_class: type[Job], words: list[tuple[str, str, bool]]) -> Job:
     return job_class(**{name: _value(columns.get(name), name, text, is_json) for name, text, is_json in words})
 
 
-def _split(word: str) -> tuple[str, str, bool]:
-    """Name, text, and whether the text is JSON."""
+def split(word: str) -> tuple[str, str, bool]:
+    """Name, text, and whether the text is JSON. Usage error: it is not column=value."""
     name, equals, text = word.partition("=")
     if not equals or not name.rstrip(":"):
         raise typer.BadParameter(f"{word!r} is not column=value", param_hint="COLUMN=VALUE")
@@ -92,13 +99,14 @@ def duration(text: str | None, option: str) -> timedelta | None:
         raise typer.BadParameter(reason, param_hint=option) from error
 
 
-def _moment(text: str | None) -> datetime | None:
+def moment(text: str | None, option: str) -> datetime | None:
+    """Of an option's value. Usage error: it is none, or has no time zone."""
     if text is None:
         return None
     try:
-        moment = datetime.fromisoformat(text)
+        given = datetime.fromisoformat(text)
     except ValueError as error:
-        raise typer.BadParameter("a time looks like 2030-01-31T12:00:00+00:00", param_hint="--run-at") from error
-    if moment.utcoffset() is None:
-        raise typer.BadParameter(f"a time needs its time zone: {moment.isoformat()}Z is in UTC", param_hint="--run-at")
-    return moment
+        raise typer.BadParameter("a time looks like 2030-01-31T12:00:00+00:00", param_hint=option) from error
+    if given.utcoffset() is None:
+        raise typer.BadParameter(f"a time needs its time zone: {given.isoformat()}Z is in UTC", param_hint=option)
+    return given

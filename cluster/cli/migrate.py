@@ -90,6 +90,8 @@ def _sentences(table: str, statements: list[str]) -> list[str]:
         if match := _COLUMN.match(statement):
             what = f"default is now {match['default']}" if match["what"] == "ALTER" else "added"
             said.append(f"table {table}: column {match['column']}: {what}")
+        elif "cluster.schedules" in statement:
+            said.append(f"table {table}: schedules updated")
         elif "cluster.job_types" in statement:
             said.append(f"table {table}: options updated")
         else:

@@ -121,6 +121,7 @@ class Census:
             nodes = [Serving(*row) for row in await _rows(connection, "list_serving_nodes")]
             ((oldest, sees_all),) = await _rows(connection, "find_oldest_transaction")
             paused = [name for (name,) in await _rows(connection, "list_paused_queues")]
+            schedules = dict(await _rows(connection, "count_schedules", most=MOST))
             self._find_tables(await _rows(connection, "list_counted_types"))
         if not sees_all and not self._has_told:
             self._has_told = True
@@ -138,6 +139,8 @@ class Census:
                 **_of_pauses(self._tables.values(), paused),
                 **_of_sizes({table: Size(*rows[0]) for table, rows in sizes.items()}),
                 "cluster_oldest_transaction_seconds": {(): oldest or 0.0},
+                "cluster_schedules_overdue": {(): schedules.pop("overdue")},
+                "cluster_schedules": {(state,): count for state, count in schedules.items()},
             }
         )
 
@@ -150,8 +153,8 @@ class Census:
             table.key = None if key is None else Key(key, "")
 
 
-async def _rows(connection: AsyncConnection[Any], name: str) -> list[tuple[Any, ...]]:
-    return await (await connection.execute(statements.statement(name))).fetchall()
+async def _rows(connection: AsyncConnection[Any], name: str, **parameters: Any) -> list[tuple[Any, ...]]:
+    return await (await connection.execute(statements.statement(name), parameters)).fetchall()
 
 
 # --- the gauges ---

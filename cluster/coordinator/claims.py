@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
     """How an attempt ended.
 
     status: for the row. outcome: for the metrics. delay: seconds from now until the next attempt, None: run_at stays. error: for
-    last_error, None: that stays. attempts, crashes: changes of the counts. begun, ended: CLOCK_MONOTONIC seconds.
+    last_error, None: that stays. attempts, crashes: changes of the counts. begun, ended: CLOCK_MONOTONIC seconds. said: see Report.
     """
 
     claim: Claim
@@ -45,3 +45,9 @@ class Outcome(NamedTuple):
     crashes: int
     begun: float
     ended: float
+    said: str | None = None
+
+    @property
+    def is_plain_success(self) -> bool:
+        """There is nothing to say but that it has succeeded."""
+        return self.status == "succeeded" and self.said is None

@@ -21,7 +21,7 @@ from cluster import events, locks, statements
 from cluster.coordinator.backlog import RINGING, Backlog
 from cluster.coordinator.session import Session, notice_silence
 
-RINGS_CHANNEL, CANCEL_CHANNEL = "cluster_doorbell", "cluster_cancel"
+RINGS_CHANNEL, CANCEL_CHANNEL, SCHEDULES_CHANNEL = "cluster_doorbell", "cluster_cancel", "cluster_schedules"
 OFTEN = 800.0
 """Rings a second beyond which being on watch costs producers more than looking costs this node."""
 EVERYWHERE_INTERVAL = 0.01
@@ -39,7 +39,8 @@ class Watch(NamedTuple):
 
 
 class Doorbell:
-    """Rings wake the claimer: `ring` is called for tables on watch, `cancel` with a table's oid and a job's id.
+    """Rings wake the claimer: `ring` is called for tables on watch, `cancel` with a table's oid and a job's id, `schedules` when
+    one of them is due earlier than was known.
 
     Whether a table is watched, and by whom, its backlog knows; nobody but this writes that.
     """
@@ -50,11 +51,13 @@ class Doorbell:
         backlogs: Sequence[Backlog],
         ring: Callable[[], None],
         cancel: Callable[[int, int], None],
+        schedules: Callable[[], None],
     ) -> None:
         self._session = Session(read_url, "doorbell", setup=self._listen, listening=self._arrived)
         self._backlogs = backlogs
         self._ring = ring
         self._cancel = cancel
+        self._schedules = schedules
         self._changed = False
         self._connections = 0
         self._rings = 0.0
@@ -67,6 +70,11 @@ class Doorbell:
     def often_rung(self) -> bool:
         """More than OFTEN a second, lately."""
         return self._rings_lately() > OFTEN * RINGING
+
+    @property
+    def is_deaf(self) -> bool:
+        """Nothing is heard: there is no connection, or a pooler sits between."""
+        return self._session.pooled or self._session.connected is None
 
     def take_changed(self) -> bool:
         """Whether operators have changed a limit or a pause since the last call."""
@@ -169,10 +177,12 @@ class Doorbell:
         if self._connections > 1:
             events.listener_reconnected()
         self._ring()  # what came before this is not heard
+        self._schedules()
         await notice_silence(connection)
         connection.pgconn.notify_handler = self._heard  # the driver's would fail for bytes that are no text
         await connection.execute(f"LISTEN {RINGS_CHANNEL}")
         await connection.execute(f"LISTEN {CANCEL_CHANNEL}")
+        await connection.execute(f"LISTEN {SCHEDULES_CHANNEL}")
 
     def _arrived(self, connection: AsyncConnection[Any] | None) -> None:
         if connection is None:
@@ -203,6 +213,9 @@ class Doorbell:
             numbers = parse_numbers(payload)
             if len(numbers) == 2:
                 self._cancel(*numbers)
+            return
+        if channel == SCHEDULES_CHANNEL:
+            self._schedules()
             return
         everywhere = payload in {"", _CALL}
         rung = [] if everywhere else [b for b in self._backlogs if b.watched and b.table in parse_numbers(payload)]

@@ -8,6 +8,7 @@ row refuses is kept, and holds up nothing else.
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from uuid import UUID
 import psycopg
 from psycopg import AsyncConnection
 
-from cluster import events, metrics
+from cluster import events, metrics, statements
 from cluster.coordinator import arrays, pipeline
 from cluster.coordinator.causes import WHY_HELD, Cause, brief, cause_of
 from cluster.coordinator.claims import Claim, Outcome
@@ -31,7 +32,7 @@ from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Hold, Pace, Troubles
 from cluster.coordinator.unwritten import MOST_REFUSED, Unwritten, success_parameters
 from cluster.error_text import shorten, storable, without_row
-from cluster.frames import ATTEMPTS, QUEUE, WAIT, integer
+from cluster.frames import ATTEMPTS, QUEUE, SCHEDULED_FOR, WAIT, integer
 
 LARGEST_BATCH = 2000
 LOCKED_PAUSE = 0.005
@@ -380,6 +381,8 @@ class _Table:
         found: dict[tuple[str, int], list[Outcome]] = {}
         for outcome in outcomes:
             name = success if outcome.status == "succeeded" else "finish_jobs"
+            if deletes and outcome.claim.head[SCHEDULED_FOR] is not None:  # its schedule is told by an update
+                name = "finish_jobs"
             found.setdefault((name, id(outcome.claim.lease)), []).append(outcome)  # a node's UUID is slow to hash
         return [_Batch(name, batch[0].claim.lease.node, batch) for (name, _), batch in found.items()]
 
@@ -434,8 +437,10 @@ def _instead_of(outcome: Outcome, error: psycopg.Error) -> Iterator[Outcome]:
 
 async def _written(connection: AsyncConnection[Any], job_type: JobType, batch: _Batch) -> _Written:
     """psycopg.Error: the statement was refused, and nothing of it is written."""
-    command = Command(job_type.statement(batch.name), _parameters(connection, batch))
-    (answer,) = await pipeline.ask(connection, [command])
+    said = {outcome.claim.id: storable(outcome.said, "ascii") for outcome in batch.outcomes if outcome.said is not None}
+    commands = [Command(statements.text("say_next").encode(), {"said": json.dumps(said)})] if said else []
+    commands.append(Command(job_type.statement(batch.name), _parameters(connection, batch)))
+    *_, answer = await pipeline.ask(connection, commands)
     rows = pipeline.rows(pipeline.adapter_of(connection), answer)
     hit = {row[0] - 1 for row in rows}
     keys = {row[1] for row in rows if row[1] is not None} if job_type.key is not None else set()

@@ -39,6 +39,7 @@ from cluster.coordinator.prune import Pruner
 from cluster.coordinator.reconcile import Reconciler
 from cluster.coordinator.recycle import Recycling
 from cluster.coordinator.rescue import Rescuer
+from cluster.coordinator.schedules import Scheduler
 from cluster.coordinator.service_manager import ServiceManager
 from cluster.coordinator.session import SETTINGS, Session, TransientDatabaseError, notice_silence
 from cluster.coordinator.system_limits import reserve_files
@@ -179,7 +180,9 @@ class Node:
         self._troubles = Troubles()
         queues = None if "*" in settings.queues else list(settings.queues)
         self._backlogs = [Backlog(job_type, queues, self._troubles, self._count_live_nodes) for job_type in self._types]
-        self._doorbell = Doorbell(settings.read_direct_database_url, self._backlogs, self._ring, self._cancel)
+        self._doorbell = Doorbell(
+            settings.read_direct_database_url, self._backlogs, self._ring, self._cancel, self._schedules
+        )
         self._finisher = Finisher(
             self._finishes, self._types, self._troubles, self._limit_freed, self._waits,
             names_all=settings.log_jobs == "all",
@@ -213,6 +216,10 @@ class Node:
         )  # fmt: skip
         self._pruner = Pruner(self._finishes, self._troubles, settings.poll_interval.total_seconds())
         self._deletion_cost = deletion_cost(settings.pod, lambda: self._placement.running)
+        self._scheduler = Scheduler(
+            self._finishes, settings.poll_interval.total_seconds(), lambda: self._doorbell.is_deaf,
+            lambda: self._heartbeat.lease,
+        )  # fmt: skip
         self._census = Census(self._finishes, self._troubles, lambda: self._heartbeat.lease)
         self._work_off = None if tell is None else WorkOff(
             self._claims, self._backlogs, queues, self._troubles, self._placement, self._finisher,
@@ -257,6 +264,7 @@ class Node:
                     services.create_task(repeat("doorbell", self._keep_listening, Wakeup())),
                     services.create_task(repeat("rescue", self._rescuer.tick, self._rescuer.wakeup)),
                     services.create_task(repeat("reconcile", self._reconciler.tick, self._reconciler.wakeup)),
+                    services.create_task(repeat("schedules", self._scheduler.tick, self._scheduler.wakeup)),
                     services.create_task(repeat("census", self._census.tick, self._census.wakeup)),
                 ]
                 if self._work_off is not None:
@@ -377,6 +385,9 @@ class Node:
     def _waits(self, job_type: JobType) -> float:
         return self._claimer.waits(job_type)
 
+    def _schedules(self) -> None:
+        self._scheduler.wakeup.set()
+
     def _ring(self) -> None:
         self._claimer.look_soon()
 
@@ -385,6 +396,7 @@ class Node:
             str(lease.node), _VERSION, self._by_name, list(self._settings.queues), self._settings.processes
         )
         self._census.wakeup.set()
+        self._scheduler.wakeup.set()
         if not self._stop.is_set():
             self._claimer.lease = lease
             self._claimer.ring()

@@ -70,7 +70,7 @@ class Unwritten:
     @property
     def has_successes(self) -> bool:
         """Whether there is something to swap."""
-        return any(outcome.status == "succeeded" for outcome in self.pending)
+        return any(outcome.is_plain_success for outcome in self.pending)
 
     def take_few_successes(self, node: UUID) -> list[Outcome]:
         """As `take_successes`, or none if there are many."""
@@ -78,9 +78,9 @@ class Unwritten:
 
     def take_successes(self, node: UUID) -> list[Outcome]:
         """Those under this node's id; `give_back` must follow, unless there are none. What is left is to be written now."""
-        taken = [o for o in self.pending if o.status == "succeeded" and o.claim.lease.node == node]
+        taken = [o for o in self.pending if o.is_plain_success and o.claim.lease.node == node]
         if taken:
-            self.pending = [o for o in self.pending if o.status != "succeeded" or o.claim.lease.node != node]
+            self.pending = [o for o in self.pending if not o.is_plain_success or o.claim.lease.node != node]
             self._with_claimer.append(taken)
         self.waits_until = None
         return taken

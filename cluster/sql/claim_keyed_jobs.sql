@@ -53,4 +53,5 @@ UPDATE {table} SET
     status = 'running', attempts_count = attempts_count + 1, locked_at = now(), locked_by = %(node)s,
     started_at = now(), finished_at = NULL, parked = false, updated_at = now()
 WHERE id = ANY (ARRAY(SELECT id FROM claimed))
-RETURNING id, attempts_count, crashes_count, locked_at, extract(epoch FROM now() - run_at)::float8, queue, priority, run_at, created_at{columns}
+RETURNING id, attempts_count, crashes_count, locked_at, extract(epoch FROM now() - run_at)::float8, queue, priority, run_at, created_at, scheduled_for,
+    CASE WHEN schedule IS NOT NULL THEN (SELECT time_zone FROM cluster.schedules AS s WHERE s.name = schedule) END AS zone{columns}

@@ -33,4 +33,5 @@ WHERE id = ANY (ARRAY(
     SELECT id FROM placed WHERE (place <= %(slots)s OR attempts_count + 1 < %(max_attempts)s)
        AND (crashes_count = 0 OR crashed <= %(whole)s){bytes_fit}
 ))
-RETURNING id, attempts_count, crashes_count, locked_at, extract(epoch FROM now() - run_at)::float8, queue, priority, run_at, created_at{columns}
+RETURNING id, attempts_count, crashes_count, locked_at, extract(epoch FROM now() - run_at)::float8, queue, priority, run_at, created_at, scheduled_for,
+    CASE WHEN schedule IS NOT NULL THEN (SELECT time_zone FROM cluster.schedules AS s WHERE s.name = schedule) END AS zone{columns}

@@ -13,6 +13,24 @@ CREATE TYPE cluster.job_status AS ENUM (
     'cancelled'
 );
 
+CREATE FUNCTION cluster.activate_schedule() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    NEW.state := CASE WHEN NEW.run_once THEN 'run_once_waiting' ELSE 'active' END;
+    IF OLD.state = 'sleeping' AND NEW.state = 'active' AND NEW.paused_at IS NULL THEN
+        NEW.revision := NEW.revision + 1;
+        NEW.next_run_at := NULL;
+        NEW.plan_from := now();
+    END IF;
+    IF NOT OLD.active THEN
+        NEW.last_error := NULL;
+        NEW.expect_from := NULL;
+        NEW.overdue_since := NULL;
+    END IF;
+    RETURN NEW;
+END $$;
+
 CREATE FUNCTION cluster.add_turn() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -28,6 +46,64 @@ BEGIN
     PERFORM pg_notify('cluster_doorbell', '');
     RETURN NULL;
 END $$;
+
+CREATE FUNCTION cluster.announce_schedule() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' OR OLD.wake_at IS NULL OR NEW.wake_at < OLD.wake_at THEN
+        PERFORM pg_notify('cluster_schedules', '');
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION cluster.backfill_schedule(schedule text, occurrences timestamp with time zone[], which text DEFAULT 'missing'::text, dry_run boolean DEFAULT false) RETURNS TABLE(due_at timestamp with time zone, job_id bigint)
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+DECLARE
+    chosen cluster.schedules;
+    dues timestamptz[];
+BEGIN
+    SELECT * INTO chosen FROM cluster.schedules AS s WHERE s.name = schedule FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no schedule %', quote_literal(schedule) USING ERRCODE = 'no_data_found';
+    ELSIF which NOT IN ('missing', 'failed', 'all') THEN
+        RAISE EXCEPTION 'which is missing, failed or all, not %', quote_literal(which) USING ERRCODE = 'invalid_parameter_value';
+    ELSIF EXISTS (SELECT FROM unnest(occurrences) AS o (due) WHERE o.due >= chosen.created_at AND o.due < now() - interval '30 days') THEN
+        RAISE EXCEPTION 'occurrences of more than 30 days ago may have run: their history is gone' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    dues := ARRAY(
+        SELECT DISTINCT o.due FROM unnest(occurrences) AS o (due)
+        LEFT JOIN cluster.schedule_runs AS r ON r.name = schedule AND r.due_at = o.due
+        WHERE o.due <= now() AND (chosen.next_run_at IS NULL OR o.due < chosen.next_due_at)
+          AND (r.job_id IS NULL AND which <> 'failed' OR r.outcome IN ('failed', 'timed_out') AND which <> 'missing')
+        ORDER BY o.due);
+    IF dry_run OR dues = '{}' THEN
+        RETURN QUERY SELECT o.due, NULL::bigint FROM unnest(dues) AS o (due);
+        RETURN;
+    END IF;
+    DELETE FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = ANY (dues);
+    PERFORM cluster.insert_occurrences(chosen.job_table, (
+        SELECT jsonb_agg(jsonb_build_object('name', schedule, 'due_at', o.due, 'run_at', now(), 'values', chosen.job_values))
+        FROM unnest(dues) AS o (due)));
+    RETURN QUERY SELECT r.due_at, r.job_id FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = ANY (dues) ORDER BY 1;
+END $$;
+
+CREATE FUNCTION cluster.busy_schedules(job_table regclass, plans jsonb) RETURNS text[]
+    LANGUAGE plpgsql STABLE
+    AS $_$
+DECLARE
+    busy text[];
+BEGIN
+    EXECUTE format($sql$
+        SELECT coalesce(array_agg(DISTINCT r.name), '{}') FROM cluster.schedule_runs AS r
+        WHERE r.finished_at IS NULL AND r.job_table = %2$s::oid
+          AND r.name = ANY (ARRAY(SELECT p.name FROM jsonb_to_recordset($1) AS p (name text, overlap text) WHERE p.overlap <> 'allow'))
+          AND EXISTS (SELECT FROM %1$s AS job WHERE job.id = r.job_id AND job.finished_at IS NULL)
+        $sql$, job_table, job_table::oid) INTO busy USING plans;
+    RETURN busy;
+END $_$;
 
 CREATE FUNCTION cluster.cancel(job_table regclass, job_id bigint) RETURNS cluster.job_status
     LANGUAGE plpgsql
@@ -65,6 +141,23 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
+
+CREATE FUNCTION cluster.check_times(cron text, time_zone text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $_$
+BEGIN
+    IF cron LIKE '@%' AND lower(cron) NOT IN ('@hourly', '@daily', '@midnight', '@weekly', '@monthly', '@yearly', '@annually') THEN
+        RAISE EXCEPTION 'there is no alias %', cron USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'There are @hourly, @daily, @midnight, @weekly, @monthly, @yearly and @annually.';
+    ELSIF cron NOT LIKE '@%' AND cron !~ '^\s*([-0-9A-Za-z*,/#()]+\s+){4}[-0-9A-Za-z*,/#()]+\s*$' THEN
+        RAISE EXCEPTION 'cron % has not five fields', quote_literal(cron) USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'They are minute, hour, day of month, month and day of week: 0 5 * * *';
+    ELSIF time_zone <> 'UTC' AND NOT cluster.is_time_zone(time_zone) THEN
+        RAISE EXCEPTION 'there is no time zone %', quote_literal(time_zone) USING ERRCODE = 'invalid_parameter_value',
+            HINT = (SELECT 'Did you mean ' || min(z.name) || '?' FROM pg_timezone_names AS z
+                    WHERE lower(z.name) LIKE '%' || replace(lower(time_zone), ' ', '\_'));
+    END IF;
+END $_$;
 
 CREATE FUNCTION cluster.create_job_table(job_table text, concurrency_key text DEFAULT NULL::text) RETURNS regclass
     LANGUAGE plpgsql
@@ -109,12 +202,144 @@ BEGIN
     RETURN target;
 END $$;
 
+CREATE FUNCTION cluster.fire_batch(job_table regclass, plans jsonb, busy text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    occurrences jsonb := (
+        SELECT jsonb_agg(f.value || jsonb_build_object('name', p.name, 'values', p.values))
+        FROM jsonb_to_recordset(plans) AS p (name text, values jsonb, fire jsonb), jsonb_array_elements(p.fire) AS f
+        WHERE p.name <> ALL (busy));
+BEGIN
+    IF occurrences IS NOT NULL THEN
+        PERFORM cluster.insert_occurrences(job_table, occurrences);
+    END IF;
+    INSERT INTO cluster.schedule_runs (name, due_at, job_table, finished_at, outcome)
+    SELECT p.name, (f.value ->> 'due_at')::timestamptz, job_table, now(), 'skipped'
+    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean, fire jsonb), jsonb_array_elements(p.fire) AS f
+    WHERE p.name = ANY (busy) AND NOT p.holds ON CONFLICT DO NOTHING;
+    UPDATE cluster.schedules AS s SET
+        next_due_at = p.next_due_at, next_run_at = p.next_run_at, not_before = NULL,
+        state = CASE WHEN s.state = 'sleeping' THEN 'active' ELSE s.state END,
+        last_run_at = CASE WHEN p.name = ANY (busy) OR p.fire = '[]' THEN s.last_run_at ELSE now() END,
+        missed = s.missed + p.missed + CASE WHEN p.name = ANY (busy) THEN jsonb_array_length(p.fire) ELSE 0 END,
+        expect_from = CASE WHEN s.expect_within IS NOT NULL THEN coalesce(s.expect_from, s.next_due_at) END
+    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean, fire jsonb, next_due_at timestamptz, next_run_at timestamptz, missed bigint)
+    WHERE s.name = p.name AND (p.name <> ALL (busy) OR NOT p.holds);
+    -- Told by the end of the job; should that go unheard, a minute later.
+    UPDATE cluster.schedules AS s SET not_before = now() + interval '1 minute'
+    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean)
+    WHERE s.name = p.name AND p.name = ANY (busy) AND p.holds;
+END $$;
+
+CREATE FUNCTION cluster.fire_schedules(plans jsonb) RETURNS TABLE(schedule text, result text, lag double precision, error text)
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    batch record;
+    one record;
+    busy text[];
+    code text;
+    message text;
+    of_batch text;
+BEGIN
+    FOR batch IN
+        SELECT chosen.job_table, jsonb_agg(to_jsonb(chosen) ORDER BY chosen.name) AS plans FROM (
+            SELECT s.name, s.job_table, s.job_values AS values, s.overlap, s.on_error, s.next_run_at AS was_due_at, p.fire, p.next_due_at,
+                   p.next_run_at, p.missed, coalesce(p.holds, false) AS holds
+            FROM jsonb_to_recordset(plans) AS p (name text, revision bigint, due_at timestamptz, fire jsonb, next_due_at timestamptz,
+                                                 next_run_at timestamptz, missed bigint, holds boolean)
+            JOIN cluster.schedules AS s ON s.name = p.name
+            WHERE s.revision = p.revision AND s.next_due_at = p.due_at AND s.next_run_at <= now() AND s.wake_at <= now()
+              AND cluster.may_fire(s)
+            ORDER BY s.name FOR NO KEY UPDATE OF s SKIP LOCKED
+        ) AS chosen
+        GROUP BY chosen.job_table::oid, chosen.job_table, (SELECT array_agg(key ORDER BY key) FROM jsonb_object_keys(chosen.values) AS key)
+    LOOP
+        busy := '{}';
+        BEGIN
+            busy := cluster.busy_schedules(batch.job_table, batch.plans);
+            PERFORM cluster.fire_batch(batch.job_table, batch.plans, busy);
+            RETURN QUERY SELECT p.name, CASE WHEN p.name <> ALL (busy) THEN CASE WHEN p.fire = '[]' THEN 'missed' ELSE 'fired' END
+                                WHEN p.holds THEN 'held' ELSE 'skipped' END,
+                                extract(epoch FROM clock_timestamp() - p.was_due_at)::float8, NULL::text
+                         FROM jsonb_to_recordset(batch.plans) AS p (name text, holds boolean, was_due_at timestamptz, fire jsonb);
+            CONTINUE;
+        EXCEPTION WHEN OTHERS THEN
+            GET STACKED DIAGNOSTICS of_batch = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+        END;
+        FOR one IN SELECT value AS plan, value ->> 'name' AS name, value ->> 'on_error' AS on_error FROM jsonb_array_elements(batch.plans) LOOP
+            BEGIN
+                IF NOT EXISTS (SELECT FROM pg_class WHERE oid = batch.job_table) THEN
+                    RAISE EXCEPTION 'its job table was dropped' USING ERRCODE = 'undefined_table';
+                ELSIF jsonb_array_length(batch.plans) = 1 OR cluster.may_pass(of_batch) THEN
+                    RAISE EXCEPTION '%', message USING ERRCODE = of_batch;
+                END IF;
+                PERFORM cluster.fire_batch(batch.job_table, jsonb_build_array(one.plan), busy);
+                RETURN QUERY SELECT one.name, 'fired', extract(epoch FROM clock_timestamp() - (one.plan ->> 'was_due_at')::timestamptz)::float8,
+                                    NULL::text;
+            EXCEPTION WHEN OTHERS THEN
+                GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+                IF cluster.may_pass(code) THEN
+                    UPDATE cluster.schedules AS s SET not_before = now() + interval '2 seconds', last_error = message WHERE s.name = one.name;
+                ELSIF one.on_error = 'keep' THEN
+                    UPDATE cluster.schedules AS s SET last_error = message, last_outcome = 'failed', missed = s.missed + 1,
+                        next_due_at = (one.plan ->> 'next_due_at')::timestamptz, next_run_at = (one.plan ->> 'next_run_at')::timestamptz,
+                        expect_from = coalesce(s.expect_from, s.next_due_at)
+                    WHERE s.name = one.name;
+                ELSE
+                    UPDATE cluster.schedules AS s SET state = 'deactivated', last_error = message, last_outcome = 'failed',
+                        expect_from = coalesce(s.expect_from, s.next_due_at)
+                    WHERE s.name = one.name;
+                END IF;
+                RETURN QUERY SELECT one.name, CASE WHEN cluster.may_pass(code) THEN 'postponed' ELSE 'failed' END, NULL::float8, message;
+            END;
+        END LOOP;
+    END LOOP;
+END $$;
+
 CREATE FUNCTION cluster.index_name(table_name text, suffix text) RETURNS text
     LANGUAGE sql IMMUTABLE
     AS $$
     SELECT CASE WHEN octet_length(table_name) <= 54 THEN table_name ELSE left(table_name, 24) || '_' || left(md5(table_name), 8) END
            || '_' || suffix
 $$;
+
+CREATE FUNCTION cluster.insert_occurrences(job_table regclass, occurrences jsonb) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    stored bigint;
+    columns text := (SELECT string_agg(', ' || quote_ident(key), '' ORDER BY key) FROM jsonb_object_keys(occurrences -> 0 -> 'values') AS key);
+    picked text := (SELECT string_agg(', v.' || quote_ident(key), '' ORDER BY key) FROM jsonb_object_keys(occurrences -> 0 -> 'values') AS key);
+BEGIN
+    EXECUTE format($sql$
+        WITH occurrence AS MATERIALIZED (
+            SELECT o.* FROM jsonb_to_recordset($1) AS o (name text, due_at timestamptz, run_at timestamptz, values jsonb)
+            WHERE NOT EXISTS (SELECT FROM cluster.schedule_runs AS r WHERE r.name = o.name AND r.due_at = o.due_at)
+        ), made AS (
+            INSERT INTO %1$s (schedule, scheduled_for, run_at%2$s)
+            SELECT o.name, o.due_at, o.run_at%3$s FROM occurrence AS o, LATERAL jsonb_populate_record(NULL::%1$s, o.values) AS v
+            ORDER BY o.run_at
+            RETURNING id, schedule, scheduled_for
+        )
+        INSERT INTO cluster.schedule_runs (name, due_at, job_id, job_table, finished_at, outcome)
+        SELECT o.name, o.due_at, made.id, %4$s::oid, CASE WHEN made.id IS NULL THEN now() END, CASE WHEN made.id IS NULL THEN 'refused' END
+        FROM occurrence AS o LEFT JOIN made ON made.schedule = o.name AND made.scheduled_for = o.due_at
+        $sql$, job_table, columns, picked, job_table::oid) USING occurrences;
+    GET DIAGNOSTICS stored = ROW_COUNT;
+    RETURN stored;
+END $_$;
+
+CREATE FUNCTION cluster.insert_of_job(job_table regclass, job_values jsonb) RETURNS text
+    LANGUAGE sql STABLE
+    AS $_$
+    SELECT CASE WHEN job_values = '{}' THEN format('INSERT INTO %s DEFAULT VALUES', job_table)
+                ELSE format('INSERT INTO %s (%s) SELECT %s FROM jsonb_populate_record(NULL::%s, $1) AS v', job_table,
+                            string_agg(quote_ident(key), ', ' ORDER BY key), string_agg('v.' || quote_ident(key), ', ' ORDER BY key),
+                            job_table) END
+    FROM (SELECT jsonb_object_keys(job_values) AS key) AS keys
+$_$;
 
 CREATE FUNCTION cluster.is_index(printed text, wanted text) RETURNS boolean
     LANGUAGE sql IMMUTABLE
@@ -125,6 +350,19 @@ CREATE FUNCTION cluster.is_index(printed text, wanted text) RETURNS boolean
        AND (split_part(printed, ' WHERE ', 2) ~ 'queue <> ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue <> ')
        AND (split_part(printed, ' WHERE ', 2) ~ 'queue < ') = (split_part(wanted, ' WHERE ', 2) ~ 'queue < ')
 $$;
+
+CREATE FUNCTION cluster.is_time_zone(name text) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $_$
+BEGIN
+    IF name !~ '^[A-Za-z_]+/[-A-Za-z0-9_+/]+$' THEN
+        RETURN EXISTS (SELECT FROM pg_timezone_names AS z WHERE z.name = is_time_zone.name);
+    END IF;
+    PERFORM now() AT TIME ZONE name;
+    RETURN true;
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN false;
+END $_$;
 
 CREATE FUNCTION cluster.job_table_changes(job_table text, concurrency_key text DEFAULT NULL::text) RETURNS SETOF text
     LANGUAGE plpgsql STABLE
@@ -214,6 +452,140 @@ BEGIN
     END IF;
 END $_$;
 
+CREATE FUNCTION cluster.keep_schedule() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    before cluster.schedules := CASE TG_OP WHEN 'UPDATE' THEN OLD END;  -- all NULL: it is new
+    is_new boolean := TG_OP = 'INSERT';
+    times_differ boolean := (NEW.name, NEW.cron, NEW.every, NEW.time_zone, NEW.starts_at, NEW.ends_at, NEW.jitter) IS DISTINCT FROM
+        (before.name, before.cron, before.every, before.time_zone, before.starts_at, before.ends_at, before.jitter);
+BEGIN
+    IF is_new THEN
+        NEW.state := CASE WHEN NOT NEW.active THEN 'deactivated' WHEN NEW.run_once THEN 'run_once_waiting' ELSE 'active' END;
+        NEW.next_run_at := NULL;
+        NEW.next_due_at := NULL;
+    ELSIF NOT NEW.active THEN
+        NEW.state := 'deactivated';
+    ELSIF NEW.state = 'deactivated' THEN
+        NEW.active := false;
+    ELSIF NEW.run_once AND NOT before.run_once THEN
+        NEW.state := 'run_once_waiting';
+    ELSIF before.run_once AND NOT NEW.run_once AND NEW.state LIKE 'run_once%' THEN
+        NEW.state := 'active';
+    END IF;
+    IF is_new OR (NEW.cron, NEW.time_zone) IS DISTINCT FROM (before.cron, before.time_zone) THEN
+        PERFORM cluster.check_times(NEW.cron, NEW.time_zone);
+    END IF;
+    IF is_new OR (NEW.job_table::oid, NEW.job_values) IS DISTINCT FROM (before.job_table::oid, before.job_values) THEN
+        IF jsonb_typeof(NEW.job_values) = 'object' THEN
+            PERFORM cluster.try_job(NEW.job_table, NEW.job_values);
+        END IF;
+    END IF;
+    IF times_differ OR (NEW.job_table::oid, NEW.job_values, NEW.overlap, NEW.misfire)
+        IS DISTINCT FROM (before.job_table::oid, before.job_values, before.overlap, before.misfire)
+    THEN
+        NEW.revision := NEW.revision + 1;
+    END IF;
+    IF NOT cluster.may_fire(NEW) THEN
+        NEW.next_run_at := NULL;
+        NEW.plan_from := NULL;
+        NEW.not_before := NULL;
+    ELSIF times_differ OR coalesce(cluster.may_fire(before), false) = false OR (NEW.state = 'run_once_waiting' AND before.state IS DISTINCT FROM 'run_once_waiting') THEN
+        NEW.revision := NEW.revision + 1;
+        NEW.next_run_at := NULL;
+        NEW.not_before := NULL;
+        IF times_differ OR NEW.run_once THEN
+            NEW.next_due_at := NULL;  -- the grid begins anew
+        END IF;
+        NEW.plan_from := now();
+        IF NEW.every IS NOT NULL AND NEW.next_due_at IS NULL AND NEW.jitter = interval '0' AND coalesce(NEW.starts_at > now(), true) THEN
+            NEW.next_due_at := coalesce(NEW.starts_at, now() + make_interval(secs => extract(epoch FROM NEW.every)::float8));
+            NEW.plan_from := NULL;
+            IF NEW.next_due_at > NEW.ends_at THEN
+                NEW.next_due_at := NULL;
+            END IF;
+            NEW.next_run_at := NEW.next_due_at;
+        END IF;
+    END IF;
+    IF NEW.expect_within IS NULL THEN
+        NEW.expect_from := NULL;
+        NEW.overdue_since := NULL;
+    END IF;
+    NEW.wake_at := least(greatest(coalesce(NEW.plan_from, NEW.next_run_at), NEW.not_before),
+                         CASE WHEN NEW.overdue_since IS NULL THEN NEW.expect_from + NEW.expect_within END);
+    RETURN NEW;
+END $$;
+
+CREATE TABLE cluster.schedules (
+    name text NOT NULL,
+    job_table regclass NOT NULL,
+    job_values jsonb DEFAULT '{}'::jsonb NOT NULL,
+    cron text,
+    every interval,
+    time_zone text DEFAULT 'UTC'::text NOT NULL,
+    starts_at timestamp with time zone,
+    ends_at timestamp with time zone,
+    jitter interval DEFAULT '00:00:00'::interval NOT NULL,
+    run_once boolean DEFAULT false NOT NULL,
+    active boolean DEFAULT true NOT NULL,
+    paused_at timestamp with time zone,
+    paused_reason text,
+    state text DEFAULT 'active'::text NOT NULL,
+    overlap text DEFAULT 'skip'::text NOT NULL,
+    misfire text DEFAULT 'one'::text NOT NULL,
+    expect_within interval,
+    overdue_since timestamp with time zone,
+    on_error text DEFAULT 'deactivate'::text NOT NULL,
+    next_run_at timestamp with time zone,
+    last_run_at timestamp with time zone,
+    last_outcome text,
+    last_error text,
+    missed bigint DEFAULT 0 NOT NULL,
+    source text DEFAULT 'user'::text NOT NULL,
+    next_due_at timestamp with time zone,
+    plan_from timestamp with time zone,
+    not_before timestamp with time zone,
+    expect_from timestamp with time zone,
+    wake_at timestamp with time zone,
+    revision bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT "a schedule has either cron or every" CHECK ((num_nonnulls(cron, every) = 1)),
+    CONSTRAINT "a schedule is deactivated exactly while it is not active" CHECK (((state = 'deactivated'::text) = (NOT active))),
+    CONSTRAINT "a schedule's name has 1 to 128 characters" CHECK (((length(name) >= 1) AND (length(name) <= 128))),
+    CONSTRAINT "ends_at is a moment of our era" CHECK (((ends_at >= '0001-01-02 00:00:00+00'::timestamp with time zone) AND (ends_at < '9999-12-31 00:00:00+00'::timestamp with time zone))),
+    CONSTRAINT "ends_at is after starts_at" CHECK ((ends_at > starts_at)),
+    CONSTRAINT "every is 1 second to 3650 days, and not in months" CHECK ((((every >= '00:00:01'::interval) AND (every <= '3650 days'::interval)) AND (date_trunc('month'::text, every) = '00:00:00'::interval))),
+    CONSTRAINT "expect_within is more than 0, and at most 3650 days" CHECK (((expect_within > '00:00:00'::interval) AND (expect_within <= '3650 days'::interval))),
+    CONSTRAINT "jitter is 0 to 3650 days, and not in months" CHECK ((((jitter >= '00:00:00'::interval) AND (jitter <= '3650 days'::interval)) AND (date_trunc('month'::text, jitter) = '00:00:00'::interval))),
+    CONSTRAINT "jitter is not longer than every" CHECK ((jitter <= every)),
+    CONSTRAINT "job_values is an object of columns and values" CHECK ((jsonb_typeof(job_values) = 'object'::text)),
+    CONSTRAINT "misfire is skip, one or all" CHECK ((misfire = ANY (ARRAY['skip'::text, 'one'::text, 'all'::text]))),
+    CONSTRAINT "on_error is deactivate or keep" CHECK ((on_error = ANY (ARRAY['deactivate'::text, 'keep'::text]))),
+    CONSTRAINT "overlap is skip, queue_one, allow or cancel_running" CHECK ((overlap = ANY (ARRAY['skip'::text, 'queue_one'::text, 'allow'::text, 'cancel_running'::text]))),
+    CONSTRAINT "source is user or code" CHECK ((source = ANY (ARRAY['user'::text, 'code'::text]))),
+    CONSTRAINT "starts_at is a moment of our era" CHECK (((starts_at >= '0001-01-02 00:00:00+00'::timestamp with time zone) AND (starts_at < '9999-12-31 00:00:00+00'::timestamp with time zone))),
+    CONSTRAINT "state is one of the six of a schedule" CHECK ((state = ANY (ARRAY['active'::text, 'sleeping'::text, 'stopped'::text, 'deactivated'::text, 'run_once_waiting'::text, 'run_once_done'::text]))),
+    CONSTRAINT "the cluster's own times are moments of our era" CHECK (((GREATEST(next_due_at, next_run_at, plan_from) < '9999-12-31 00:00:00+00'::timestamp with time zone) AND (LEAST(next_due_at, next_run_at, plan_from) >= '0001-01-02 00:00:00+00'::timestamp with time zone)))
+)
+WITH (fillfactor='80');
+
+COMMENT ON TABLE cluster.schedules IS 'Each inserts job rows by cron or at intervals. From next_due_at on, columns belong to the cluster.';
+
+COMMENT ON COLUMN cluster.schedules.missed IS 'Occurrences that came while nobody was up, or while an earlier job ran, and have no job.';
+
+CREATE FUNCTION cluster.may_fire(schedule cluster.schedules) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT schedule.active AND schedule.paused_at IS NULL AND schedule.state IN ('active', 'sleeping', 'run_once_waiting')
+$$;
+
+CREATE FUNCTION cluster.may_pass(sqlstate text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT left(sqlstate, 2) IN ('08', '40', '53', '55', '57', '58') OR sqlstate = '42501'
+$$;
+
 CREATE FUNCTION cluster.partial_indexes(job_table regclass) RETURNS TABLE(name text, definition text, valid boolean)
     LANGUAGE sql STABLE
     AS $$
@@ -252,6 +624,17 @@ BEGIN
     SELECT q.paused_at, q.paused_reason INTO NEW.paused_at, NEW.paused_reason
     FROM cluster.queues q WHERE q.name = '*' AND q.paused_at IS NOT NULL;
     RETURN NEW;
+END $$;
+
+CREATE FUNCTION cluster.reload_schedules() RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    going_on bigint;
+BEGIN
+    UPDATE cluster.schedules AS s SET active = true WHERE s.state = 'stopped';
+    GET DIAGNOSTICS going_on = ROW_COUNT;
+    RETURN going_on;
 END $$;
 
 CREATE FUNCTION cluster.require_job_table(job_table regclass) RETURNS void
@@ -342,6 +725,24 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE FUNCTION cluster.run_schedule(schedule text) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    chosen cluster.schedules;
+    moment timestamptz;
+BEGIN
+    SELECT * INTO chosen FROM cluster.schedules AS s WHERE s.name = schedule FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no schedule %', quote_literal(schedule) USING ERRCODE = 'no_data_found';
+    END IF;
+    moment := clock_timestamp();
+    PERFORM cluster.insert_occurrences(chosen.job_table, jsonb_build_array(jsonb_build_object(
+        'name', chosen.name, 'due_at', moment, 'run_at', now(), 'values', chosen.job_values)));
+    UPDATE cluster.schedules AS s SET last_run_at = now() WHERE s.name = schedule;
+    RETURN (SELECT r.job_id FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = moment);
+END $$;
+
 CREATE FUNCTION cluster.standard_checks(concurrency_key text) RETURNS TABLE(name text, condition text)
     LANGUAGE sql IMMUTABLE
     AS $$
@@ -371,7 +772,9 @@ CREATE FUNCTION cluster.standard_columns() RETURNS TABLE(name text, type text, d
            ('finished_at', 'timestamp with time zone', ''),
            ('cancel_requested_at', 'timestamp with time zone', ''),
            ('created_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()'),
-           ('updated_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()')
+           ('updated_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()'),
+           ('schedule', 'text', ''),
+           ('scheduled_for', 'timestamp with time zone', '')
 $$;
 
 CREATE FUNCTION cluster.standard_indexes(concurrency_key text) RETURNS TABLE(suffix text, definition text)
@@ -409,7 +812,12 @@ CREATE FUNCTION cluster.standard_triggers(concurrency_key text) RETURNS TABLE(na
             'FOR EACH ROW WHEN (NEW.status IN (''not_started'', ''scheduled'', ''retry'')'
             ' AND (NEW.status, NEW.run_at, NEW.queue, NEW.priority)'
             ' IS DISTINCT FROM (OLD.status, OLD.run_at, OLD.queue, OLD.priority))'
-            ' EXECUTE FUNCTION cluster.reschedule_job()')
+            ' EXECUTE FUNCTION cluster.reschedule_job()'),
+           ('cluster_tell_schedule', 'AFTER UPDATE',
+            'FOR EACH ROW WHEN (NEW.schedule IS NOT NULL AND (NEW.finished_at IS NULL) <> (OLD.finished_at IS NULL))'
+            ' EXECUTE FUNCTION cluster.tell_schedule()'),
+           ('cluster_tell_of_deleted', 'AFTER DELETE',
+            'FOR EACH ROW WHEN (OLD.schedule IS NOT NULL AND OLD.finished_at IS NULL) EXECUTE FUNCTION cluster.tell_schedule()')
     UNION ALL
     SELECT name, timing, action FROM (VALUES
         ('cluster_unpark_new_job', 'BEFORE INSERT',
@@ -521,6 +929,81 @@ SELECT queue, NULL, count(*), 0, 0, 0, min(run_at)
 FROM (SELECT queue, run_at FROM %s WHERE parked ORDER BY %I, priority, run_at, id LIMIT $1) AS found GROUP BY queue$query$,
             job_table, concurrency_key) END)
 $_$;
+
+CREATE FUNCTION cluster.tell_schedule() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    job record;
+    said text;
+    verdict text;
+    is_error boolean;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        job := OLD;
+        verdict := 'deleted';
+    ELSE
+        job := NEW;
+        IF NEW.finished_at IS NOT NULL THEN
+            verdict := NEW.status::text;
+            said := nullif(current_setting('cluster.next', true), '')::jsonb ->> NEW.id::text;
+        END IF;
+    END IF;
+    UPDATE cluster.schedule_runs AS r SET
+        started_at = job.started_at, outcome = coalesce(ltrim(left(said, 1), '!') || substr(said, 2), verdict),
+        finished_at = CASE WHEN TG_OP = 'DELETE' THEN now() ELSE job.finished_at END
+    WHERE r.name = job.schedule AND r.due_at = job.scheduled_for AND r.job_id = job.id AND r.job_table::oid = TG_RELID;
+    IF NOT FOUND OR verdict IS NULL THEN
+        RETURN NULL;
+    END IF;
+    is_error := verdict IN ('failed', 'timed_out') OR said LIKE '!%';
+    UPDATE cluster.schedules AS s SET
+        last_outcome = CASE WHEN said LIKE '!%' THEN 'invalid' ELSE coalesce(said, verdict) END,
+        last_error = CASE WHEN said LIKE '!%' THEN 'perform returned ' || substr(said, 2) WHEN is_error THEN job.last_error ELSE s.last_error END,
+        state = CASE
+            WHEN NOT s.active THEN s.state
+            WHEN said = 'EXIT' OR said LIKE '!%' OR (is_error AND s.on_error = 'deactivate') THEN 'deactivated'
+            WHEN said = 'STOP' THEN 'stopped'
+            WHEN s.run_once AND s.state = 'run_once_waiting' THEN 'run_once_done'
+            WHEN said = 'SLEEP' AND s.state IN ('active', 'sleeping') THEN 'sleeping'
+            ELSE s.state END,
+        next_due_at = CASE WHEN said = 'SLEEP' AND s.active THEN job.started_at + interval '86400 seconds' ELSE s.next_due_at END,
+        next_run_at = CASE WHEN said = 'SLEEP' AND s.active THEN job.started_at + interval '86400 seconds' ELSE s.next_run_at END,
+        plan_from = CASE WHEN said = 'SLEEP' THEN NULL ELSE s.plan_from END,
+        revision = s.revision + CASE WHEN said = 'SLEEP' THEN 1 ELSE 0 END,
+        not_before = NULL,
+        expect_from = CASE WHEN verdict <> 'succeeded' OR job.scheduled_for < s.expect_from THEN s.expect_from ELSE (
+            SELECT min(r.due_at) FROM cluster.schedule_runs AS r
+            WHERE r.name = s.name AND r.due_at > job.scheduled_for AND r.job_id IS NOT NULL AND r.finished_at IS NULL) END,
+        overdue_since = CASE WHEN verdict <> 'succeeded' OR job.scheduled_for < s.expect_from THEN s.overdue_since END
+    WHERE s.name = job.schedule AND s.job_table::oid = TG_RELID;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION cluster.try_job(job_table regclass, job_values jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    wrong text;
+BEGIN
+    PERFORM cluster.require_job_table(job_table);
+    SELECT key INTO wrong FROM jsonb_object_keys(job_values) AS key
+    WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = job_table AND attname = key AND attnum > 0 AND NOT attisdropped) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'table % has no column %', job_table, quote_ident(wrong) USING ERRCODE = 'undefined_column';
+    END IF;
+    SELECT key INTO wrong FROM jsonb_object_keys(job_values) AS key
+    WHERE key NOT IN ('queue', 'priority') AND key IN (SELECT c.name FROM cluster.standard_columns() AS c) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'column % belongs to the cluster: a schedule may not set it', quote_ident(wrong) USING ERRCODE = 'check_violation';
+    END IF;
+    BEGIN
+        EXECUTE cluster.insert_of_job(job_table, job_values) USING job_values;
+        RAISE EXCEPTION 'taken back' USING ERRCODE = 'JC001';
+    EXCEPTION WHEN SQLSTATE 'JC001' OR unique_violation OR exclusion_violation THEN
+    END;
+END $$;
 
 CREATE FUNCTION cluster.unpark_job() RETURNS trigger
     LANGUAGE plpgsql
@@ -730,6 +1213,19 @@ CREATE VIEW cluster.autoscaling AS
                     WHEN node.is_live THEN node.slots
                     ELSE NULL::integer
                 END DESC, node.heartbeat_at DESC
+        ), schedule AS (
+         SELECT COALESCE((found.job_values ->> 'queue'::text), "substring"(pg_get_expr(d.adbin, d.adrelid), '^''(.*)''::text'::text), 'default'::text) AS queue,
+            count(*) AS due
+           FROM ((( SELECT s_1.job_table,
+                    s_1.job_values
+                   FROM cluster.schedules s_1,
+                    goal
+                  WHERE (s_1.wake_at <= (now() + goal.start_within))
+                  ORDER BY s_1.wake_at
+                 LIMIT 10000) found
+             LEFT JOIN pg_attribute a ON (((a.attrelid = (found.job_table)::oid) AND (a.attname = 'queue'::name))))
+             LEFT JOIN pg_attrdef d ON (((d.adrelid = a.attrelid) AND (d.adnum = a.attnum))))
+          GROUP BY COALESCE((found.job_values ->> 'queue'::text), "substring"(pg_get_expr(d.adbin, d.adrelid), '^''(.*)''::text'::text), 'default'::text)
         ), set_of_nodes AS (
          SELECT '*'::text AS queue
         UNION
@@ -738,11 +1234,20 @@ CREATE VIEW cluster.autoscaling AS
         UNION
          SELECT wanted.queue
            FROM wanted
+        UNION
+         SELECT schedule.queue
+           FROM schedule
         )
  SELECT s.queue,
     cluster.wanted_replicas(GREATEST(COALESCE(sum(w.slots), (0)::double precision), (( SELECT COALESCE(sum(LEAST(node.running, node.slots)), (0)::bigint) AS "coalesce"
            FROM node
-          WHERE (node.is_live AND ((s.queue = '*'::text) OR (node.queues = ARRAY[s.queue])))))::double precision), (COALESCE(( SELECT size.slots
+          WHERE (node.is_live AND ((s.queue = '*'::text) OR (node.queues = ARRAY[s.queue])))))::double precision, (
+        CASE
+            WHEN (EXISTS ( SELECT
+               FROM schedule
+              WHERE ((s.queue = schedule.queue) OR (s.queue = '*'::text)))) THEN 1
+            ELSE 0
+        END)::double precision), (COALESCE(( SELECT size.slots
            FROM size
           WHERE (size.queue = s.queue)), ( SELECT size.slots
            FROM size
@@ -750,7 +1255,9 @@ CREATE VIEW cluster.autoscaling AS
            FROM size), 16))::double precision) AS replicas,
     (COALESCE(sum(w.waiting), (0)::numeric))::bigint AS waiting,
     (COALESCE(sum(w.running), (0)::numeric))::bigint AS running,
-    0 AS due_schedules,
+    ( SELECT (COALESCE(sum(schedule.due), (0)::numeric))::integer AS "coalesce"
+           FROM schedule
+          WHERE ((s.queue = schedule.queue) OR (s.queue = '*'::text))) AS due_schedules,
     (now() - min(w.oldest)) AS oldest_age
    FROM (set_of_nodes s
      LEFT JOIN wanted w ON (((s.queue = w.queue) OR (s.queue = '*'::text))))
@@ -787,6 +1294,30 @@ CREATE TABLE cluster.prune_walks (
 
 COMMENT ON TABLE cluster.prune_walks IS 'Per job table: how far pruning got (NULL: between two walks), when the first of the rows that it left expires, and when its next step is due.';
 
+CREATE TABLE cluster.schedule_runs (
+    name text NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    job_id bigint,
+    job_table regclass NOT NULL,
+    fired_at timestamp with time zone DEFAULT now() NOT NULL,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    outcome text
+);
+
+COMMENT ON TABLE cluster.schedule_runs IS 'The history of schedules, kept for 30 days, also of those that are gone.';
+
+CREATE TABLE cluster.schedule_service (
+    is_only_row boolean DEFAULT true NOT NULL,
+    boots bigint DEFAULT 0 NOT NULL,
+    booted_at timestamp with time zone,
+    reloading_since timestamp with time zone,
+    reloaded_at timestamp with time zone,
+    CONSTRAINT schedule_service_is_only_row_check CHECK (is_only_row)
+);
+
+COMMENT ON TABLE cluster.schedule_service IS 'One row: when the cluster was last started, no node having been live for a lease, and the last reload; reloading_since: one is under way.';
+
 CREATE TABLE cluster.turns (
     job_table regclass NOT NULL
 );
@@ -817,8 +1348,29 @@ ALTER TABLE ONLY cluster.prune_walks
 ALTER TABLE ONLY cluster.queues
     ADD CONSTRAINT queues_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY cluster.schedule_runs
+    ADD CONSTRAINT schedule_runs_pkey PRIMARY KEY (name, due_at);
+
+ALTER TABLE ONLY cluster.schedule_service
+    ADD CONSTRAINT schedule_service_pkey PRIMARY KEY (is_only_row);
+
+ALTER TABLE ONLY cluster.schedules
+    ADD CONSTRAINT schedules_pkey PRIMARY KEY (name);
+
 ALTER TABLE ONLY cluster.turns
     ADD CONSTRAINT turns_pkey PRIMARY KEY (job_table);
+
+CREATE INDEX schedule_runs_due ON cluster.schedule_runs USING btree (due_at);
+
+CREATE INDEX schedule_runs_unfinished ON cluster.schedule_runs USING btree (name) WHERE (finished_at IS NULL);
+
+CREATE INDEX schedules_overdue ON cluster.schedules USING btree (overdue_since) WHERE (overdue_since IS NOT NULL);
+
+CREATE INDEX schedules_state ON cluster.schedules USING btree (state);
+
+CREATE INDEX schedules_wake ON cluster.schedules USING btree (wake_at) WHERE (wake_at IS NOT NULL);
+
+CREATE TRIGGER activate BEFORE UPDATE OF active ON cluster.schedules FOR EACH ROW WHEN (new.active) EXECUTE FUNCTION cluster.activate_schedule();
 
 CREATE TRIGGER add_turn AFTER INSERT ON cluster.job_types FOR EACH ROW EXECUTE FUNCTION cluster.add_turn();
 
@@ -826,7 +1378,11 @@ CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE ON cluster.job_t
 
 CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE ON cluster.queues FOR EACH STATEMENT EXECUTE FUNCTION cluster.announce_change();
 
+CREATE TRIGGER keep BEFORE INSERT OR UPDATE ON cluster.schedules FOR EACH ROW EXECUTE FUNCTION cluster.keep_schedule();
+
 CREATE TRIGGER pause_new_type BEFORE INSERT ON cluster.job_types FOR EACH ROW WHEN ((new.paused_at IS NULL)) EXECUTE FUNCTION cluster.pause_new_type();
+
+CREATE TRIGGER tell AFTER INSERT OR UPDATE ON cluster.schedules FOR EACH ROW WHEN ((new.wake_at IS NOT NULL)) EXECUTE FUNCTION cluster.announce_schedule();
 
 ALTER TABLE ONLY cluster.turns
     ADD CONSTRAINT turns_job_table_fkey FOREIGN KEY (job_table) REFERENCES cluster.job_types(job_table) ON UPDATE CASCADE ON DELETE CASCADE;

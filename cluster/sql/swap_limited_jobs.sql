@@ -47,6 +47,7 @@ WITH outcome AS (
            AND (crashes_count = 0 OR crashed <= %(whole)s){bytes_fit}
     ))
     RETURNING id, attempts_count, crashes_count, locked_at, extract(epoch FROM now() - run_at)::float8 AS wait, queue, priority, run_at,
-        created_at{columns}
+        created_at, scheduled_for,
+    CASE WHEN schedule IS NOT NULL THEN (SELECT time_zone FROM cluster.schedules AS s WHERE s.name = schedule) END AS zone{columns}
 )
 SELECT claimed.*, freed.places FROM freed LEFT JOIN claimed ON true

@@ -22,8 +22,9 @@ import structlog
 from cluster.backoff import LONGEST_DELAY, seconds_after
 from cluster.configuration import failure_handler
 from cluster.error_text import describe, shorten
+from cluster.frames import LONGEST_SAID
 from cluster.job import Definition, Job, definition, explain, validate_fields
-from cluster.outcomes import Cancel, Fail, Snooze
+from cluster.outcomes import Cancel, Fail, Next, Snooze
 from cluster.tracing import begin_span, end_span, trace_id
 
 if TYPE_CHECKING:
@@ -48,17 +49,18 @@ class StopRequested(BaseException):
 
 class Verdict(NamedTuple):
     """How an attempt ended. status: for the row. outcome: for the metrics. delay: seconds until the next attempt, None: none
-    or at once. error: for last_error, None: stays. attempts: change of attempts_count."""
+    or at once. error: for last_error, None: stays. attempts: change of attempts_count. said: of its schedule, None: nothing."""
 
     status: str
     outcome: str
     delay: float | None = None
     error: str | None = None
     attempts: int = 0
+    said: str | None = None
 
     def of_report(self) -> tuple[Any, ...]:
         """The fields of a report between its ticket and its times: no verdict changes crashes_count."""
-        return (*self, 0)
+        return (*self[:5], 0)
 
 
 SUCCEEDED = Verdict("succeeded", "succeeded")
@@ -257,7 +259,14 @@ class Attempt:
             case Fail(reason):
                 return Verdict("failed", "failed", error=reason)
             case _:
-                return SUCCEEDED
+                return SUCCEEDED if self.job.scheduled_for is None else self._said(result)
+
+    def _said(self, result: Any) -> Verdict:
+        """Of a job of a schedule. What that does not know deactivates it; the job has succeeded all the same."""
+        if result is Next.OK or (result is None and not self.performer.job_class.strict_outcome):
+            return SUCCEEDED
+        said = result.value if isinstance(result, Next) else "!" + shorten(_shown(result), LONGEST_SAID)
+        return SUCCEEDED._replace(said=said)
 
     def _failed(self, error: BaseException) -> Verdict:
         """The verdict on an attempt that raised. Once it was told to stop, whatever it raises is the answer to that."""
@@ -283,7 +292,7 @@ class Attempt:
         calls: list[tuple[str, tuple[Any, ...]]] = [("after_perform", ())]
         if error is not None:
             calls.insert(0, ("after_failure", (self._cause(verdict, error), verdict.status != "retry")))
-        elif verdict is SUCCEEDED:
+        elif verdict.status == "succeeded":
             calls.insert(0, ("after_success", ()))
         return [call for call in calls if call[0] in self.performer.definition.hooks]
 
@@ -303,6 +312,13 @@ class Attempt:
     def _hook_failed(self, name: str) -> None:
         _leave_forked_child()
         log.exception("hook_failed", job_type=self.performer.definition.name, job_id=self.job.id, hook=name)
+
+
+def _shown(result: Any) -> str:
+    try:
+        return repr(result)
+    except Exception:  # noqa: BLE001 - a user's __repr__
+        return f"a {type(result).__name__}"
 
 
 def refuse_row(error: BaseException) -> Verdict:

@@ -16,6 +16,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from itertools import count, repeat
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ from cluster.frames import (
     PRIORITY,
     QUEUE,
     RUN_AT,
+    SCHEDULED_FOR,
+    ZONE,
     FrameProtocol,
     RawRow,
     integer,
@@ -51,6 +54,8 @@ BEAT_INTERVAL = 1.0
 GATHER = 0.002
 """Seconds for which reports may be gathered while other jobs wait for a slot."""
 LARGEST_FRAME = 100
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+"""From which Postgres counts the microseconds of a timestamptz."""
 
 
 class Batch(NamedTuple):
@@ -160,7 +165,7 @@ class Runner:
         if verdict is SUCCEEDED:
             self._successes += (ticket, begun, ended)
         else:
-            self._reports.append((ticket, *verdict.of_report(), begun, ended))
+            self._reports.append((ticket, *verdict.of_report(), begun, ended, verdict.said))
         gathered = len(self._successes) // 3 + len(self._reports)
         if gathered == 1:
             if self._waiting:
@@ -277,6 +282,9 @@ class Runner:
         number = integer(row[ATTEMPTS])
         values = vars(job)
         values["id"], values["attempt"], values["_row"] = job_id, number, partial(columns.standard, row)
+        if row[SCHEDULED_FOR] is not None:
+            values["scheduled_for"] = _EPOCH + timedelta(microseconds=integer(row[SCHEDULED_FOR]))
+            values["_zone"] = (row[ZONE] or b"UTC").decode()
         return Attempt(performer, job, number, row[QUEUE] or b"", columns.traceparent(row))
 
     def _carry_out(self, attempt: Attempt, task: asyncio.Task[None]) -> Coroutine[Any, Any, Verdict]:

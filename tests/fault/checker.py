@@ -35,6 +35,8 @@ class Kind(StrEnum):
     """An execution that began, or went on, while its row was not claimed for it."""
     LATE = "late write"
     """An outcome written under a claim in which perform had not come to its end."""
+    MISFIRE = "misfire"
+    """An occurrence of a schedule without a job, or with several."""
     MISCOUNT = "miscount"
     """attempts_count does not add up."""
 
@@ -84,6 +86,8 @@ class History:
     """When the producer ended."""
     may_fail: frozenset[Job] = frozenset()
     """Jobs that may end otherwise than succeeded."""
+    occurrences: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Of each occurrence that every schedule should have had, and of those that it had: schedule, time, and how many jobs."""
 
     def end_of(self, execution: Execution) -> float:
         """When it was over for certain."""
@@ -112,7 +116,7 @@ def check(history: History) -> list[Violation]:
     claims = claims_of(history.changes)
     checks = (
         _lost(history), _overlaps(history), _overshoot(history), _unclaimed(history, claims), _late(claims, history),
-        _counts(history),
+        _counts(history), _misfires(history),
     )  # fmt: skip
     return [violation for found in checks for violation in found]
 
@@ -127,6 +131,12 @@ def claims_of(changes: Sequence[Change]) -> dict[Job, list[Claim]]:
             claims[change.job][-1].until = change.at
             claims[change.job][-1].outcome = change.new
     return claims
+
+
+def _misfires(history: History) -> Iterator[Violation]:
+    for (schedule, due_at), jobs in sorted(history.occurrences.items()):
+        if jobs != 1:
+            yield Violation(Kind.MISFIRE, f"schedule {schedule}: {jobs} jobs for its occurrence at {due_at}")
 
 
 def _lost(history: History) -> Iterator[Violation]:

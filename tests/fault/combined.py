@@ -23,6 +23,24 @@ def kill_node_while_away(stage: Stage) -> None:
         stage.replace()
 
 
+def die_while_firing(stage: Stage) -> None:
+    """Two hundred schedules of a second each, so there is hardly a moment at which none is being fired."""
+    with stage.connect() as connection:
+        connection.execute(
+            "INSERT INTO cluster.schedules (name, job_table, every, misfire, overlap, on_error)"
+            " SELECT 'often ' || n, 'tick_jobs', '1 second', 'all', 'allow', 'keep' FROM generate_series(1, 200) AS n"
+        )
+    for _ in stage.rounds(3):
+        stage.wait(3)
+        node = busy_node(stage)
+        stage.fault()
+        node.kill_all()
+        stage.replace()
+    stage.fault()
+    stage.server.restart("immediate")
+    stage.wait(4)
+
+
 def kill_rescuer(stage: Stage) -> None:
     """A node dies, and so does the one that has just declared it lost."""
     victim = busy_node(stage)

@@ -35,6 +35,18 @@ SETTLE = 90.0
 """Seconds in which every job must be at its end after the load has ended."""
 
 
+OCCURRENCES = """
+WITH wanted AS (
+    SELECT name, generate_series(created_at + every, next_due_at - interval '1 millisecond', every) AS due_at FROM cluster.schedules
+), found AS (
+    SELECT schedule AS name, scheduled_for AS due_at, count(*) AS jobs FROM tick_jobs WHERE schedule IS NOT NULL GROUP BY 1, 2
+)
+SELECT name, due_at::text, coalesce(jobs, 0) + CASE WHEN wanted IS NULL THEN 1 ELSE 0 END
+FROM wanted FULL JOIN found USING (name, due_at)
+"""
+"""What every schedule should have had up to where it stands, and what it had; one that nobody wanted counts as a job too many."""
+
+
 @dataclass
 class Outcome:
     """What one run showed: one line of the results."""
@@ -252,7 +264,17 @@ class Stage:
         self.producer.stop()
         self._over.touch()
         self._loaded_until = boottime()
+        wait_until(self._end_schedules, "no schedule comes any more", SETTLE)
         wait_until(self._all_final, "every job is at its end", SETTLE, self._unfinished)
+
+    def _end_schedules(self) -> bool:
+        """Once they have made up for what they missed. Those that run late are given time."""
+        with contextlib.suppress(psycopg.OperationalError), self.connect() as connection:
+            ended = "UPDATE cluster.schedules SET paused_at = now() WHERE paused_at IS NULL AND next_run_at > now()"
+            connection.execute(ended)
+            left = connection.execute("SELECT FROM cluster.schedules WHERE paused_at IS NULL").fetchone()
+            return left is None
+        return False
 
     def _all_final(self) -> bool:
         return not self._unfinished()
@@ -300,10 +322,12 @@ class Stage:
                     "SELECT job_type, id, extract(epoch FROM at)::float8, old, new, attempts_before, attempts FROM trail ORDER BY n"
                 )
             ]
+            occurrences = {(name, due_at): jobs for name, due_at, jobs in connection.execute(OCCURRENCES)}
         assert self.producer is not None
         return History(
             self.executions(), self._coroner.deaths, changes, rows, frozenset(self.producer.acknowledged), LIMITS,
             frozenset(self.deleted), loaded_until=self._loaded_until, may_fail=frozenset(self.may_fail),
+            occurrences=occurrences,
         )  # fmt: skip
 
     def count_logged(self, event: str) -> int:

@@ -14,6 +14,7 @@ from tests.fault.journal import Job
 
 TABLES = {
     "FastJob": "fast_jobs", "SlowJob": "slow_jobs", "StrictJob": "strict_jobs", "CpuJob": "cpu_jobs", "LongJob": "long_jobs",
+    "TickJob": "tick_jobs",
 }  # fmt: skip
 LIMITS = {"SlowJob": 3, "StrictJob": 1}
 HEARTBEAT = 1.0
@@ -115,7 +116,21 @@ class LongJob(Job):
             until = time.monotonic() + {long}
             while time.monotonic() < until and not os.path.exists(OVER):
                 await asyncio.sleep(0.05)
+
+class TickJob(Job):
+    max_concurrency = None
+    max_attempts = max_crashes = 1000
+    backoff = SOON
+    async def perform(self):
+        with performing(self):
+            await asyncio.sleep(0.005)
 """
+
+SCHEDULES = """
+INSERT INTO cluster.schedules (name, job_table, every, misfire, overlap, on_error)
+SELECT 'tick ' || n, 'tick_jobs', n * interval '1 second', 'all', 'allow', 'keep' FROM generate_series(1, 3) AS n
+"""
+"""TickJobs are inserted by these alone."""
 
 TRAIL = """
 CREATE TABLE trail (
@@ -147,8 +162,9 @@ def next_version(text: str) -> str:
 
 
 def leave_trails(connection: psycopg.Connection) -> None:
-    """From now on every change of a job's state is on record, in the transaction that makes it."""
+    """From now on every change of a job's state is on record, in the transaction that makes it; and schedules begin."""
     connection.execute(TRAIL)
+    connection.execute(SCHEDULES)
     for name, table in TABLES.items():
         connection.execute(sql.SQL(TRAIL_TRIGGER).format(table=sql.Identifier(table), job_type=sql.Literal(name)))
 

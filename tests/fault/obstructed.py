@@ -75,7 +75,7 @@ def grant(connection: psycopg.Connection, *tables: str) -> None:
     """A role for nodes, that may do what they need with these job tables."""
     statements = [f"CREATE ROLE {ROLE} LOGIN", f"GRANT USAGE ON SCHEMA cluster TO {ROLE}"]
     statements += [f"GRANT {', '.join(may)} ON cluster.{table} TO {ROLE}" for table, may in OWN_TABLES.items()]
-    statements += [f"GRANT SELECT, UPDATE, DELETE ON {table} TO {ROLE}" for table in tables]
+    statements += [f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {ROLE}" for table in tables]
     for statement in statements:
         connection.execute(statement.encode())
 

@@ -14,7 +14,7 @@ COLUMNS = (
     "Fault", "Runs", "Jobs", "Interrupted", "Lost", "Run twice at once", "Over a limit", "Late writes", "…refused",
     "Slowest recovery",
 )  # fmt: skip
-GROUPS = (("lost", "stuck", "miscount", "other"), ("overlap", "unclaimed"), ("overshoot",), ("late write",))
+GROUPS = (("lost", "stuck", "miscount", "other"), ("overlap", "unclaimed", "misfire"), ("overshoot",), ("late write",))
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

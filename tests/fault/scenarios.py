@@ -553,6 +553,12 @@ SCENARIOS = {
         Scenario("refusing_trigger", "a trigger refuses updates of some rows", refusing_trigger),
         Scenario("upgrade", "a column added, new nodes beside old ones, old ones drained", combined.upgrade),
         Scenario("kill_node_while_away", "a node killed while Postgres is away", combined.kill_node_while_away),
+        Scenario(
+            "die_while_firing",
+            "200 schedules of a second; nodes killed, then Postgres",
+            combined.die_while_firing,
+            nodes=3,
+        ),
         Scenario("kill_rescuer", "a node killed, then the one that rescues", combined.kill_rescuer, nodes=3),
         Scenario(
             "restart_while_stopped", "Postgres restarted while a coordinator is stopped", combined.restart_while_stopped

@@ -48,6 +48,12 @@ def kinds(account: History) -> set[Kind]:
     return {violation.kind for violation in check(account)}
 
 
+def test_an_occurrence_without_a_job_or_with_two_is_a_misfire() -> None:
+    assert kinds(history(occurrences={("tick", "12:00"): 1})) == set()
+    assert kinds(history(occurrences={("tick", "12:00"): 0})) == {Kind.MISFIRE}
+    assert kinds(history(occurrences={("tick", "12:00"): 2})) == {Kind.MISFIRE}
+
+
 def test_a_good_account_has_no_violation() -> None:
     assert check(history()) == []
 

@@ -185,6 +185,27 @@ def test_rows_that_are_due_wake_a_cluster_without_nodes(cluster: Cluster, status
     assert cluster.wanted() == Wanted(1, 1, 0, 0, pytest.approx(timedelta(hours=1), abs=timedelta(seconds=20)))
 
 
+def test_a_schedule_that_is_due_soon_wakes_a_cluster_without_nodes(cluster: Cluster) -> None:
+    cluster.table()
+    cluster.run("ALTER TABLE mail_jobs ALTER COLUMN queue SET DEFAULT 'mail'")
+    add = "INSERT INTO cluster.schedules (name, job_table, every, job_values) VALUES (%s, 'mail_jobs', %s, %s)"
+    cluster.run(add, "later", "1 hour", "{}")
+    assert cluster.wanted() == Wanted(0, 0, 0, 0, None)
+    cluster.run(add, "soon", "20 seconds", "{}")
+    cluster.run(add, "urgent", "20 seconds", '{"queue": "urgent"}')
+    assert cluster.wanted() == Wanted(1, 0, 0, 2, None)
+    assert cluster.wanted("mail") == cluster.wanted("urgent") == Wanted(1, 0, 0, 1, None)
+    assert cluster.wanted("default") is None
+    cluster.run("UPDATE cluster.schedules SET active = false")
+    assert cluster.wanted() == Wanted(0, 0, 0, 0, None)
+
+
+def test_a_cron_that_no_node_has_seen_yet_wakes_a_cluster_without_nodes(cluster: Cluster) -> None:
+    cluster.table()
+    cluster.run("INSERT INTO cluster.schedules (name, job_table, cron) VALUES ('nightly', 'mail_jobs', '0 5 * * *')")
+    assert cluster.wanted() == Wanted(1, 0, 0, 1, None)
+
+
 def test_what_runs_keeps_its_nodes_even_if_it_is_paused(cluster: Cluster) -> None:
     cluster.table()
     for jobs in (16, 16, 8):

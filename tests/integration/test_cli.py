@@ -324,6 +324,16 @@ def test_what_is_generated_can_be_migrated_and_enqueued(
     assert "(customer_id)=(8) is not present" in refused
 
 
+def test_enqueueing_a_unique_job_that_waits_already_says_so(database_url: str, tmp_path: Path) -> None:
+    source = "from cluster import Job\nclass OnceJob(Job):\n    key: int\n    unique = ('key',)\n    def perform(self): ...\n"
+    (tmp_path / "shop.py").write_text(source, encoding="utf-8")
+    call("migrate", cwd=tmp_path, url=database_url, CLUSTER_JOBS="shop")
+    words = ("enqueue", "OnceJob", "key=1")
+    first, again = (call(*words, cwd=tmp_path, url=database_url, CLUSTER_JOBS="shop") for _ in range(2))
+    assert (first.stdout, first.stderr) == (again.stdout, "") == ("once_jobs 1\n", "")
+    assert again.stderr == "it waits already, and is unique: nothing was inserted\n"
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -113,6 +113,8 @@ CREATE = "CREATE TABLE cluster.mine ()"
 ALTER = "ALTER TABLE email_customers_jobs DISABLE TRIGGER USER"
 CUSTOMERS = "SELECT FROM customers"
 SURVEY = "SELECT FROM cluster.autoscaling"
+SCHEDULE = """INSERT INTO cluster.schedules (name, job_table, job_values, every)
+VALUES ('a', 'email_customers_jobs', '{"customer_id": 2}', '1 hour')"""
 RING = "SELECT pg_notify('cluster_doorbell', '')"
 ALL = {
     ENQUEUE,
@@ -133,6 +135,7 @@ ALL = {
     ALTER,
     CUSTOMERS,
     SURVEY,
+    SCHEDULE,
     RING,
 }
 MAY = {
@@ -140,7 +143,7 @@ MAY = {
     "app": {ENQUEUE, TYPES, RING},
     "reader": {READ, TYPES, NODES, RING},
     "operator": {READ, CLAIM, CANCEL, RETRY, CLEAR, PAUSE, LIMIT, TYPES, NODES, RING},
-    "node": {READ, CLAIM, CANCEL, RETRY, CLEAR, TYPES, NODES, LOSE, TURN, RING},
+    "node": {ENQUEUE, READ, CLAIM, CANCEL, RETRY, CLEAR, TYPES, NODES, LOSE, TURN, RING},
     "autoscaler": {TYPES, SURVEY, RING},
     "migrator": ALL - {CUSTOMERS},
 }

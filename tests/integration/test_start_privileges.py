@@ -128,7 +128,7 @@ def test_all_that_is_lacking_is_named_at_once(role: Role) -> None:
 
 READ = (
     "id, queue, priority, run_at, status, attempts_count, crashes_count, last_error, locked_at, locked_by, finished_at,"
-    " cancel_requested_at, created_at, number, xmin"
+    " cancel_requested_at, created_at, schedule, scheduled_for, number, xmin"
 )
 WRITTEN = "status, run_at, attempts_count, crashes_count, last_error, locked_at, locked_by, started_at, finished_at, updated_at"
 

@@ -14,7 +14,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from cluster import Job, client
+from cluster import Job, enqueueing
 from cluster.migrate import migrate_jobs
 from cluster.tracing import current_traceparent
 from tests.integration.conftest import RunNode
@@ -79,7 +79,7 @@ def node(conn: psycopg.Connection, run_node: RunNode) -> NodeProcess:
 
 @pytest.fixture
 def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[trace.Tracer]:
-    monkeypatch.setattr(client, "_takes_traces", {})
+    monkeypatch.setattr(enqueueing, "_takes_traces", {})
     provider = TracerProvider()
     yield provider.get_tracer("test")
     provider.shutdown()

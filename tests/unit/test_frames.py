@@ -159,8 +159,8 @@ async def test_large_frames_pass_a_real_socket_both_ways() -> None:
 
 # --- what a worker may send: anything, since job code runs in it ---
 
-SUCCESS: list[Any] = [1, "succeeded", "succeeded", None, None, 0, 0, 1.0, 2.0]
-RETRY: list[Any] = [2, "retry", "failed", 30.0, "Traceback …", 0, 0, 1.0, 2.0]
+SUCCESS: list[Any] = [1, "succeeded", "succeeded", None, None, 0, 0, 1.0, 2.0, None]
+RETRY: list[Any] = [2, "retry", "failed", 30.0, "Traceback …", 0, 0, 1.0, 2.0, None]
 ANYTHING = st.recursive(
     VALUES | st.floats() | st.integers(min_value=2**200),
     lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
@@ -220,6 +220,12 @@ def test_whatever_stands_for_reports_is_read_or_refused(value: Any) -> None:
             continue
 
 
+def test_only_a_success_says_something_of_its_schedule() -> None:
+    assert read_reports([[*SUCCESS[:9], "SLEEP"]])[0].said == "SLEEP"
+    with pytest.raises(FrameError):
+        read_reports([[*RETRY[:9], "SLEEP"]])
+
+
 def test_reports_have_names() -> None:
     assert read_reports([SUCCESS, RETRY]) == [Report(*SUCCESS), Report(*RETRY)]
 
@@ -229,7 +235,7 @@ def test_reports_have_names() -> None:
     [
         (0, "1"), (0, True), (0, None), (1, "running"), (1, "done"), (1, ["retry"]), (2, "lost"), (3, -1.0), (3, float("nan")),
         (3, 5), (4, b"text"), (4, "x" * 50_000), (5, 1), (5, -2), (6, 1), (7, float("nan")), (7, float("inf")),
-        (7, -1.0), (7, 3.0), (7, 1), (8, 1e300), (8, None),
+        (7, -1.0), (7, 3.0), (7, 1), (8, 1e300), (8, None), (9, 1), (9, "x" * 1000),
     ],
 )  # fmt: skip
 def test_a_report_with_a_value_that_no_worker_sends_is_refused(place: int, value: object) -> None:

@@ -188,6 +188,9 @@ def test_fields_may_be_named_like_methods_of_pydantic_and_parts_of_a_date() -> N
         ("backoff", ConstantBackoff, "ConstantBackoff(timedelta(seconds=30))"),
         ("max_concurrency", 0, "None for no limit"),
         ("concurrency_key", 3, "a field's name"),
+        ("unique", "customer_id", "a tuple of different fields"),
+        ("unique", ("customer_id", "customer_id"), "a tuple of different fields"),
+        ("unique_while_running", 1, "True or False"),
         ("isolation", "threads", '"process" or "thread"'),
         ("isolation", [], '"process" or "thread"'),
         ("retention", 30, "None to keep rows for ever"),
@@ -208,6 +211,13 @@ def test_a_table_name_that_postgres_would_misread_is_refused(table: str) -> None
 def test_a_class_name_too_long_for_a_table_is_refused() -> None:
     with pytest.raises(JobDefinitionError, match="63 bytes"):
         type("X" + "y" * 60, (Job,), {"perform": lambda self: None})
+
+
+def test_what_is_unique_must_be_fields() -> None:
+    message = refusal({"customer_id": int}, unique=("custmer_id",))
+    assert "unique names no field of the class: 'custmer_id': did you mean 'customer_id'?" in message
+    message = refusal({"customer_id": int}, unique_while_running=True)
+    assert "unique_while_running needs to know what is unique" in message
 
 
 def test_a_concurrency_key_must_be_a_field() -> None:

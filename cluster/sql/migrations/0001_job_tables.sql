@@ -1,4 +1,4 @@
--- expand: job types, queues, nodes, and the functions that make a table a job table.
+-- expand: job types, queues, nodes, schedules, and the functions that make a table a job table.
 --
 -- Advisory locks use the two-integer form (class, table oid). Classes, shared with cluster/locks.py:
 --   1751 doorbell: held exclusively by the coordinator on watch, shared by producers until they commit
@@ -195,7 +195,9 @@ RETURNS TABLE (name text, type text, definition text) LANGUAGE sql IMMUTABLE AS 
            ('finished_at', 'timestamp with time zone', ''),
            ('cancel_requested_at', 'timestamp with time zone', ''),
            ('created_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()'),
-           ('updated_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()')
+           ('updated_at', 'timestamp with time zone', 'NOT NULL DEFAULT now()'),
+           ('schedule', 'text', ''),
+           ('scheduled_for', 'timestamp with time zone', '')
 $$;
 
 CREATE FUNCTION cluster.standard_checks(concurrency_key text)
@@ -247,7 +249,12 @@ RETURNS TABLE (name text, timing text, action text) LANGUAGE sql IMMUTABLE AS $$
             'FOR EACH ROW WHEN (NEW.status IN (''not_started'', ''scheduled'', ''retry'')'
             ' AND (NEW.status, NEW.run_at, NEW.queue, NEW.priority)'
             ' IS DISTINCT FROM (OLD.status, OLD.run_at, OLD.queue, OLD.priority))'
-            ' EXECUTE FUNCTION cluster.reschedule_job()')
+            ' EXECUTE FUNCTION cluster.reschedule_job()'),
+           ('cluster_tell_schedule', 'AFTER UPDATE',
+            'FOR EACH ROW WHEN (NEW.schedule IS NOT NULL AND (NEW.finished_at IS NULL) <> (OLD.finished_at IS NULL))'
+            ' EXECUTE FUNCTION cluster.tell_schedule()'),
+           ('cluster_tell_of_deleted', 'AFTER DELETE',
+            'FOR EACH ROW WHEN (OLD.schedule IS NOT NULL AND OLD.finished_at IS NULL) EXECUTE FUNCTION cluster.tell_schedule()')
     UNION ALL
     SELECT name, timing, action FROM (VALUES
         ('cluster_unpark_new_job', 'BEFORE INSERT',
@@ -510,6 +517,512 @@ BEGIN
     END IF;
 END $$;
 
+-- Schedules: rows that insert job rows. Times of cron are computed by nodes, in cluster/recurrence.py; plan_from says that they have to.
+-- next_due_at: the next occurrence on the grid, which stays there as its anchor while nothing is due; next_run_at: the same with its
+-- jitter. wake_at: when a node has to look at the row, whatever for; kept by the trigger, for all that write. not_before: the next
+-- occurrence waits until then at least, for an earlier job or since something is locked.
+-- expect_from: the first occurrence whose job has not succeeded. revision: goes up whenever what a node has computed is void.
+CREATE TABLE cluster.schedules (
+    name          text PRIMARY KEY CONSTRAINT "a schedule's name has 1 to 128 characters" CHECK (length(name) BETWEEN 1 AND 128),
+    job_table     regclass NOT NULL,
+    job_values    jsonb NOT NULL DEFAULT '{}'
+                  CONSTRAINT "job_values is an object of columns and values" CHECK (jsonb_typeof(job_values) = 'object'),
+    cron          text,
+    every         interval CONSTRAINT "every is 1 second to 3650 days, and not in months"
+                  CHECK (every BETWEEN interval '1 second' AND interval '3650 days' AND date_trunc('month', every) = interval '0'),
+    time_zone     text NOT NULL DEFAULT 'UTC',
+    starts_at     timestamptz,
+    ends_at       timestamptz,
+    jitter        interval NOT NULL DEFAULT interval '0' CONSTRAINT "jitter is 0 to 3650 days, and not in months"
+                  CHECK (jitter BETWEEN interval '0' AND interval '3650 days' AND date_trunc('month', jitter) = interval '0'),
+    run_once      boolean NOT NULL DEFAULT false,
+    active        boolean NOT NULL DEFAULT true,
+    paused_at     timestamptz,
+    paused_reason text,
+    state         text NOT NULL DEFAULT 'active' CONSTRAINT "state is one of the six of a schedule"
+                  CHECK (state IN ('active', 'sleeping', 'stopped', 'deactivated', 'run_once_waiting', 'run_once_done')),
+    overlap       text NOT NULL DEFAULT 'skip' CONSTRAINT "overlap is skip, queue_one, allow or cancel_running"
+                  CHECK (overlap IN ('skip', 'queue_one', 'allow', 'cancel_running')),
+    misfire       text NOT NULL DEFAULT 'one' CONSTRAINT "misfire is skip, one or all" CHECK (misfire IN ('skip', 'one', 'all')),
+    expect_within interval CONSTRAINT "expect_within is more than 0, and at most 3650 days"
+                  CHECK (expect_within > interval '0' AND expect_within <= interval '3650 days'),
+    overdue_since timestamptz,
+    on_error      text NOT NULL DEFAULT 'deactivate' CONSTRAINT "on_error is deactivate or keep" CHECK (on_error IN ('deactivate', 'keep')),
+    next_run_at   timestamptz,
+    last_run_at   timestamptz,
+    last_outcome  text,
+    last_error    text,
+    missed        bigint NOT NULL DEFAULT 0,
+    source        text NOT NULL DEFAULT 'user' CONSTRAINT "source is user or code" CHECK (source IN ('user', 'code')),
+    next_due_at   timestamptz,
+    plan_from     timestamptz,
+    not_before    timestamptz,
+    expect_from   timestamptz,
+    wake_at       timestamptz,
+    revision      bigint NOT NULL DEFAULT 0,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT "a schedule has either cron or every" CHECK (num_nonnulls(cron, every) = 1),
+    CONSTRAINT "ends_at is after starts_at" CHECK (ends_at > starts_at),
+    CONSTRAINT "starts_at is a moment of our era" CHECK (starts_at >= '0001-01-02 00:00:00+00' AND starts_at < '9999-12-31 00:00:00+00'),
+    CONSTRAINT "ends_at is a moment of our era" CHECK (ends_at >= '0001-01-02 00:00:00+00' AND ends_at < '9999-12-31 00:00:00+00'),
+    CONSTRAINT "the cluster's own times are moments of our era" CHECK (greatest(next_due_at, next_run_at, plan_from) < '9999-12-31 00:00:00+00'
+        AND least(next_due_at, next_run_at, plan_from) >= '0001-01-02 00:00:00+00'),
+    CONSTRAINT "jitter is not longer than every" CHECK (jitter <= every),
+    CONSTRAINT "a schedule is deactivated exactly while it is not active" CHECK ((state = 'deactivated') = (NOT active))
+) WITH (fillfactor = 80);
+COMMENT ON TABLE cluster.schedules IS 'Each inserts job rows by cron or at intervals. From next_due_at on, columns belong to the cluster.';
+COMMENT ON COLUMN cluster.schedules.missed IS 'Occurrences that came while nobody was up, or while an earlier job ran, and have no job.';
+CREATE INDEX schedules_wake ON cluster.schedules (wake_at) WHERE wake_at IS NOT NULL;
+CREATE INDEX schedules_state ON cluster.schedules (state);
+CREATE INDEX schedules_overdue ON cluster.schedules (overdue_since) WHERE overdue_since IS NOT NULL;
+
+-- One row for each occurrence. job_id NULL: it has no job, outcome says why.
+CREATE TABLE cluster.schedule_runs (
+    name        text NOT NULL,
+    due_at      timestamptz NOT NULL,
+    job_id      bigint,
+    job_table   regclass NOT NULL,
+    fired_at    timestamptz NOT NULL DEFAULT now(),
+    started_at  timestamptz,
+    finished_at timestamptz,
+    outcome     text,
+    PRIMARY KEY (name, due_at)
+);
+COMMENT ON TABLE cluster.schedule_runs IS 'The history of schedules, kept for 30 days, also of those that are gone.';
+CREATE INDEX schedule_runs_unfinished ON cluster.schedule_runs (name) WHERE finished_at IS NULL;
+CREATE INDEX schedule_runs_due ON cluster.schedule_runs (due_at);
+
+CREATE TABLE cluster.schedule_service (
+    is_only_row     boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
+    boots           bigint NOT NULL DEFAULT 0,
+    booted_at       timestamptz,
+    reloading_since timestamptz,
+    reloaded_at     timestamptz
+);
+COMMENT ON TABLE cluster.schedule_service IS 'One row: when the cluster was last started, no node having been live for a lease, and the last reload; reloading_since: one is under way.';
+INSERT INTO cluster.schedule_service DEFAULT VALUES;
+
+-- Inserts a job that is taken back again: nothing else knows what types, NOT NULL, checks, foreign keys and triggers say. What
+-- triggers of the table do is undone with it; a number of its sequence is used up. Another job that is in the way may be gone later.
+CREATE FUNCTION cluster.try_job(job_table regclass, job_values jsonb) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    wrong text;
+BEGIN
+    PERFORM cluster.require_job_table(job_table);
+    SELECT key INTO wrong FROM jsonb_object_keys(job_values) AS key
+    WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = job_table AND attname = key AND attnum > 0 AND NOT attisdropped) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'table % has no column %', job_table, quote_ident(wrong) USING ERRCODE = 'undefined_column';
+    END IF;
+    SELECT key INTO wrong FROM jsonb_object_keys(job_values) AS key
+    WHERE key NOT IN ('queue', 'priority') AND key IN (SELECT c.name FROM cluster.standard_columns() AS c) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'column % belongs to the cluster: a schedule may not set it', quote_ident(wrong) USING ERRCODE = 'check_violation';
+    END IF;
+    BEGIN
+        EXECUTE cluster.insert_of_job(job_table, job_values) USING job_values;
+        RAISE EXCEPTION 'taken back' USING ERRCODE = 'JC001';
+    EXCEPTION WHEN SQLSTATE 'JC001' OR unique_violation OR exclusion_violation THEN
+    END;
+END $$;
+
+-- An INSERT of one job whose values are $1, with the table's defaults for all others.
+CREATE FUNCTION cluster.insert_of_job(job_table regclass, job_values jsonb) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN job_values = '{}' THEN format('INSERT INTO %s DEFAULT VALUES', job_table)
+                ELSE format('INSERT INTO %s (%s) SELECT %s FROM jsonb_populate_record(NULL::%s, $1) AS v', job_table,
+                            string_agg(quote_ident(key), ', ' ORDER BY key), string_agg('v.' || quote_ident(key), ', ' ORDER BY key),
+                            job_table) END
+    FROM (SELECT jsonb_object_keys(job_values) AS key) AS keys
+$$;
+
+-- Reading the list of all zones takes milliseconds; what looks like Europe/Berlin Postgres need only try. Other words that it would take
+-- are abbreviations and formulas, which Python does not know.
+CREATE FUNCTION cluster.is_time_zone(name text) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF name !~ '^[A-Za-z_]+/[-A-Za-z0-9_+/]+$' THEN
+        RETURN EXISTS (SELECT FROM pg_timezone_names AS z WHERE z.name = is_time_zone.name);
+    END IF;
+    PERFORM now() AT TIME ZONE name;
+    RETURN true;
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN false;
+END $$;
+
+-- The words of a cron that has the right number of fields and nothing strange in them. What is wrong beyond that a node finds.
+CREATE FUNCTION cluster.check_times(cron text, time_zone text) RETURNS void LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF cron LIKE '@%' AND lower(cron) NOT IN ('@hourly', '@daily', '@midnight', '@weekly', '@monthly', '@yearly', '@annually') THEN
+        RAISE EXCEPTION 'there is no alias %', cron USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'There are @hourly, @daily, @midnight, @weekly, @monthly, @yearly and @annually.';
+    ELSIF cron NOT LIKE '@%' AND cron !~ '^\s*([-0-9A-Za-z*,/#()]+\s+){4}[-0-9A-Za-z*,/#()]+\s*$' THEN
+        RAISE EXCEPTION 'cron % has not five fields', quote_literal(cron) USING ERRCODE = 'invalid_parameter_value',
+            HINT = 'They are minute, hour, day of month, month and day of week: 0 5 * * *';
+    ELSIF time_zone <> 'UTC' AND NOT cluster.is_time_zone(time_zone) THEN
+        RAISE EXCEPTION 'there is no time zone %', quote_literal(time_zone) USING ERRCODE = 'invalid_parameter_value',
+            HINT = (SELECT 'Did you mean ' || min(z.name) || '?' FROM pg_timezone_names AS z
+                    WHERE lower(z.name) LIKE '%' || replace(lower(time_zone), ' ', '\_'));
+    END IF;
+END $$;
+
+CREATE FUNCTION cluster.may_fire(schedule cluster.schedules) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT schedule.active AND schedule.paused_at IS NULL AND schedule.state IN ('active', 'sleeping', 'run_once_waiting')
+$$;
+
+-- Whoever says that a schedule is active means that it runs again, whatever has stopped it.
+CREATE FUNCTION cluster.activate_schedule() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.state := CASE WHEN NEW.run_once THEN 'run_once_waiting' ELSE 'active' END;
+    IF OLD.state = 'sleeping' AND NEW.state = 'active' AND NEW.paused_at IS NULL THEN
+        NEW.revision := NEW.revision + 1;
+        NEW.next_run_at := NULL;
+        NEW.plan_from := now();
+    END IF;
+    IF NOT OLD.active THEN
+        NEW.last_error := NULL;
+        NEW.expect_from := NULL;
+        NEW.overdue_since := NULL;
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE FUNCTION cluster.keep_schedule() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    before cluster.schedules := CASE TG_OP WHEN 'UPDATE' THEN OLD END;  -- all NULL: it is new
+    is_new boolean := TG_OP = 'INSERT';
+    times_differ boolean := (NEW.name, NEW.cron, NEW.every, NEW.time_zone, NEW.starts_at, NEW.ends_at, NEW.jitter) IS DISTINCT FROM
+        (before.name, before.cron, before.every, before.time_zone, before.starts_at, before.ends_at, before.jitter);
+BEGIN
+    IF is_new THEN
+        NEW.state := CASE WHEN NOT NEW.active THEN 'deactivated' WHEN NEW.run_once THEN 'run_once_waiting' ELSE 'active' END;
+        NEW.next_run_at := NULL;
+        NEW.next_due_at := NULL;
+    ELSIF NOT NEW.active THEN
+        NEW.state := 'deactivated';
+    ELSIF NEW.state = 'deactivated' THEN
+        NEW.active := false;
+    ELSIF NEW.run_once AND NOT before.run_once THEN
+        NEW.state := 'run_once_waiting';
+    ELSIF before.run_once AND NOT NEW.run_once AND NEW.state LIKE 'run_once%' THEN
+        NEW.state := 'active';
+    END IF;
+    IF is_new OR (NEW.cron, NEW.time_zone) IS DISTINCT FROM (before.cron, before.time_zone) THEN
+        PERFORM cluster.check_times(NEW.cron, NEW.time_zone);
+    END IF;
+    IF is_new OR (NEW.job_table::oid, NEW.job_values) IS DISTINCT FROM (before.job_table::oid, before.job_values) THEN
+        IF jsonb_typeof(NEW.job_values) = 'object' THEN
+            PERFORM cluster.try_job(NEW.job_table, NEW.job_values);
+        END IF;
+    END IF;
+    IF times_differ OR (NEW.job_table::oid, NEW.job_values, NEW.overlap, NEW.misfire)
+        IS DISTINCT FROM (before.job_table::oid, before.job_values, before.overlap, before.misfire)
+    THEN
+        NEW.revision := NEW.revision + 1;
+    END IF;
+    IF NOT cluster.may_fire(NEW) THEN
+        NEW.next_run_at := NULL;
+        NEW.plan_from := NULL;
+        NEW.not_before := NULL;
+    ELSIF times_differ OR coalesce(cluster.may_fire(before), false) = false OR (NEW.state = 'run_once_waiting' AND before.state IS DISTINCT FROM 'run_once_waiting') THEN
+        NEW.revision := NEW.revision + 1;
+        NEW.next_run_at := NULL;
+        NEW.not_before := NULL;
+        IF times_differ OR NEW.run_once THEN
+            NEW.next_due_at := NULL;  -- the grid begins anew
+        END IF;
+        NEW.plan_from := now();
+        IF NEW.every IS NOT NULL AND NEW.next_due_at IS NULL AND NEW.jitter = interval '0' AND coalesce(NEW.starts_at > now(), true) THEN
+            NEW.next_due_at := coalesce(NEW.starts_at, now() + make_interval(secs => extract(epoch FROM NEW.every)::float8));
+            NEW.plan_from := NULL;
+            IF NEW.next_due_at > NEW.ends_at THEN
+                NEW.next_due_at := NULL;
+            END IF;
+            NEW.next_run_at := NEW.next_due_at;
+        END IF;
+    END IF;
+    IF NEW.expect_within IS NULL THEN
+        NEW.expect_from := NULL;
+        NEW.overdue_since := NULL;
+    END IF;
+    NEW.wake_at := least(greatest(coalesce(NEW.plan_from, NEW.next_run_at), NEW.not_before),
+                         CASE WHEN NEW.overdue_since IS NULL THEN NEW.expect_from + NEW.expect_within END);
+    RETURN NEW;
+END $$;
+
+-- Nodes sleep until the first of all wake_at: only an earlier one is news to them.
+CREATE FUNCTION cluster.announce_schedule() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' OR OLD.wake_at IS NULL OR NEW.wake_at < OLD.wake_at THEN
+        PERFORM pg_notify('cluster_schedules', '');
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER activate BEFORE UPDATE OF active ON cluster.schedules FOR EACH ROW
+    WHEN (NEW.active) EXECUTE FUNCTION cluster.activate_schedule();
+CREATE TRIGGER keep BEFORE INSERT OR UPDATE ON cluster.schedules FOR EACH ROW EXECUTE FUNCTION cluster.keep_schedule();
+CREATE TRIGGER tell AFTER INSERT OR UPDATE ON cluster.schedules FOR EACH ROW
+    WHEN (NEW.wake_at IS NOT NULL) EXECUTE FUNCTION cluster.announce_schedule();
+
+-- Inserts the jobs of occurrences of schedules with the same table and the same columns, and stores the occurrences. Callers have
+-- locked the schedules, so nobody else stores one meanwhile. occurrences: name, due_at, run_at, values; those that are stored are left
+-- out. Where the table's own triggers let no row come, the occurrence is stored without one. Returns how many were stored.
+CREATE FUNCTION cluster.insert_occurrences(job_table regclass, occurrences jsonb) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    stored bigint;
+    columns text := (SELECT string_agg(', ' || quote_ident(key), '' ORDER BY key) FROM jsonb_object_keys(occurrences -> 0 -> 'values') AS key);
+    picked text := (SELECT string_agg(', v.' || quote_ident(key), '' ORDER BY key) FROM jsonb_object_keys(occurrences -> 0 -> 'values') AS key);
+BEGIN
+    EXECUTE format($sql$
+        WITH occurrence AS MATERIALIZED (
+            SELECT o.* FROM jsonb_to_recordset($1) AS o (name text, due_at timestamptz, run_at timestamptz, values jsonb)
+            WHERE NOT EXISTS (SELECT FROM cluster.schedule_runs AS r WHERE r.name = o.name AND r.due_at = o.due_at)
+        ), made AS (
+            INSERT INTO %1$s (schedule, scheduled_for, run_at%2$s)
+            SELECT o.name, o.due_at, o.run_at%3$s FROM occurrence AS o, LATERAL jsonb_populate_record(NULL::%1$s, o.values) AS v
+            ORDER BY o.run_at
+            RETURNING id, schedule, scheduled_for
+        )
+        INSERT INTO cluster.schedule_runs (name, due_at, job_id, job_table, finished_at, outcome)
+        SELECT o.name, o.due_at, made.id, %4$s::oid, CASE WHEN made.id IS NULL THEN now() END, CASE WHEN made.id IS NULL THEN 'refused' END
+        FROM occurrence AS o LEFT JOIN made ON made.schedule = o.name AND made.scheduled_for = o.due_at
+        $sql$, job_table, columns, picked, job_table::oid) USING occurrences;
+    GET DIAGNOSTICS stored = ROW_COUNT;
+    RETURN stored;
+END $$;
+
+-- Whether what an error says may pass by itself: locks, deadlocks, a full disk, a privilege that another node's role has.
+CREATE FUNCTION cluster.may_pass(sqlstate text) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT left(sqlstate, 2) IN ('08', '40', '53', '55', '57', '58') OR sqlstate = '42501'
+$$;
+
+-- What is due, as a node has computed it: for each schedule the occurrences to fire, and what comes next. One transaction: a schedule
+-- that somebody has changed, fired or locked meanwhile is left out. A table or a row that refuses takes nobody with it: its schedule is
+-- deactivated with the error, or waits for two seconds if that may pass. Lock order: schedules by name; jobs are only inserted.
+-- plans: name, revision, due_at (next_due_at as it was), fire [{due_at, run_at}], next_due_at, next_run_at, missed, holds: while an
+-- earlier job is not finished it waits for that, and is not left out.
+-- Returns for each: fired, skipped (an earlier job is not finished), held (the same, and it waits for that), failed or postponed; lag in
+-- seconds, of the first occurrence.
+CREATE FUNCTION cluster.fire_schedules(plans jsonb)
+RETURNS TABLE (schedule text, result text, lag float8, error text) LANGUAGE plpgsql AS $$
+DECLARE
+    batch record;
+    one record;
+    busy text[];
+    code text;
+    message text;
+    of_batch text;
+BEGIN
+    FOR batch IN
+        SELECT chosen.job_table, jsonb_agg(to_jsonb(chosen) ORDER BY chosen.name) AS plans FROM (
+            SELECT s.name, s.job_table, s.job_values AS values, s.overlap, s.on_error, s.next_run_at AS was_due_at, p.fire, p.next_due_at,
+                   p.next_run_at, p.missed, coalesce(p.holds, false) AS holds
+            FROM jsonb_to_recordset(plans) AS p (name text, revision bigint, due_at timestamptz, fire jsonb, next_due_at timestamptz,
+                                                 next_run_at timestamptz, missed bigint, holds boolean)
+            JOIN cluster.schedules AS s ON s.name = p.name
+            WHERE s.revision = p.revision AND s.next_due_at = p.due_at AND s.next_run_at <= now() AND s.wake_at <= now()
+              AND cluster.may_fire(s)
+            ORDER BY s.name FOR NO KEY UPDATE OF s SKIP LOCKED
+        ) AS chosen
+        GROUP BY chosen.job_table::oid, chosen.job_table, (SELECT array_agg(key ORDER BY key) FROM jsonb_object_keys(chosen.values) AS key)
+    LOOP
+        busy := '{}';
+        BEGIN
+            busy := cluster.busy_schedules(batch.job_table, batch.plans);
+            PERFORM cluster.fire_batch(batch.job_table, batch.plans, busy);
+            RETURN QUERY SELECT p.name, CASE WHEN p.name <> ALL (busy) THEN CASE WHEN p.fire = '[]' THEN 'missed' ELSE 'fired' END
+                                WHEN p.holds THEN 'held' ELSE 'skipped' END,
+                                extract(epoch FROM clock_timestamp() - p.was_due_at)::float8, NULL::text
+                         FROM jsonb_to_recordset(batch.plans) AS p (name text, holds boolean, was_due_at timestamptz, fire jsonb);
+            CONTINUE;
+        EXCEPTION WHEN OTHERS THEN
+            GET STACKED DIAGNOSTICS of_batch = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+        END;
+        FOR one IN SELECT value AS plan, value ->> 'name' AS name, value ->> 'on_error' AS on_error FROM jsonb_array_elements(batch.plans) LOOP
+            BEGIN
+                IF NOT EXISTS (SELECT FROM pg_class WHERE oid = batch.job_table) THEN
+                    RAISE EXCEPTION 'its job table was dropped' USING ERRCODE = 'undefined_table';
+                ELSIF jsonb_array_length(batch.plans) = 1 OR cluster.may_pass(of_batch) THEN
+                    RAISE EXCEPTION '%', message USING ERRCODE = of_batch;
+                END IF;
+                PERFORM cluster.fire_batch(batch.job_table, jsonb_build_array(one.plan), busy);
+                RETURN QUERY SELECT one.name, 'fired', extract(epoch FROM clock_timestamp() - (one.plan ->> 'was_due_at')::timestamptz)::float8,
+                                    NULL::text;
+            EXCEPTION WHEN OTHERS THEN
+                GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+                IF cluster.may_pass(code) THEN
+                    UPDATE cluster.schedules AS s SET not_before = now() + interval '2 seconds', last_error = message WHERE s.name = one.name;
+                ELSIF one.on_error = 'keep' THEN
+                    UPDATE cluster.schedules AS s SET last_error = message, last_outcome = 'failed', missed = s.missed + 1,
+                        next_due_at = (one.plan ->> 'next_due_at')::timestamptz, next_run_at = (one.plan ->> 'next_run_at')::timestamptz,
+                        expect_from = coalesce(s.expect_from, s.next_due_at)
+                    WHERE s.name = one.name;
+                ELSE
+                    UPDATE cluster.schedules AS s SET state = 'deactivated', last_error = message, last_outcome = 'failed',
+                        expect_from = coalesce(s.expect_from, s.next_due_at)
+                    WHERE s.name = one.name;
+                END IF;
+                RETURN QUERY SELECT one.name, CASE WHEN cluster.may_pass(code) THEN 'postponed' ELSE 'failed' END, NULL::float8, message;
+            END;
+        END LOOP;
+    END LOOP;
+END $$;
+
+-- Names of those whose overlap matters and that have a job which is not finished. The job's row decides: it may be gone without a word.
+CREATE FUNCTION cluster.busy_schedules(job_table regclass, plans jsonb) RETURNS text[] LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    busy text[];
+BEGIN
+    EXECUTE format($sql$
+        SELECT coalesce(array_agg(DISTINCT r.name), '{}') FROM cluster.schedule_runs AS r
+        WHERE r.finished_at IS NULL AND r.job_table = %2$s::oid
+          AND r.name = ANY (ARRAY(SELECT p.name FROM jsonb_to_recordset($1) AS p (name text, overlap text) WHERE p.overlap <> 'allow'))
+          AND EXISTS (SELECT FROM %1$s AS job WHERE job.id = r.job_id AND job.finished_at IS NULL)
+        $sql$, job_table, job_table::oid) INTO busy USING plans;
+    RETURN busy;
+END $$;
+
+-- The schedules of one table: jobs and occurrences of those that are not busy, and what comes next for all but those that wait.
+CREATE FUNCTION cluster.fire_batch(job_table regclass, plans jsonb, busy text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    occurrences jsonb := (
+        SELECT jsonb_agg(f.value || jsonb_build_object('name', p.name, 'values', p.values))
+        FROM jsonb_to_recordset(plans) AS p (name text, values jsonb, fire jsonb), jsonb_array_elements(p.fire) AS f
+        WHERE p.name <> ALL (busy));
+BEGIN
+    IF occurrences IS NOT NULL THEN
+        PERFORM cluster.insert_occurrences(job_table, occurrences);
+    END IF;
+    INSERT INTO cluster.schedule_runs (name, due_at, job_table, finished_at, outcome)
+    SELECT p.name, (f.value ->> 'due_at')::timestamptz, job_table, now(), 'skipped'
+    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean, fire jsonb), jsonb_array_elements(p.fire) AS f
+    WHERE p.name = ANY (busy) AND NOT p.holds ON CONFLICT DO NOTHING;
+    UPDATE cluster.schedules AS s SET
+        next_due_at = p.next_due_at, next_run_at = p.next_run_at, not_before = NULL,
+        state = CASE WHEN s.state = 'sleeping' THEN 'active' ELSE s.state END,
+        last_run_at = CASE WHEN p.name = ANY (busy) OR p.fire = '[]' THEN s.last_run_at ELSE now() END,
+        missed = s.missed + p.missed + CASE WHEN p.name = ANY (busy) THEN jsonb_array_length(p.fire) ELSE 0 END,
+        expect_from = CASE WHEN s.expect_within IS NOT NULL THEN coalesce(s.expect_from, s.next_due_at) END
+    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean, fire jsonb, next_due_at timestamptz, next_run_at timestamptz, missed bigint)
+    WHERE s.name = p.name AND (p.name <> ALL (busy) OR NOT p.holds);
+    -- Told by the end of the job; should that go unheard, a minute later.
+    UPDATE cluster.schedules AS s SET not_before = now() + interval '1 minute'
+    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean)
+    WHERE s.name = p.name AND p.name = ANY (busy) AND p.holds;
+END $$;
+
+-- Runs a schedule's job now, whatever its state; the occurrences to come stay where they are. Returns the job's id, NULL: a trigger of the
+-- table let it not come.
+CREATE FUNCTION cluster.run_schedule(schedule text) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    chosen cluster.schedules;
+    moment timestamptz;
+BEGIN
+    SELECT * INTO chosen FROM cluster.schedules AS s WHERE s.name = schedule FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no schedule %', quote_literal(schedule) USING ERRCODE = 'no_data_found';
+    END IF;
+    moment := clock_timestamp();
+    PERFORM cluster.insert_occurrences(chosen.job_table, jsonb_build_array(jsonb_build_object(
+        'name', chosen.name, 'due_at', moment, 'run_at', now(), 'values', chosen.job_values)));
+    UPDATE cluster.schedules AS s SET last_run_at = now() WHERE s.name = schedule;
+    RETURN (SELECT r.job_id FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = moment);
+END $$;
+
+-- Runs occurrences of the past: which is missing (they have no job), failed (their job has), or all of both. Those that have run are left
+-- alone, and so is what is still to come. dry_run: only returns them. Returns their jobs.
+CREATE FUNCTION cluster.backfill_schedule(schedule text, occurrences timestamptz[], which text DEFAULT 'missing', dry_run boolean DEFAULT false)
+RETURNS TABLE (due_at timestamptz, job_id bigint) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    chosen cluster.schedules;
+    dues timestamptz[];
+BEGIN
+    SELECT * INTO chosen FROM cluster.schedules AS s WHERE s.name = schedule FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no schedule %', quote_literal(schedule) USING ERRCODE = 'no_data_found';
+    ELSIF which NOT IN ('missing', 'failed', 'all') THEN
+        RAISE EXCEPTION 'which is missing, failed or all, not %', quote_literal(which) USING ERRCODE = 'invalid_parameter_value';
+    ELSIF EXISTS (SELECT FROM unnest(occurrences) AS o (due) WHERE o.due >= chosen.created_at AND o.due < now() - interval '30 days') THEN
+        RAISE EXCEPTION 'occurrences of more than 30 days ago may have run: their history is gone' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    dues := ARRAY(
+        SELECT DISTINCT o.due FROM unnest(occurrences) AS o (due)
+        LEFT JOIN cluster.schedule_runs AS r ON r.name = schedule AND r.due_at = o.due
+        WHERE o.due <= now() AND (chosen.next_run_at IS NULL OR o.due < chosen.next_due_at)
+          AND (r.job_id IS NULL AND which <> 'failed' OR r.outcome IN ('failed', 'timed_out') AND which <> 'missing')
+        ORDER BY o.due);
+    IF dry_run OR dues = '{}' THEN
+        RETURN QUERY SELECT o.due, NULL::bigint FROM unnest(dues) AS o (due);
+        RETURN;
+    END IF;
+    DELETE FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = ANY (dues);
+    PERFORM cluster.insert_occurrences(chosen.job_table, (
+        SELECT jsonb_agg(jsonb_build_object('name', schedule, 'due_at', o.due, 'run_at', now(), 'values', chosen.job_values))
+        FROM unnest(dues) AS o (due)));
+    RETURN QUERY SELECT r.due_at, r.job_id FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = ANY (dues) ORDER BY 1;
+END $$;
+
+-- The end of what lasts until a reload. Returns how many schedules go on.
+CREATE FUNCTION cluster.reload_schedules() RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    going_on bigint;
+BEGIN
+    UPDATE cluster.schedules AS s SET active = true WHERE s.state = 'stopped';
+    GET DIAGNOSTICS going_on = ROW_COUNT;
+    RETURN going_on;
+END $$;
+
+-- A job of a schedule has ended, is run again or was deleted: the occurrence and its schedule are told. Runs as the owner: whoever cancels
+-- a job need not be allowed to write here; only occurrences that the cluster has stored count. What perform returned is in
+-- cluster.next, by the job's id: SLEEP, STOP, EXIT, or another value that no schedule can take, behind an exclamation mark.
+CREATE FUNCTION cluster.tell_schedule() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    job record;
+    said text;
+    verdict text;
+    is_error boolean;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        job := OLD;
+        verdict := 'deleted';
+    ELSE
+        job := NEW;
+        IF NEW.finished_at IS NOT NULL THEN
+            verdict := NEW.status::text;
+            said := nullif(current_setting('cluster.next', true), '')::jsonb ->> NEW.id::text;
+        END IF;
+    END IF;
+    UPDATE cluster.schedule_runs AS r SET
+        started_at = job.started_at, outcome = coalesce(ltrim(left(said, 1), '!') || substr(said, 2), verdict),
+        finished_at = CASE WHEN TG_OP = 'DELETE' THEN now() ELSE job.finished_at END
+    WHERE r.name = job.schedule AND r.due_at = job.scheduled_for AND r.job_id = job.id AND r.job_table::oid = TG_RELID;
+    IF NOT FOUND OR verdict IS NULL THEN
+        RETURN NULL;
+    END IF;
+    is_error := verdict IN ('failed', 'timed_out') OR said LIKE '!%';
+    UPDATE cluster.schedules AS s SET
+        last_outcome = CASE WHEN said LIKE '!%' THEN 'invalid' ELSE coalesce(said, verdict) END,
+        last_error = CASE WHEN said LIKE '!%' THEN 'perform returned ' || substr(said, 2) WHEN is_error THEN job.last_error ELSE s.last_error END,
+        state = CASE
+            WHEN NOT s.active THEN s.state
+            WHEN said = 'EXIT' OR said LIKE '!%' OR (is_error AND s.on_error = 'deactivate') THEN 'deactivated'
+            WHEN said = 'STOP' THEN 'stopped'
+            WHEN s.run_once AND s.state = 'run_once_waiting' THEN 'run_once_done'
+            WHEN said = 'SLEEP' AND s.state IN ('active', 'sleeping') THEN 'sleeping'
+            ELSE s.state END,
+        next_due_at = CASE WHEN said = 'SLEEP' AND s.active THEN job.started_at + interval '86400 seconds' ELSE s.next_due_at END,
+        next_run_at = CASE WHEN said = 'SLEEP' AND s.active THEN job.started_at + interval '86400 seconds' ELSE s.next_run_at END,
+        plan_from = CASE WHEN said = 'SLEEP' THEN NULL ELSE s.plan_from END,
+        revision = s.revision + CASE WHEN said = 'SLEEP' THEN 1 ELSE 0 END,
+        not_before = NULL,
+        expect_from = CASE WHEN verdict <> 'succeeded' OR job.scheduled_for < s.expect_from THEN s.expect_from ELSE (
+            SELECT min(r.due_at) FROM cluster.schedule_runs AS r
+            WHERE r.name = s.name AND r.due_at > job.scheduled_for AND r.job_id IS NOT NULL AND r.finished_at IS NULL) END,
+        overdue_since = CASE WHEN verdict <> 'succeeded' OR job.scheduled_for < s.expect_from THEN s.overdue_since END
+    WHERE s.name = job.schedule AND s.job_table::oid = TG_RELID;
+    RETURN NULL;
+END $$;
+
 -- How many slots the jobs of one type in one queue are worth, so that each starts within `start_within` seconds of being ready.
 -- waiting, running: jobs. seconds: that one takes. width: slots that one occupies.
 -- places: how many may run under a limit; NULL: as many as there is room for. What runs has its slot whatever else is true.
@@ -683,20 +1196,29 @@ WITH goal AS (
 ), size AS (  -- of a node of each queue
     SELECT DISTINCT ON (queue) queue, slots FROM node, unnest(queues) AS queue WHERE slots > 0
     ORDER BY queue, is_live DESC, CASE WHEN is_live THEN slots END DESC, heartbeat_at DESC
+), schedule AS (  -- that a node has to look at soon: in the queue of its jobs, which is the column's default unless the schedule says
+    SELECT coalesce(found.job_values ->> 'queue', substring(pg_get_expr(d.adbin, d.adrelid) FROM $q$^'(.*)'::text$q$), 'default') AS queue,
+           count(*) AS due
+    FROM (SELECT s.job_table, s.job_values FROM cluster.schedules AS s, goal WHERE s.wake_at <= now() + goal.start_within
+          ORDER BY s.wake_at LIMIT 10000) AS found
+    LEFT JOIN pg_attribute AS a ON a.attrelid = found.job_table AND a.attname = 'queue'
+    LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    GROUP BY 1
 ), set_of_nodes AS (
-    SELECT '*' AS queue UNION SELECT queue FROM size UNION SELECT queue FROM wanted
+    SELECT '*' AS queue UNION SELECT queue FROM size UNION SELECT queue FROM wanted UNION SELECT queue FROM schedule
 )
 SELECT s.queue,
        cluster.wanted_replicas(
            greatest(coalesce(sum(w.slots), 0), (
                SELECT coalesce(sum(least(running, slots)), 0) FROM node WHERE is_live AND (s.queue = '*' OR queues = ARRAY[s.queue])
-           )),
+           ), CASE WHEN EXISTS (SELECT FROM schedule WHERE s.queue IN (schedule.queue, '*')) THEN 1 ELSE 0 END),
            coalesce(
                (SELECT slots FROM size WHERE size.queue = s.queue), (SELECT slots FROM size WHERE size.queue = '*'),
                (SELECT max(slots) FROM size), 16
            )
        ) AS replicas,
-       coalesce(sum(w.waiting), 0)::bigint AS waiting, coalesce(sum(w.running), 0)::bigint AS running, 0 AS due_schedules,
+       coalesce(sum(w.waiting), 0)::bigint AS waiting, coalesce(sum(w.running), 0)::bigint AS running,
+       (SELECT coalesce(sum(due), 0)::integer FROM schedule WHERE s.queue IN (schedule.queue, '*')) AS due_schedules,
        now() - min(w.oldest) AS oldest_age
 FROM set_of_nodes AS s LEFT JOIN wanted AS w ON s.queue IN (w.queue, '*')
 GROUP BY s.queue;

@@ -1,0 +1,1 @@
+"""A shop with five jobs that run by themselves, one for each way in which a schedule goes on."""
