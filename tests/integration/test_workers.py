@@ -94,8 +94,8 @@ async def test_a_stop_that_comes_together_with_its_job_is_heard() -> None:
     sent: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
     runner.channel.send = sent.put_nowait  # type: ignore[method-assign, assignment]
     times = [b"\0" * 8] * 2
-    row = [b"\0" * 8, b"\0\0\0\1", b"\0\0\0\0", *times, b"default", b"\0\x32", *times]
-    oids = [20, 23, 23, 1184, 701, 25, 21, 1184, 1184]
+    row = [b"\0" * 8, b"\0\0\0\1", b"\0\0\0\0", *times, b"default", b"\0\x32", *times, None, None]
+    oids = [20, 23, 23, 1184, 701, 25, 21, 1184, 1184, 1184, 25]
     runner._receive(("perform", 0, boottime() + 60, oids, 1, [row]))
     runner._receive(("stop", [1], "cancelled"))
     kind, ((ticket, status, *_),) = await asyncio.wait_for(sent.get(), 5)

@@ -138,7 +138,7 @@ class NodeProcess:
     def forkservers(self) -> list[int]:
         """One, but for the time in which job code is loaded anew."""
         children = [process.pid for process in _processes() if process.parent == self._popen.pid]
-        return [pid for pid in children if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in children if b"forkserver" in _command_line(pid)]
 
     def log(self, event: str | None = None) -> list[dict[str, Any]]:
         """Log lines so far, all or those of one event. A line that is not JSON becomes {"event": line}."""
@@ -193,6 +193,13 @@ def running_node(
         yield node
     finally:
         node.clean_up()
+
+
+def _command_line(pid: int) -> bytes:
+    """Empty: it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def write_jobs(app_dir: Path, source: Source) -> None:

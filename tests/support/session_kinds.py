@@ -129,10 +129,13 @@ def django_connection(alias: str) -> Kind:
         os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # this is one test at a time, not a server
         if not settings.configured:
             nothing = {"ENGINE": "django.db.backends.postgresql", "NAME": "given below"}
-            settings.configure(DATABASES={"default": dict(nothing), "another": dict(nothing)})
+            settings.configure(DATABASES={"default": nothing})
             django.setup()
         from django.db import connection, connections, transaction
 
+        connections.settings.setdefault(
+            alias, dict(connections.settings["default"])
+        )  # another test may have configured them
         given = conninfo_to_dict(url)
         wrapper = connections[alias]
         wrapper.settings_dict.update(
