@@ -520,7 +520,7 @@ CONNECTIONS, ROUNDS, PER_ROUND = 16, 25, 400
 LATEST = 1.5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_row_of_10000_starts_late(
     conn: psycopg.Connection, run_node: RunNode, record_property: Callable[[str, object], None]
 ) -> None:
