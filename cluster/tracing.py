@@ -33,11 +33,14 @@ def trace_id(traceparent: str) -> str:
     return match[1] if match else ""
 
 
-def begin_span(name: str, traceparent: str, attributes: Mapping[str, str | int]) -> Span | None:
-    """The span of an attempt, which is the current one from here on in this context. None: nobody traces."""
+def is_used() -> bool:
+    """Somebody traces."""
+    return _api() is not None
+
+
+def begin_span(name: str, traceparent: str, attributes: Mapping[str, str | int]) -> Span:
+    """The span of an attempt, which is the current one from here on in this context. Only where somebody traces."""
     trace = _api()
-    if trace is None:
-        return None
     context: Any = sys.modules["opentelemetry.context"]
     match = _FORM.fullmatch(traceparent)
     parent = None

@@ -234,21 +234,20 @@ class Pool:
                 await worker.start()
                 while not (worker.is_up or worker.ended.done()):
                     await asyncio.wait([worker.ended], timeout=0.05)
+            if worker.is_up:
+                worker.kill(RECYCLED)
+                await worker.ended
+                return worker.classes, ""
         except TimeoutError:
             if worker.pid:
                 worker.kill(HUNG)
-            return (
-                [],
-                f"{worker.importing or forkserver.importing or 'an import'} has not come back for {self._boot_deadline:g} s",
-            )
+            module = worker.importing or forkserver.importing or "an import"
+            return [], f"{module} has not come back for {self._boot_deadline:g} s"
         except (OSError, EOFError) as error:
             ended = f"importing {forkserver.importing or 'the job modules'} ended the process"
             return [], (explained(error) if isinstance(error, OSError) else "") or ended
-        if worker.is_up:
-            worker.kill(RECYCLED)
-            await worker.ended
+        finally:
             self._job_metrics.forget(worker)
-            return worker.classes, ""
         return [], worker.unfit or f"importing {worker.importing} ended the process: {worker.cause_of_death()}"
 
     def _retire(self) -> None:

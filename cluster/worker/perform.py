@@ -25,7 +25,7 @@ from cluster.error_text import describe, shorten
 from cluster.frames import LONGEST_SAID
 from cluster.job import Definition, Job, definition, explain, validate_fields
 from cluster.outcomes import Cancel, Fail, Next, Snooze
-from cluster.tracing import begin_span, end_span, trace_id
+from cluster.tracing import begin_span, end_span, is_used, trace_id
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -107,7 +107,7 @@ class Attempt:
         self.job = job
         self.number = number
         self.queue = queue
-        self.trace_id = trace_id(traceparent)
+        self.trace_id = trace_id(traceparent) if traceparent else ""
         """Of the trace that it belongs to; empty: none."""
         self._traceparent = traceparent
         self._span: Span | None = None
@@ -141,6 +141,10 @@ class Attempt:
         _JOB_TYPE.set(self.performer.definition.name)
         _JOB_ID.set(self.job.id)
         _ATTEMPT.set(self.number)
+        if is_used():
+            self._begin_span()
+
+    def _begin_span(self) -> None:
         made = self.performer.definition
         self._span = begin_span(
             f"process {made.table}",
@@ -156,7 +160,7 @@ class Attempt:
                 "jobcluster.attempt": self.number,
             },
         )
-        if self._span is not None and self._span.get_span_context().is_valid:
+        if self._span.get_span_context().is_valid:
             self.trace_id = f"{self._span.get_span_context().trace_id:032x}"
 
     def _end_span(self, verdict: Verdict, cause: BaseException | None) -> None:

@@ -194,10 +194,10 @@ class Runner:
             exemplars, self._exemplars = self._exemplars, {}
             self._channel.send(("exemplars", [[*labels, *example] for labels, example in exemplars.items()]))
 
-    def _note_exemplar(self, attempt: Attempt, verdict: Verdict, seconds: float) -> None:
-        if attempt.trace_id:
-            queue = attempt.queue.decode(errors="replace")
-            self._exemplars[attempt.performer.definition.name, queue, verdict.outcome] = attempt.trace_id, seconds
+    def _note_exemplar(self, attempt: Attempt, verdict: Verdict, begun: float) -> None:
+        queue = attempt.queue.decode(errors="replace")
+        seconds = time.monotonic() - begun
+        self._exemplars[attempt.performer.definition.name, queue, verdict.outcome] = attempt.trace_id, seconds
 
     # --- attempts ---
 
@@ -228,7 +228,8 @@ class Runner:
                 if isinstance(told, str):
                     attempt.stop(told)
                 verdict = await self._carry_out(attempt, self._tasks[slot])
-                self._note_exemplar(attempt, verdict, time.monotonic() - begun)
+                if attempt.trace_id:
+                    self._note_exemplar(attempt, verdict, begun)
             else:
                 verdict = attempt
             del self._attempts[ticket]
@@ -257,7 +258,8 @@ class Runner:
                 attempt.interrupt(asked)
             verdict = context.run(attempt.perform_plain)
             self._in_main = None
-            self._note_exemplar(attempt, verdict, time.monotonic() - begun)
+            if attempt.trace_id:
+                self._note_exemplar(attempt, verdict, begun)
         else:
             verdict = attempt
         self._notes.end(0)
