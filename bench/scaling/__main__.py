@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from bench.results import REPOSITORY
 from bench.scaling.autoscaler import Rules
 from bench.scaling.loads import LOADS, Load
 from bench.scaling.simulation import START_WITHIN, Seen, simulate
-from cluster.embedded import EmbeddedPostgres
+from cluster.embedded import disposable_server
 from cluster.migrate import migrate_schema
 
 PLOT = REPOSITORY / "docs" / "kubernetes" / "scaling.svg"
@@ -34,18 +32,10 @@ TITLES = {
 
 
 def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="jobcluster-scaling-"))
-    folder.chmod(0o711)  # passable for the server's user, which is not ours when we are root
-    server = EmbeddedPostgres(folder / "data", fast=True)
-    try:
-        server.start()
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            migrate_schema(connection)
-            loads = {name: made() for name, made in LOADS.items()}
-            seen = {name: simulate(connection, Rules.of_component(), load) for name, load in loads.items()}
-    finally:
-        server.stop("immediate")
-        shutil.rmtree(folder, ignore_errors=True)
+    with disposable_server(fast=True) as server, psycopg.connect(server.url(), autocommit=True) as connection:
+        migrate_schema(connection)
+        loads = {name: made() for name, made in LOADS.items()}
+        seen = {name: simulate(connection, Rules.of_component(), load) for name, load in loads.items()}
     for name, result in seen.items():
         parts = [f"{job_type} {result.within(job_type, START_WITHIN):.2%}" for job_type in result.delays]
         print(f"{name}: {', '.join(parts)} within {START_WITHIN:g} s; {result.turns} turns")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,7 +16,7 @@ from bench.harness import SERVER_SETTINGS, Bench, table_of
 from bench.jobs.noop import NoopJob
 from bench.results import Results
 from cluster import locks, statements
-from cluster.embedded import EmbeddedPostgres
+from cluster.embedded import disposable_server
 from cluster.migrate import migrate_jobs, migrate_schema
 
 NODES = (100, 1000)
@@ -44,16 +41,9 @@ def run(bench: Bench, results: Results) -> None:
 @contextmanager
 def _server(bench: Bench, nodes: int) -> Iterator[str]:
     """Takes the four connections that each node would have, though only one of them is made."""
-    folder = Path(tempfile.mkdtemp(prefix="jobcluster-bench-"))
-    folder.chmod(0o711)  # the server's user, who is not root, passes through
     settings = SERVER_SETTINGS | {"max_connections": str(4 * nodes + 20)}
-    server = EmbeddedPostgres(folder / "data", bench.options.pg_bin, settings=settings)
-    try:
-        server.start()
+    with disposable_server(bench.options.pg_bin, settings=settings) as server:
         yield server.url()
-    finally:
-        server.stop("immediate")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _nodes(url: str, stack: ExitStack, connection: psycopg.Connection, number: int) -> list[dict[str, Any]]:
@@ -66,7 +56,7 @@ def _nodes(url: str, stack: ExitStack, connection: psycopg.Connection, number: i
         session.execute("LISTEN cluster_doorbell")
         values = {
             "id": node, "lease": "30s", "running": 0, "slots": 64, "session_pid": session.info.backend_pid, "listen_pid": None,
-            "draining": False, "trouble": Jsonb([]),
+            "draining": False, "trouble": Jsonb([]), "work": Jsonb([]),
         }  # fmt: skip
         connection.execute(
             statements.statement("register_node"),

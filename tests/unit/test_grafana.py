@@ -14,10 +14,10 @@ import yaml
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import ProcessCollector
 
-from cluster import metrics
 from examples.newsletter.observe import grafana_variables
 from grafana.advice import FIRST_STEPS, WHY, WORST
 from grafana.build import as_json, files
+from tests.support.exported import exported_metrics
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "grafana"
@@ -144,14 +144,6 @@ def test_links_lead_to_dashboards_and_variables_that_there_are(uid: str) -> None
 
 
 def test_every_metric_of_the_dashboards_is_exported() -> None:
-    endings = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",), "info": ("_info",)}
-    exported = {
-        metric.name + ending
-        for collector in vars(metrics).values()
-        if hasattr(collector, "describe") and not isinstance(collector, type)
-        for metric in collector.describe()
-        for ending in endings[metric.type]
-    }
     of_processes = {sample.name for metric in ProcessCollector(registry=None).collect() for sample in metric.samples}
     recorded = set(re.findall(r"record: (\S+)", RULES))
     texts = [target["expr"] for uid in UIDS for panel in panels(uid) for target in panel["targets"] if "expr" in target]
@@ -159,7 +151,7 @@ def test_every_metric_of_the_dashboards_is_exported() -> None:
         name for text in texts for name in re.findall(r"\b((?:cluster|process|job_type:\w+)[_:][\w:]+)(?=\{)", text)
     }
     assert len(named) > 30
-    assert named - recorded - of_processes <= exported
+    assert named - recorded - of_processes <= exported_metrics()
 
 
 def test_advice_covers_every_alert_and_every_rank() -> None:
