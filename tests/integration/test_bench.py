@@ -15,6 +15,7 @@ import pytest
 from bench.cli import main
 from bench.page import write_page
 from bench.results import REPOSITORY, Results, Run
+from bench.scenarios import crowd
 from cluster.embedded import EmbeddedPostgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # the first test waits for the run
@@ -124,3 +125,13 @@ def test_a_page_is_written_from_result_files(result_file: Path, tmp_path: Path) 
         picture = tmp_path / "docs" / "performance" / f"{name}.svg"
         assert picture.stat().st_size < 60_000
         assert ET.parse(picture).getroot().tag.endswith("svg")
+
+
+def test_a_small_crowd_is_measured_with_the_statements_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowd, "NODES", (2,))
+    monkeypatch.setattr(crowd, "TIMES", 5)
+    path = main(["crowd", "--repeats", "1", "--output", str(tmp_path)])
+    measures = figures_of(json.loads(path.read_text()), "crowd", "2 nodes")
+    assert {"renew_lease", "list_live_nodes", "list_held_locks", "NOTIFY"} <= measures.keys()
