@@ -41,6 +41,7 @@ def test_what_a_worker_performs_ends_before_it_is_replaced(conn: psycopg.Connect
     node = run_node(SOURCE, processes=1, recycle_age="1s")
     (node.app_dir / "go").touch()
     conn.execute("INSERT INTO hold_jobs DEFAULT VALUES")
+    wait_for(conn, "SELECT status = 'running' FROM hold_jobs")  # until then, idle ones are replaced each second
     (first,) = node.workers()
     wait_until(lambda: bool(node.log("worker_recycled")), "the worker is to leave")
     conn.execute("INSERT INTO short_jobs DEFAULT VALUES")  # it waits for the successor
