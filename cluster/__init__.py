@@ -11,6 +11,7 @@ from cluster.errors import ClusterError
 from cluster.job import Job
 from cluster.outcomes import Cancel, Fail, Next, Snooze
 from cluster.schedule import Cron, Every
+from cluster.secret import Secret
 
 if TYPE_CHECKING:
     from cluster.client import AsyncClient, Client
@@ -32,6 +33,7 @@ __all__ = [
     "Next",
     "PolynomialBackoff",
     "References",
+    "Secret",
     "Snooze",
     "__version__",
     "configure",

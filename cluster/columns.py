@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cluster.errors import JobArgumentError, JobDefinitionError
+from cluster.secret import Secret
 
 OnDelete = Literal["cascade", "restrict", "set null", "set default", "no action"]
 
@@ -116,6 +117,7 @@ class Column:
     checks: tuple[sql.Composed, ...]
     references: References | None
     to_database: Callable[[Any], Any] | None
+    is_secret: bool = False
 
     def definition(self) -> sql.Composed:
         """The column as in CREATE TABLE or ADD COLUMN."""
@@ -163,6 +165,7 @@ def column_of(name: str, field: FieldInfo) -> Column:
         checks=tuple(_checks(sql.Identifier(name), annotation, metadata, column_type)),
         references=next((item for item in metadata if isinstance(item, References)), None),
         to_database=to_database,
+        is_secret=any(isinstance(item, Secret) or item is Secret for item in metadata),
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+
+from cluster.secret import mask
 
 LONGEST = 20_000
 """Characters of last_error. The beginning says where it started, the end what it was; the middle repeats."""
@@ -14,11 +16,13 @@ _MARGIN = re.compile(r" *\| ")
 """Before the lines of an exception group."""
 
 
-def describe(error: BaseException, skip: int = 0) -> str:
-    """The traceback of an error, without its outermost `skip` frames. Never raises, whatever the error's own code does."""
+def describe(error: BaseException, skip: int = 0, secrets: Sequence[object] = ()) -> str:
+    """The traceback of an error, without its outermost `skip` frames and these values. Never raises, whatever the error's own code
+    does."""
     try:
         lines = traceback.format_exception(type(error), error, _inner(error.__traceback__, skip))
-        return shorten(_without_rows("".join(lines).rstrip(), error))
+        text = _without_rows("".join(lines).rstrip(), error)
+        return shorten(mask(text, secrets) if secrets else text)
     except BaseException as second:  # noqa: BLE001 - an error whose __str__ raises, or no memory: still say what is known
         return f"{type(error).__name__} (its text can't be had: {type(second).__name__})"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -39,6 +39,7 @@ from cluster.job_checks import (
 from cluster.now import Now
 from cluster.outcomes import Next
 from cluster.schedule import Declared, check_declared
+from cluster.secret import MASK
 
 if TYPE_CHECKING:
     from cluster.sessions import AsyncSession, SyncSession
@@ -70,6 +71,11 @@ class Definition:
     @cached_property
     def column_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def secrets(self) -> tuple[str, ...]:
+        """Names of the columns whose values nobody is to see."""
+        return tuple(column.name for column in self.columns if column.is_secret)
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(pydantic.Field,))
@@ -141,9 +147,11 @@ class Job:
         # pydantic put its own __init__ into the class; ours explains unknown arguments.
         cls.__init__ = Job.__init__  # type: ignore[method-assign]
         cls.__definition__ = _define(cls) if hasattr(cls, "perform") else None
+        if cls.__definition__ is not None and cls.__definition__.secrets:
+            cls.__repr__ = _repr_without_secrets  # type: ignore[method-assign, assignment]
 
     def __init__(self, *positional: Any, **arguments: Any) -> None:
-        definition(type(self))
+        secrets = definition(type(self)).secrets
         fields: Mapping[str, FieldInfo] = type(self).__pydantic_fields__  # type: ignore[attr-defined]
         if positional:
             name = type(self).__name__
@@ -157,7 +165,10 @@ class Job:
         try:
             validate_fields(self, arguments)
         except pydantic.ValidationError as error:
-            raise JobArgumentError(f"{type(self).__name__}: {explain(error)}") from error
+            # The cause of it would show the values.
+            raise JobArgumentError(f"{type(self).__name__}: {explain(error, secrets)}") from (
+                None if secrets else error
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).__pydantic_fields__:  # type: ignore[attr-defined]
@@ -344,13 +355,27 @@ def validate_fields(job: Job, values: dict[str, Any]) -> None:
     validator.validate_python(ArgsKwargs((), values), self_instance=job)
 
 
-def explain(error: pydantic.ValidationError) -> str:
-    """A validation error in one line: `customer_id: Input should be a valid integer (got 'x')`."""
+def explain(error: pydantic.ValidationError, secrets: Collection[str] = ()) -> str:
+    """A validation error in one line: `customer_id: Input should be a valid integer (got 'x')`.
+
+    secrets: fields of which it is not said what was got.
+    """
     return "; ".join(
         f"{'.'.join(map(str, detail['loc'])) or 'job'}: {detail['msg']}"
-        + (f" (got {detail['input']!r:.80})" if detail["type"] != "missing" else "")
+        + (f" (got {detail['input']!r:.80})" if detail["type"] != "missing" and not _is_secret(detail, secrets) else "")
         for detail in error.errors(include_url=False)
     )
+
+
+def _is_secret(detail: Any, secrets: Collection[str]) -> bool:
+    """What is said of the whole job has all its values."""
+    return bool(secrets) and (not detail["loc"] or detail["loc"][0] in secrets)
+
+
+def _repr_without_secrets(job: Job) -> str:
+    made = definition(type(job))
+    shown = (f"{name}={MASK if name in made.secrets else repr(getattr(job, name))}" for name in made.column_names)
+    return f"{made.name}({', '.join(shown)})"
 
 
 def set_defaults(defaults: Mapping[str, Any]) -> None:

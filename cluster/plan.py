@@ -19,6 +19,7 @@ from cluster.defaults import default_changes
 from cluster.errors import SchemaMisfitError
 from cluster.job import Job, definition
 from cluster.schedule_rows import schedule_changes
+from cluster.secret import MARK
 from cluster.tables import ExistingColumn, column_misfits, existing_columns, identifier
 
 Statement = sql.SQL | sql.Composed
@@ -88,6 +89,7 @@ def plan(connection: Connection[Any], job_class: type[Job], planned_tables: Coll
     for statement in unique.changes(connection, job_class):
         _add_change(made, target, statement.as_string(connection), gently=gently)
     made.together += default_changes(connection, [(job_class, target.existing or {})])[0]
+    made.together += _secret_changes(connection, target)
     made.together += _job_type_change(connection, target)
     made.together += schedule_changes(connection, job_class, target.quoted, has_rows=target.has_functions)
     return made
@@ -171,6 +173,22 @@ def _add_change(made: Plan, target: _Target, change: str, *, gently: bool) -> No
         made.then.append(sql.SQL(f"{create[0]}CONCURRENTLY {change[create.end() :]}"))
     else:
         made.together.append(text)
+
+
+def _secret_changes(connection: Connection[Any], target: _Target) -> Iterator[sql.Composed]:
+    """The comments that columns of secrets lack. One that is there stays, whoever wrote it, and is added to."""
+    for name in definition(target.job_class).secrets:
+        row = connection.execute(_COMMENT, [target.quoted, name]).fetchone()
+        comment = (row[0] if row else None) or ""
+        if MARK not in comment:
+            yield sql.SQL("COMMENT ON COLUMN {}.{} IS {}").format(
+                identifier(target.name), sql.Identifier(name), sql.Literal(f"{comment} {MARK}".strip())
+            )
+
+
+_COMMENT = """
+SELECT col_description(attrelid, attnum) FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = %s
+"""
 
 
 def _job_type_change(connection: Connection[Any], target: _Target) -> Iterator[sql.Composed]:

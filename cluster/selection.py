@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -37,6 +37,9 @@ class Selection:
     error: str | None = None
     since: timedelta | None = None
     older: timedelta | None = None
+    more: LiteralString = ""
+    """A further condition, in SQL, of someone who has quoted its names; its values are in more_values. Empty: none."""
+    more_values: Mapping[str, Any] = field(default_factory=dict)
 
     def where(self) -> LiteralString:
         """As a condition on a row, with `values` as its parameters."""
@@ -49,10 +52,12 @@ class Selection:
             parts.append("coalesce(finished_at, created_at) >= now() - %(since)s")
         if self.older is not None:
             parts.append("coalesce(finished_at, created_at) < now() - %(older)s")
+        if self.more:
+            parts.append(self.more)
         return " AND ".join(parts)
 
     def values(self) -> dict[str, Any]:
-        return asdict(self) | {"statuses": list(self.statuses)}
+        return asdict(self) | {"statuses": list(self.statuses)} | dict(self.more_values)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from cluster.error_text import last_line
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
@@ -54,13 +56,14 @@ def begin_span(name: str, traceparent: str, attributes: Mapping[str, str | int])
     return cast("Span", span)
 
 
-def end_span(span: Span, outcome: str, error: BaseException | None) -> None:
-    """outcome: as in the metrics. error: what the attempt raised; None: nothing."""
+def end_span(span: Span, outcome: str, error: BaseException | None, text: str | None = None) -> None:
+    """outcome: as in the metrics. error: what the attempt raised; None: nothing. text: what is recorded of it; None: its own."""
     trace = _api()
     assert trace is not None
     span.set_attribute("jobcluster.outcome", outcome)
     if error is not None:
-        span.record_exception(error)
+        told = None if text is None else {"exception.message": last_line(text), "exception.stacktrace": text}
+        span.record_exception(error, told)
         span.set_attribute("error.type", type(error).__qualname__)
         span.set_status(trace.StatusCode.ERROR, outcome)
     span.end()

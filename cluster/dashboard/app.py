@@ -59,10 +59,12 @@ def dashboard(auth: Authenticate | None = None, *, database_url: str | Callable[
         Route("/{table}", pages.jobs),
         Route("/{table}/new", deeds.new_form),
         Route("/{table}/new", deeds.new, methods=["POST"]),
+        Route("/{table}/options", pages.options),
         Route("/{table}/type", deeds.job_type, methods=["POST"]),
         Route("/{table}/bulk/{action}", deeds.preview),
         Route("/{table}/bulk/{action}", deeds.begin, methods=["POST"]),
         Route("/{table}/{id}", pages.job),
+        Route("/{table}/{id}/value", pages.value),
         Route("/{table}/{id}/{action}", deeds.job, methods=["POST"]),
     ]
     return Starlette(

@@ -8,7 +8,6 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import psycopg
 
@@ -66,11 +65,8 @@ class Runs:
 
     async def start(self, user: User, table: JobTable, action: str, chosen: Filter, total: int) -> Run:
         """The audit has it before anything is changed."""
-        told: dict[str, Any] = {
-            name: value for name in ("status", "queue", "error", "since") if (value := getattr(chosen, name))
-        }
         async with self._database.writing() as connection:
-            audit = await actions.note(connection, user, f"{action} all", table.sql_name, told, None)
+            audit = await actions.note(connection, user, f"{action} all", table.sql_name, chosen.told, None)
         run = Run(secrets.token_hex(8), table, action, chosen, total)
         self._runs[run.number] = run
         for old in [number for number, each in self._runs.items() if each.is_over][: max(0, len(self._runs) - KEPT)]:

@@ -23,9 +23,10 @@ SECONDS_TO_CONNECT = 4.0
 Connection = AsyncConnection[dict[str, Any]]
 
 _READ = f"""
-BEGIN READ ONLY; SET LOCAL statement_timeout = '{SECONDS}s'; SET LOCAL enable_seqscan = off; SET LOCAL jit = off
+BEGIN READ ONLY; SET LOCAL statement_timeout = '{SECONDS}s'; SET LOCAL enable_seqscan = off; SET LOCAL jit = off;
+SET LOCAL TimeZone = 'UTC'
 """
-_COUNT = f"BEGIN READ ONLY; SET LOCAL statement_timeout = '{SECONDS_TO_COUNT}s'"
+_COUNT = f"BEGIN READ ONLY; SET LOCAL statement_timeout = '{SECONDS_TO_COUNT}s'; SET LOCAL TimeZone = 'UTC'"
 _WRITE = f"BEGIN; SET LOCAL statement_timeout = '{SECONDS}s'; SET LOCAL lock_timeout = '1s'"
 
 

@@ -12,8 +12,8 @@ from starlette.responses import RedirectResponse, Response
 from cluster.dashboard import actions, bulk, forms, lists
 from cluster.dashboard.auth import User
 from cluster.dashboard.bulk import Run
-from cluster.dashboard.database import Database
-from cluster.dashboard.job_tables import columns_of
+from cluster.dashboard.database import Connection, Database
+from cluster.dashboard.job_tables import JobTable, columns_of
 from cluster.dashboard.lists import Filter, job_id
 from cluster.dashboard.pages import table_of
 from cluster.dashboard.views import Views, base_of, user_of, wants_json
@@ -89,6 +89,7 @@ class Deeds:
         action, chosen = _bulk_of(request, request.query_params)
         async with self._database.counting() as connection:
             table = await table_of(connection, request)
+            chosen = await _usable(connection, table, chosen)
             counts = await bulk.count(connection, table, chosen.selection(bulk.POSSIBLE[action]))
         return self._views.show(
             request,
@@ -106,6 +107,7 @@ class Deeds:
         action, chosen = _bulk_of(request, form)
         async with self._database.reading() as connection:
             table = await table_of(connection, request)
+            chosen = await _usable(connection, table, chosen)
         total = form.get("total", "")
         run = await self.runs.start(
             user, table, action, chosen, int(total) if total.isascii() and total.isdecimal() else 0
@@ -181,6 +183,14 @@ def _bulk_of(request: Request, given: QueryParams) -> tuple[str, Filter]:
     if chosen.is_empty:
         raise HTTPException(409, "Say which jobs: a status, a queue, an error or a time.")
     return action, chosen
+
+
+async def _usable(connection: Connection, table: JobTable, chosen: Filter) -> Filter:
+    """HTTPException 409: a condition can't be meant. Without it, it would be all jobs."""
+    found = await lists.checked(connection, await columns_of(connection, table), chosen)
+    if found.problems:
+        raise HTTPException(409, f"Nothing was done. {'; '.join(found.problems)}.")
+    return found
 
 
 def _reason(form: QueryParams) -> str | None:

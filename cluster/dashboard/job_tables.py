@@ -11,6 +11,7 @@ from psycopg import sql
 
 from cluster.dashboard.database import Connection
 from cluster.job_checks import STANDARD_COLUMNS
+from cluster.secret import MARK
 from cluster.statements import Key
 
 PAGES = frozenset({"queues", "errors", "schedules", "nodes", "audit", "static", "live", "bulk", "pause", "resume"})
@@ -95,16 +96,32 @@ def named(tables: list[JobTable], name: str) -> JobTable | None:
     return None
 
 
+NAMING = ("name", "title", "label", "email")
+"""Columns that say in words which row it is: the first one, of text, that a referenced table has."""
+
+
 @dataclass(frozen=True)
 class Column:
-    """type: as format_type() prints it. default: SQL, None: there is none. choices: of an enum. target: table of a foreign key."""
+    """type: as format_type() prints it; bare_type: without lengths; category: as in pg_type; element: type of what an array has.
+
+    default: SQL, None: there is none. choices: of an enum. checks: the conditions on it, as SQL. target: table of a foreign key.
+    source: SQL of two columns, the values that it may have and what they stand for; None: nobody knows. has_index: on the latter.
+    """
 
     name: str
     type: str
+    bare_type: str
+    category: str
+    element: str | None
     is_required: bool
     default: str | None
     choices: list[str] | None
-    target: str | None
+    checks: list[str]
+    is_secret: bool
+    is_indexed: bool
+    target: str | None = None
+    source: str | None = None
+    has_index: bool = False
 
     @property
     def is_standard(self) -> bool:
@@ -112,15 +129,53 @@ class Column:
 
 
 _COLUMNS = """
-SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS is_required,
+SELECT a.attname::text AS name, format_type(a.atttypid, a.atttypmod) AS type, format_type(a.atttypid, -1) AS bare_type,
+       t.typcategory::text AS category, CASE WHEN base.typelem <> 0 THEN format_type(base.typelem, -1) END AS element,
+       a.attnotnull AS is_required,
        CASE WHEN a.attidentity <> '' THEN 'identity' ELSE pg_get_expr(d.adbin, d.adrelid) END AS default,
-       (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_enum AS e WHERE e.enumtypid = a.atttypid) AS choices,
-       (SELECT f.confrelid::regclass::text FROM pg_constraint AS f
-        WHERE f.conrelid = a.attrelid AND f.contype = 'f' AND f.conkey = ARRAY[a.attnum] LIMIT 1) AS target
-FROM pg_attribute AS a LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+       (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_enum AS e WHERE e.enumtypid = base.oid) AS choices,
+       ARRAY(SELECT pg_get_expr(c.conbin, c.conrelid) FROM pg_constraint AS c
+             WHERE c.conrelid = a.attrelid AND c.contype = 'c' AND a.attnum = ANY (c.conkey) ORDER BY c.conname) AS checks,
+       coalesce(strpos(col_description(a.attrelid, a.attnum), %(secret)s) > 0, false) AS is_secret,
+       EXISTS (SELECT FROM pg_index AS i JOIN pg_class AS k ON k.oid = i.indexrelid
+               WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indpred IS NULL AND i.indkey[0] = a.attnum
+               AND k.relam = (SELECT oid FROM pg_am WHERE amname = 'btree')) AS is_indexed,
+       f.target, f.key, f.label, f.has_index
+FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+JOIN pg_type AS base ON base.oid = coalesce(nullif(t.typbasetype, 0), t.oid)
+LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+LEFT JOIN LATERAL (
+    SELECT c.confrelid::regclass::text AS target,
+           CASE WHEN has_column_privilege(c.confrelid, k.attnum, 'SELECT') THEN k.attname::text END AS key,
+           named.name AS label, coalesce(named.has_index, false) AS has_index
+    FROM pg_constraint AS c JOIN pg_attribute AS k ON k.attrelid = c.confrelid AND k.attnum = c.confkey[1]
+    LEFT JOIN LATERAL (
+        SELECT l.attname::text AS name, EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = l.attrelid AND i.indisvalid
+                                                AND i.indpred IS NULL AND i.indkey[0] = l.attnum) AS has_index
+        FROM pg_attribute AS l JOIN pg_type AS lt ON lt.oid = l.atttypid
+        WHERE l.attrelid = c.confrelid AND l.attnum > 0 AND NOT l.attisdropped AND l.attname = ANY (%(naming)s)
+        AND lt.typcategory = 'S' AND has_column_privilege(c.confrelid, l.attnum, 'SELECT')
+        AND coalesce(strpos(col_description(l.attrelid, l.attnum), %(secret)s), 0) = 0
+        ORDER BY array_position(%(naming)s, l.attname::text) LIMIT 1
+    ) AS named ON true
+    WHERE c.conrelid = a.attrelid AND c.contype = 'f' AND c.conkey = ARRAY[a.attnum] LIMIT 1
+) AS f ON true
+WHERE a.attrelid = %(oid)s::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
+_NODES = "SELECT id, hostname || ':' || pid FROM cluster.nodes"
 
 
 async def columns_of(connection: Connection, table: JobTable) -> list[Column]:
-    return [Column(**row) for row in await (await connection.execute(_COLUMNS, [table.oid])).fetchall()]
+    values = {"oid": table.oid, "naming": list(NAMING), "secret": MARK}
+    return [_column(row) for row in await (await connection.execute(_COLUMNS, values)).fetchall()]
+
+
+def _column(row: dict[str, Any]) -> Column:
+    key, label = row.pop("key"), row.pop("label")
+    row["has_index"] = bool(row["has_index"])
+    if row["name"] == "locked_by":
+        return Column(**row | {"source": _NODES})
+    if key is None:
+        return Column(**row)
+    names = ", ".join(sql.Identifier(name).as_string(None) for name in (key, label or key))
+    return Column(**row | {"source": f"SELECT {names} FROM {row['target']}"})  # noqa: S608 - identifiers, quoted

@@ -16,9 +16,12 @@ from urllib.parse import urlencode
 
 from psycopg import sql
 
+from cluster.dashboard import filters
 from cluster.dashboard.database import Connection
+from cluster.dashboard.filters import Condition, conditions_of, parameters
 from cluster.dashboard.job_tables import Column, JobTable, quoted
 from cluster.error_text import last_line
+from cluster.secret import MASK
 from cluster.selection import STATUSES, Selection
 
 SPAN = 50_000
@@ -28,11 +31,14 @@ FEW = 5_000
 SIZES = (25, 50)
 CELL, VALUE = 300, 20_000
 """Characters of a value in a list, and of one alone."""
+LONGEST_DOWNLOAD = 64 * 2**20
+"""Bytes of a value that is sent whole."""
 WITH_ERROR = ("failed", "timed_out", "retry")
 MOST_GROUPED = 1_000
 """Failed jobs whose errors are compared."""
 
 _ID = re.compile(r"-?\d{1,19}", re.ASCII)
+_NAMES = ("status", "queue", "error", "since")
 _TIMES = {"5m": 300, "1h": 3600, "24h": 86400, "7d": 7 * 86400}
 
 
@@ -44,40 +50,65 @@ class Filter:
     queue: str = ""
     error: str = ""
     since: str = ""
+    where: tuple[Condition, ...] = ()
     before: int | None = None
     size: int = SIZES[0]
 
     @classmethod
     def of(cls, query: Any) -> Filter:  # Any: starlette's multidict of a query or a form
-        """What makes no sense is left out: an address may be years old."""
+        """What makes no sense is left out: an address may be years old. But conditions on columns: `checked` says what is wrong."""
         size = str(query.get("size", ""))
         return cls(
             tuple(dict.fromkeys(name for name in query.getlist("status") if name in STATUSES)),
             _text(query.get("queue")), _text(query.get("error")),
             since if (since := str(query.get("since", ""))) in _TIMES else "",
+            conditions_of(query),
             job_id(str(query.get("before", ""))),
             int(size) if size in map(str, SIZES) else SIZES[0],
         )  # fmt: skip
 
     @property
     def is_empty(self) -> bool:
-        return not (self.status or self.queue or self.error or self.since)
+        return not (self.status or self.queue or self.error or self.since or self.where)
+
+    @property
+    def problems(self) -> list[str]:
+        """Conditions that can't be meant, and why."""
+        return [f"{each.words}: {each.problem}" for each in self.where if each.problem]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """For the audit."""
+        found: dict[str, Any] = {name: value for name in _NAMES if (value := getattr(self, name))}
+        return found | ({"where": [each.words for each in self.where]} if self.where else {})
 
     def query(self, **changes: Any) -> str:
         """For an address; changes as the fields."""
         new = replace(self, **changes)
-        pairs = [("status", name) for name in new.status]
-        pairs += [(name, value) for name in ("queue", "error", "since") if (value := getattr(new, name))]
+        pairs = new.pairs
         pairs += [("before", str(new.before))] if new.before is not None else []
         pairs += [("size", str(new.size))] if new.size != SIZES[0] else []
         return urlencode(pairs)
 
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """What it asks for, as names and values of an address or a form."""
+        pairs = [("status", name) for name in self.status]
+        pairs += [(name, value) for name in ("queue", "error", "since") if (value := getattr(self, name))]
+        return pairs + [(each.name, each.value) for each in self.where]
+
     def selection(self, possible: tuple[str, ...] = STATUSES) -> Selection:
         """possible: statuses that an action can do something about."""
+        more, more_values = parameters(self.where)
         return Selection(
             tuple(name for name in possible if not self.status or name in self.status), self.queue or None, self.error or None,
-            timedelta(seconds=_TIMES[self.since]) if self.since else None,
+            timedelta(seconds=_TIMES[self.since]) if self.since else None, more=more, more_values=more_values,
         )  # fmt: skip
+
+
+async def checked(connection: Connection, columns: list[Column], chosen: Filter) -> Filter:
+    """With conditions that can be used, or say what is wrong with them."""
+    return replace(chosen, where=await filters.checked(connection, columns, chosen.where))
 
 
 def _text(value: object) -> str:
@@ -102,8 +133,10 @@ class Page:
 
 
 async def page(connection: Connection, table: JobTable, columns: list[Column], chosen: Filter) -> Page:
-    """Of the jobs that pass."""
-    few = await _few(connection, table, chosen)
+    """Of the jobs that pass; none, if the filter makes no sense."""
+    if chosen.problems:
+        return Page([], None, None)
+    few = await _few(connection, table, columns, chosen)
     values = chosen.selection().values() | {"before": chosen.before or 2**63 - 1, "few": few, "limit": chosen.size + 1}
     fields = sql.SQL(", ").join(_field(column, CELL) for column in columns)
     conditions = sql.SQL("") if chosen.is_empty else sql.SQL(" WHERE {}").format(sql.SQL(chosen.selection().where()))
@@ -131,20 +164,34 @@ ORDER BY id DESC LIMIT %(limit)s
 _END = "SELECT id FROM {table} WHERE id < %(before)s ORDER BY id DESC OFFSET {span} LIMIT 1"
 
 
-async def _few(connection: Connection, table: JobTable, chosen: Filter) -> list[int] | None:
-    """Ids of the only status that is asked for, if an index has it and they are few."""
-    if len(chosen.status) != 1 or chosen.status[0] not in _INDEXED:
+async def _few(connection: Connection, table: JobTable, columns: list[Column], chosen: Filter) -> list[int] | None:
+    """Ids of the only status, or of a condition, that is asked for, if an index has it and they are few."""
+    parts, values = list[str](), chosen.selection().values()
+    indexed = {column.name for column in columns if column.is_indexed}
+    for each in chosen.where:
+        if each.operator in filters.INDEXED and each.column in indexed:
+            parts = [each.clause]
+            break
+    else:
+        if len(chosen.status) == 1:
+            parts = _of_status(table, chosen.status[0])
+    if not parts:
         return None
-    open_rows = "" if table.key is None else " AND NOT parked"
-    parts = [part.replace("{open}", open_rows) for part in _INDEXED[chosen.status[0]]]
-    if table.key is not None and chosen.status[0] == "not_started":
-        parts.append("parked")
-    each = sql.SQL(" UNION ALL ").join(
-        sql.SQL("(SELECT id FROM {} WHERE " + part + " LIMIT {})").format(table.identifier, FEW + 1)  # noqa: S608 - texts from here
+    each_part = sql.SQL(" UNION ALL ").join(
+        sql.SQL("(SELECT id FROM {} WHERE " + part.replace("{", "{{").replace("}", "}}") + " LIMIT {})").format(  # noqa: S608
+            table.identifier, FEW + 1
+        )
         for part in parts
     )
-    ids = [row["id"] for row in await (await connection.execute(each, {})).fetchall()]
+    ids = [row["id"] for row in await (await connection.execute(each_part, values)).fetchall()]
     return ids if len(ids) <= FEW else None
+
+
+def _of_status(table: JobTable, status: str) -> list[str]:
+    """Conditions that its partial indexes serve. Empty: it has none."""
+    open_rows = "" if table.key is None else " AND NOT parked"
+    parts = [part.replace("{open}", open_rows) for part in _INDEXED.get(status, ())]
+    return parts + (["parked"] if table.key is not None and status == "not_started" else [])
 
 
 _INDEXED: Mapping[str, tuple[str, ...]] = {
@@ -167,6 +214,8 @@ def _field(column: Column, longest: int) -> sql.Composable:
     In a list, the end of an error says what it was.
     """
     name = quoted(column.name)
+    if column.is_secret:  # it never leaves the database
+        return sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END AS {}").format(name, MASK, name)
     if column.name == "last_error" and longest == CELL:
         return sql.SQL("right(last_error, 2000) AS last_error")
     if column.is_standard and column.type == "timestamp with time zone":
@@ -183,6 +232,16 @@ async def job(connection: Connection, table: JobTable, columns: list[Column], nu
     return await (await connection.execute(query, [number])).fetchone()
 
 
+async def whole(connection: Connection, table: JobTable, column: Column, number: int) -> str | None:
+    """A value as text. None: it is NULL, or longer than can be sent, or the job is gone."""
+    name = quoted(column.name)
+    query = sql.SQL(
+        "SELECT {}::text AS value FROM {} WHERE id = %(id)s AND octet_length({}::text) <= %(longest)s"
+    ).format(name, table.identifier, name)
+    row = await (await connection.execute(query, {"id": number, "longest": LONGEST_DOWNLOAD})).fetchone()
+    return row["value"] if row else None
+
+
 @dataclass(frozen=True)
 class ErrorGroup:
     """Failed or retrying jobs with the same error. pattern: the longest part of it without numbers, for a filter."""
@@ -197,6 +256,8 @@ _NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\d+", re.IGNORECAS
 
 async def error_groups(connection: Connection, table: JobTable, chosen: Filter) -> tuple[list[ErrorGroup], int]:
     """Of the newest failed jobs that pass the filter, most frequent first, and how many were compared."""
+    if chosen.problems:
+        return [], 0
     statuses = tuple(name for name in WITH_ERROR if not chosen.status or name in chosen.status)
     selection = replace(chosen, status=statuses).selection()
     query = sql.SQL(_ERRORS).format(

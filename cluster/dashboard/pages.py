@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from dataclasses import dataclass
+from urllib.parse import urlencode
 
 import psycopg
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from cluster.dashboard import lists, overview
+from cluster.dashboard import copied, lists, overview, related
 from cluster.dashboard.actions import POSSIBLE, audit_page
 from cluster.dashboard.bulk import POSSIBLE as IN_BULK
 from cluster.dashboard.database import Connection, Database
+from cluster.dashboard.filters import OPERATORS, Condition, operators_of
 from cluster.dashboard.findings import findings
-from cluster.dashboard.job_tables import JobTable, all_tables, columns_of, named
+from cluster.dashboard.job_tables import Column, JobTable, all_tables, columns_of, named
 from cluster.dashboard.lists import Filter, job_id
 from cluster.dashboard.live import Live
 from cluster.dashboard.views import Views, user_of
 from cluster.selection import STATUSES
+
+LISTED = 5
+"""Columns of the user's that a list shows."""
 
 
 class Pages:
@@ -92,21 +99,59 @@ class Pages:
         wanted = request.query_params.get("id", "").strip()
         if wanted:
             return await self._find(request, wanted)
+        if "column" in request.query_params:  # of the form: the address of what it asks for
+            added = urlencode({"add": name}) if (name := request.query_params.get("add")) else ""
+            return RedirectResponse(f"{request.url.path}?{'&'.join(filter(None, (chosen.query(), added)))}", 303)
         async with self._database.reading() as connection:
             table = await table_of(connection, request)
             columns = await columns_of(connection, table)
+            chosen = await lists.checked(connection, columns, chosen)
             page = await lists.page(connection, table, columns, chosen)
             groups: list[lists.ErrorGroup] = []
             compared = 0
             if set(lists.WITH_ERROR) & set(chosen.status):
                 groups, compared = await lists.error_groups(connection, table, chosen)
-        own = [column for column in columns if not column.is_standard]
+            own = [column for column in columns if not column.is_standard]
+            labels = await related.labels(connection, own[:LISTED], page.jobs)
+            asked = filter_rows(columns, chosen, request.query_params.get("add", ""))
+            options = await related.all_options(connection, [row.column for row in asked if row.column])
         may = _may(request, table)
         offered = [name for name in IN_BULK if name in may and _makes_sense(name, chosen)]
         return self._views.show(
-            request, "jobs.html", table=table, columns=own, page=page, chosen=chosen, groups=groups, compared=compared,
-            statuses=STATUSES, span=lists.SPAN, actions=offered, may=may,
+            request, "jobs.html", 422 if chosen.problems else 200, table=table, columns=own[:LISTED], page=page, chosen=chosen,
+            groups=groups, compared=compared, statuses=STATUSES, span=lists.SPAN, actions=offered, may=may, labels=labels,
+            rows=asked, options=options, offered=[column.name for column in columns if operators_of(column)],
+            sql=copied.of_list(table, columns, chosen),
         )  # fmt: skip
+
+    async def options(self, request: Request) -> Response:
+        """For the script: values of a column that stand for something, by a part of that."""
+        wanted = request.query_params.get("column", "")
+        async with self._database.reading() as connection:
+            columns = await columns_of(connection, await table_of(connection, request))
+            column = next((column for column in columns if column.name == wanted), None)
+            found = await related.options(connection, column, request.query_params.get("q", "")) if column else {}
+        return JSONResponse([{"value": value, "label": label} for value, label in found.items()])
+
+    async def value(self, request: Request) -> Response:
+        """All of a value that a page shows cut."""
+        number, wanted = job_id(request.path_params["id"]), request.query_params.get("column", "")
+        async with self._database.reading() as connection:
+            table = await table_of(connection, request)
+            column = next((each for each in await columns_of(connection, table) if each.name == wanted), None)
+            if number is None or column is None:
+                raise HTTPException(404, "Not Found")
+            if column.is_secret:
+                raise HTTPException(403, "The values of this column are secret.")
+            text = await lists.whole(connection, table, column, number)
+        if text is None:
+            raise HTTPException(
+                404, f"Job {number} has no such value, or it is over {lists.LONGEST_DOWNLOAD >> 20} MB."
+            )
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", f"{table.relation}-{number}-{wanted}")
+        return Response(
+            text, media_type="text/plain", headers={"content-disposition": f'attachment; filename="{name}.txt"'}
+        )
 
     async def _find(self, request: Request, wanted: str) -> Response:
         number = job_id(wanted)
@@ -124,6 +169,7 @@ class Pages:
             columns = await columns_of(connection, table)
             job = await lists.job(connection, table, columns, number)
             nodes = await overview.look_at_nodes(connection) if job and job["locked_by"] else []
+            labels = await related.labels(connection, columns, [job] if job else [])
         if job is None:
             raise HTTPException(404, f"Table {table.sql_name} has no job {number}. It may have been deleted.")
         node = next((node for node in nodes if node.id == str(job["locked_by"])), None)
@@ -139,7 +185,34 @@ class Pages:
             actions=offered,
             longest=lists.VALUE,
             may=may,
+            labels=labels,
+            sql=copied.of_job(table, columns, job, number),
         )
+
+
+@dataclass(frozen=True)
+class FilterRow:
+    """A condition in the form. column: None, there is no such one. without: the address without it."""
+
+    condition: Condition
+    column: Column | None
+    operators: dict[str, str]
+    without: str
+
+
+def filter_rows(columns: list[Column], chosen: Filter, added: str) -> list[FilterRow]:
+    """Those of the filter, and an empty one for the column that somebody wants to add."""
+    by_name = {column.name: column for column in columns}
+    conditions = list(chosen.where)
+    if added in by_name and operators_of(by_name[added]):
+        conditions.append(Condition(added, operators_of(by_name[added])[0]))
+    rows = []
+    for condition in conditions:
+        column = by_name.get(condition.column)
+        words = {name: OPERATORS[name] for name in (operators_of(column) if column else ())}
+        rest = tuple(each for each in chosen.where if each != condition)
+        rows.append(FilterRow(condition, column, words, chosen.query(where=rest, before=None)))
+    return rows
 
 
 def _may(request: Request, table: JobTable) -> set[str]:
@@ -154,7 +227,11 @@ def _may(request: Request, table: JobTable) -> set[str]:
 
 
 def _makes_sense(action: str, chosen: Filter) -> bool:
-    return not chosen.is_empty and (not chosen.status or bool(set(chosen.status) & set(IN_BULK[action])))
+    return (
+        not chosen.is_empty
+        and not chosen.problems
+        and (not chosen.status or bool(set(chosen.status) & set(IN_BULK[action])))
+    )
 
 
 async def table_of(connection: Connection, request: Request) -> JobTable:

@@ -11,8 +11,9 @@ import ctypes
 import inspect
 import os
 import signal
+import sys
 import threading
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -25,6 +26,7 @@ from cluster.error_text import describe, shorten
 from cluster.frames import LONGEST_SAID
 from cluster.job import Definition, Job, definition, explain, validate_fields
 from cluster.outcomes import Cancel, Fail, Next, Snooze
+from cluster.secret import mask
 from cluster.tracing import begin_span, end_span, is_used, trace_id
 
 if TYPE_CHECKING:
@@ -92,6 +94,11 @@ class Performer:
         job = self.job_class.__new__(self.job_class)
         validate_fields(job, dict(zip(self.definition.column_names, values, strict=True)))
         return job
+
+    def secrets_of(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Columns that nobody is to see, and what is in them. values: as of `build`; empty: they can't be had."""
+        found = dict(zip(self.definition.column_names, values, strict=False))
+        return {name: found.get(name) for name in self.definition.secrets}
 
 
 class Attempt:
@@ -165,7 +172,13 @@ class Attempt:
 
     def _end_span(self, verdict: Verdict, cause: BaseException | None) -> None:
         if self._span is not None:
-            end_span(self._span, verdict.outcome, cause)
+            secrets = self._secrets()
+            text = describe(cause, 1, secrets) if secrets and cause is not None else None
+            end_span(self._span, verdict.outcome, cause, text)
+
+    def _secrets(self) -> list[Any]:
+        """Values that its errors may not show. Empty for all but few classes."""
+        return [getattr(self.job, name, None) for name in self.performer.definition.secrets]
 
     # --- async jobs ---
 
@@ -259,9 +272,9 @@ class Attempt:
             case Snooze(delay):
                 return Verdict("scheduled", "snoozed", min(LONGEST_DELAY, delay.total_seconds()), attempts=-1)
             case Cancel(reason):
-                return Verdict("cancelled", "cancelled", error=reason)
+                return Verdict("cancelled", "cancelled", error=self._masked(reason))
             case Fail(reason):
-                return Verdict("failed", "failed", error=reason)
+                return Verdict("failed", "failed", error=self._masked(reason))
             case _:
                 return SUCCEEDED if self.job.scheduled_for is None else self._said(result)
 
@@ -269,7 +282,7 @@ class Attempt:
         """Of a job of a schedule. What that does not know deactivates it; the job has succeeded all the same."""
         if result is Next.OK or (result is None and not self.performer.job_class.strict_outcome):
             return SUCCEEDED
-        said = result.value if isinstance(result, Next) else "!" + shorten(_shown(result), LONGEST_SAID)
+        said = result.value if isinstance(result, Next) else "!" + shorten(self._masked(_shown(result)), LONGEST_SAID)
         return SUCCEEDED._replace(said=said)
 
     def _failed(self, error: BaseException) -> Verdict:
@@ -280,10 +293,15 @@ class Attempt:
             case "cancelled":
                 return CANCELLED
             case "timed_out":
-                text = f"timed out after {self.performer.timeout:g} s; it was stopped here:\n{describe(error, skip=1)}"
+                where = describe(error, 1, self._secrets())
+                text = f"timed out after {self.performer.timeout:g} s; it was stopped here:\n{where}"
                 return self._next("timed_out", text)
             case _:
-                return self._next("failed", describe(error, skip=1))
+                return self._next("failed", describe(error, 1, self._secrets()))
+
+    def _masked(self, text: str) -> str:
+        secrets = self._secrets()
+        return mask(text, secrets) if secrets else text
 
     def _next(self, final: str, text: str) -> Verdict:
         if self.number >= self.performer.max_attempts:
@@ -315,7 +333,12 @@ class Attempt:
 
     def _hook_failed(self, name: str) -> None:
         _leave_forked_child()
-        log.exception("hook_failed", job_type=self.performer.definition.name, job_id=self.job.id, hook=name)
+        named = {"job_type": self.performer.definition.name, "job_id": self.job.id, "hook": name}
+        secrets, error = self._secrets(), sys.exception()
+        if secrets and error is not None:
+            log.error("hook_failed", **named, exception=describe(error, 0, secrets))
+        else:
+            log.exception("hook_failed", **named)
 
 
 def _shown(result: Any) -> str:
@@ -325,9 +348,12 @@ def _shown(result: Any) -> str:
         return f"a {type(result).__name__}"
 
 
-def refuse_row(error: BaseException) -> Verdict:
-    """The verdict on a row that its class does not accept: no attempt can change that."""
-    reason = explain(error) if isinstance(error, pydantic.ValidationError) else describe(error, skip=1)
+def refuse_row(error: BaseException, secrets: Mapping[str, Any] | None = None) -> Verdict:
+    """The verdict on a row that its class does not accept: no attempt can change that. secrets: as of `Performer.secrets_of`."""
+    hidden = secrets or {}
+    values = list(hidden.values())
+    fits_not = isinstance(error, pydantic.ValidationError)
+    reason = mask(explain(error, hidden), values) if fits_not else describe(error, 1, values)
     return Verdict("failed", "failed", error=shorten(f"the row does not fit its class: {reason}"))
 
 

@@ -277,10 +277,12 @@ class Runner:
 
     def _attempt(self, performer: Performer, job_id: int, columns: Columns, row: RawRow) -> Attempt | Verdict:
         """The attempt to make on a row, or the verdict on a row that does not fit its class."""
+        own: tuple[Any, ...] = ()
         try:
-            job = performer.build(columns.own(row))
+            own = columns.own(row)
+            job = performer.build(own)
         except BaseException as error:  # noqa: BLE001 - a value or a user's validator: this job's failure, nobody else's
-            return refuse_row(error)
+            return refuse_row(error, performer.secrets_of(own))
         number = integer(row[ATTEMPTS])
         values = vars(job)
         values["id"], values["attempt"], values["_row"] = job_id, number, partial(columns.standard, row)
