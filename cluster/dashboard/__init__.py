@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from cluster.dashboard.app import dashboard
 from cluster.dashboard.auth import BasicAuth, BasicAuthStatic, NoAuth, User
+from cluster.dashboard.job_views import JobView, Scene
 
-__all__ = ["BasicAuth", "BasicAuthStatic", "NoAuth", "User", "dashboard"]
+__all__ = ["BasicAuth", "BasicAuthStatic", "JobView", "NoAuth", "Scene", "User", "dashboard"]

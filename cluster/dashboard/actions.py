@@ -17,6 +17,8 @@ from cluster.dashboard.job_tables import Column, JobTable, quoted
 from cluster.selection import FINISHED, WAITING
 
 VIA = "dashboard"
+LONGEST_SECRET = 20_000
+"""Characters of one that is shown."""
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a fault
@@ -94,6 +96,20 @@ _MOVE = """
 UPDATE {table} SET queue = coalesce(%(queue)s, queue), priority = coalesce(%(priority)s::smallint, priority), updated_at = now()
 WHERE id = %(id)s AND status IN ('not_started', 'scheduled', 'retry') RETURNING queue, priority
 """
+
+
+async def show_secret(connection: Connection, user: User, table: JobTable, column: Column, number: int) -> str:
+    """What is in it, and that somebody looked. Refused: nothing is."""
+    name = quoted(column.name)
+    query = sql.SQL("SELECT left({}::text, {}) AS value FROM {} WHERE id = %s").format(
+        name, LONGEST_SECRET, table.identifier
+    )
+    row = await (await connection.execute(query, [number])).fetchone()
+    if row is None or row["value"] is None:
+        raise Refused(f"Job {number} has no {column.name}.")
+    await note(connection, user, "show", f"{table.sql_name} {number}", {"column": column.name}, 1)
+    value: str = row["value"]
+    return value
 
 
 async def pause_type(connection: Connection, user: User, table: JobTable, reason: str | None) -> str:

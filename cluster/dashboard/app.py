@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import psycopg
@@ -21,20 +21,29 @@ from cluster.dashboard.auth import Authenticate, BasicAuth
 from cluster.dashboard.database import SECONDS, SECONDS_TO_COUNT, Database
 from cluster.dashboard.deeds import Deeds
 from cluster.dashboard.guard import Guard
+from cluster.dashboard.job_views import JobView, JobViews
 from cluster.dashboard.pages import Pages
 from cluster.dashboard.views import FOLDER, Views
+from cluster.job import Job
 
 
-def dashboard(auth: Authenticate | None = None, *, database_url: str | Callable[[], str] | None = None) -> Starlette:
+def dashboard(
+    auth: Authenticate | None = None,
+    *,
+    jobs: Sequence[JobView | type[Job] | str] | None = None,
+    database_url: str | Callable[[], str] | None = None,
+) -> Starlette:
     """An ASGI application, to be mounted below any path.
 
-    auth: who may look and act; None: BasicAuth. database_url: None: that of `cluster.configure`, or of the environment.
+    auth: who may look and act; None: BasicAuth. jobs: the types that it shows, each a class, the name of its table or a
+    JobView; None or empty: all that there are. database_url: None: that of `cluster.configure`, or of the environment.
     """
     given = default_database_url() if database_url is None else database_url
-    database = Database(given if callable(given) else lambda: given)
     views = Views()
-    pages = Pages(database, views)
-    deeds = Deeds(database, views)
+    job_views = JobViews(jobs, views.templates)
+    database = Database(given if callable(given) else lambda: given, job_views.shown)
+    pages = Pages(database, views, job_views)
+    deeds = Deeds(database, views, job_views)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -60,11 +69,13 @@ def dashboard(auth: Authenticate | None = None, *, database_url: str | Callable[
         Route("/{table}/new", deeds.new_form),
         Route("/{table}/new", deeds.new, methods=["POST"]),
         Route("/{table}/options", pages.options),
+        Route("/{table}/views", deeds.views, methods=["POST"]),
         Route("/{table}/type", deeds.job_type, methods=["POST"]),
         Route("/{table}/bulk/{action}", deeds.preview),
         Route("/{table}/bulk/{action}", deeds.begin, methods=["POST"]),
         Route("/{table}/{id}", pages.job),
         Route("/{table}/{id}/value", pages.value),
+        Route("/{table}/{id}/secret", deeds.secret, methods=["POST"]),
         Route("/{table}/{id}/{action}", deeds.job, methods=["POST"]),
     ]
     return Starlette(

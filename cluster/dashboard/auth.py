@@ -40,6 +40,10 @@ class User:
     def may_delete(self) -> bool:
         return self.role == "admin"
 
+    @property
+    def may_see_secrets(self) -> bool:
+        return self.role == "admin"
+
 
 Authenticate = Callable[[Request], User | Awaitable[User | None] | None]
 """Who asks; None: nobody whom we know."""

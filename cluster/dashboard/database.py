@@ -20,7 +20,12 @@ SECONDS_TO_COUNT = 20
 """All jobs that match, before something is done to them: it may take the whole table."""
 SECONDS_TO_CONNECT = 4.0
 
-Connection = AsyncConnection[dict[str, Any]]
+
+class Connection(AsyncConnection[dict[str, Any]]):
+    """shown: of all job tables, those that this dashboard is for."""
+
+    shown: Callable[[list[Any]], list[Any]]
+
 
 _READ = f"""
 BEGIN READ ONLY; SET LOCAL statement_timeout = '{SECONDS}s'; SET LOCAL enable_seqscan = off; SET LOCAL jit = off;
@@ -31,10 +36,11 @@ _WRITE = f"BEGIN; SET LOCAL statement_timeout = '{SECONDS}s'; SET LOCAL lock_tim
 
 
 class Database:
-    """url: read anew at every connect, since passwords change."""
+    """url: read anew at every connect, since passwords change. shown: as of its connections."""
 
-    def __init__(self, url: Callable[[], str]) -> None:
+    def __init__(self, url: Callable[[], str], shown: Callable[[list[Any]], list[Any]] = list) -> None:
         self.url = url
+        self._shown = shown
         self._pool: AsyncConnectionPool[Connection] | None = None
 
     @asynccontextmanager
@@ -63,6 +69,7 @@ class Database:
     async def _transaction(self, begin: str) -> AsyncIterator[Connection]:
         pool = await self._opened()
         async with pool.connection(timeout=SECONDS_TO_CONNECT) as connection:
+            connection.shown = self._shown
             await connection.execute(begin.encode())
             try:
                 yield connection
@@ -76,7 +83,7 @@ class Database:
         if self._pool is None:
             self._pool = AsyncConnectionPool(
                 self.url,
-                connection_class=AsyncConnection[dict[str, Any]],
+                connection_class=Connection,
                 kwargs={
                     "autocommit": True, "row_factory": dict_row, "prepare_threshold": None, "client_encoding": "utf-8",
                     "application_name": "cluster dashboard", "connect_timeout": 3,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from cluster.dashboard import actions, bulk, forms, lists
+from cluster.dashboard import actions, bulk, forms, lists, related, saved
 from cluster.dashboard.auth import User
 from cluster.dashboard.bulk import Run
 from cluster.dashboard.database import Connection, Database
 from cluster.dashboard.job_tables import JobTable, columns_of
+from cluster.dashboard.job_views import JobViews, Scene
 from cluster.dashboard.lists import Filter, job_id
 from cluster.dashboard.pages import table_of
 from cluster.dashboard.views import Views, base_of, user_of, wants_json
@@ -25,9 +24,10 @@ LONGEST_FORM = 2**20
 class Deeds:
     """A method for each form. Owns the runs of actions in bulk."""
 
-    def __init__(self, database: Database, views: Views) -> None:
+    def __init__(self, database: Database, views: Views, job_views: JobViews) -> None:
         self._database = database
         self._views = views
+        self._job_views = job_views
         self.runs = bulk.Runs(database)
 
     async def job(self, request: Request) -> Response:
@@ -48,6 +48,24 @@ class Deeds:
             except actions.Refused as error:
                 raise HTTPException(409, str(error)) from error
         return self._views.say(request, table.path if action == "delete" else f"{table.path}/{number}", said)
+
+    async def secret(self, request: Request) -> Response:
+        """What a masked column has, for those who may know; the audit has that they do."""
+        number = job_id(request.path_params["id"])
+        user, form = await self._sent(request)
+        if not user.may_see_secrets:
+            raise HTTPException(403, f"You are {user.name}, {user.role}: that needs an admin.")
+        async with self._database.writing() as connection:
+            table = await table_of(connection, request)
+            columns = await columns_of(connection, table)
+            column = next((each for each in columns if each.name == form.get("column")), None)
+            if number is None or column is None or not column.is_secret:
+                raise HTTPException(404, "Not Found")
+            try:
+                value = await actions.show_secret(connection, user, table, column, number)
+            except actions.Refused as error:
+                raise HTTPException(409, str(error)) from error
+        return self._views.show(request, "secret.html", table=table, number=number, column=column.name, value=value)
 
     async def job_type(self, request: Request) -> Response:
         """Pause, resume, or another limit."""
@@ -81,6 +99,23 @@ class Deeds:
             except actions.Refused as error:
                 raise HTTPException(409, str(error)) from error
         return self._views.say(request, "queues", said)
+
+    async def views(self, request: Request) -> Response:
+        """Saves a filter under a name, or deletes one."""
+        user, form = await self._sent(request)
+        name, query = form.get("name", ""), ""
+        async with self._database.writing() as connection:
+            table = await table_of(connection, request)
+            try:
+                if form.get("do") == "delete":
+                    said = await saved.delete(connection, user, table, name)
+                else:
+                    chosen = await _usable(connection, table, Filter.of(form))
+                    said = await saved.save(connection, user, table, name, chosen)
+                    query = f"?{chosen.query(before=None)}"
+            except actions.Refused as error:
+                raise HTTPException(409, str(error)) from error
+        return self._views.say(request, f"{table.path}{query}", said)
 
     # --- in bulk ---
 
@@ -140,24 +175,56 @@ class Deeds:
 
     async def new_form(self, request: Request) -> Response:
         """Empty, or with the values of another job."""
-        other = job_id(request.query_params.get("from", ""))
+        source = job_id(request.query_params.get("from", ""))
         async with self._database.reading() as connection:
             table = await table_of(connection, request)
-            columns = await columns_of(connection, table)
-            values = await lists.job(connection, table, columns, other) if other is not None else None
-        values = {name: value for name, value in (values or {}).items() if name != "run_at"}
-        return self._views.show(request, "new.html", table=table, fields=forms.fields(columns, values))
+            view = self._job_views.of(table)
+            columns = view.with_labels(await columns_of(connection, table))
+            found = await lists.job(connection, table, columns, source) if source is not None else None
+            secret = {column.name for column in columns if column.is_secret}
+            values = {name: value for name, value in (found or {}).items() if name != "run_at" and name not in secret}
+            values |= {each[2:]: value for each, value in request.query_params.items() if each.startswith("c.")}
+            fields = forms.fields(columns, values, view.job_class, source if found else None)
+            return await self._form(request, connection, table, fields)
 
     async def new(self, request: Request) -> Response:
         """Inserts it, or says what is wrong with which value."""
         user, form = await self._sent(request)
         async with self._database.writing() as connection:
             table = await table_of(connection, request)
-            fields = forms.fields(await columns_of(connection, table), _values(form))
-            number = await forms.insert(connection, user, table, fields)
-        if number is None:
-            return self._views.show(request, "new.html", 422, table=table, fields=fields)
+            view = self._job_views.of(table)
+            columns = view.with_labels(await columns_of(connection, table))
+            values = _values(form, "c.")
+            fields = forms.fields(columns, values, view.job_class, job_id(form.get("from", "")), _values(form, "z."))
+            problem = ""
+            if view.create is None:
+                number = await forms.insert(connection, user, table, fields, view.job_class)
+            else:
+                number, problem = await forms.create(connection, user, table, view.create, values)
+            if number is None:
+                return await self._form(request, connection, table, fields, problem, 422)
         return self._views.say(request, f"{table.path}/{number}", f"Job {number} is new.")
+
+    async def _form(
+        self, request: Request, connection: Connection, table: JobTable, fields: list[forms.Field], problem: str = "",
+        status: int = 200,
+    ) -> Response:  # fmt: skip
+        view = self._job_views.of(table)
+        for each in fields:
+            each.options = await related.options(connection, each.column)
+        values = {each.column.name: each.value for each in fields}
+        labels = await related.labels(connection, [each.column for each in fields], [values])
+        part = None
+        if view.form is not None:
+            scene = Scene(connection, table, base_of(request), user_of(request), [values], fields)
+            part = await self._job_views.render(view, view.form, scene)
+        for each in fields:
+            each.value = "" if each.column.is_secret else each.value
+        source = next((each.kept for each in fields if each.kept is not None), None)
+        return self._views.show(
+            request, "new.html", status, table=table, fields=fields, labels=labels, part=part, problem=problem, source=source,
+            title=view.title or table.name, headings=dict(view.headings),
+        )  # fmt: skip
 
     async def _sent(self, request: Request, *, deletes: bool = False) -> tuple[User, QueryParams]:
         """Who sent the form, and the form. HTTPException: who did may not, or no page of ours did."""
@@ -197,6 +264,6 @@ def _reason(form: QueryParams) -> str | None:
     return form.get("reason", "").replace("\x00", "").strip()[:500] or None
 
 
-def _values(form: QueryParams) -> dict[str, Any]:
+def _values(form: QueryParams, prefix: str) -> dict[str, str]:
     """Of the columns, which carry a prefix so that none is taken for the token."""
-    return {name[2:]: value.replace("\r\n", "\n") for name, value in form.items() if name.startswith("c.")}
+    return {name[2:]: value.replace("\r\n", "\n") for name, value in form.items() if name.startswith(prefix)}

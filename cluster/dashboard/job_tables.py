@@ -83,8 +83,8 @@ ORDER BY t.name
 
 
 async def all_tables(connection: Connection) -> list[JobTable]:
-    """In the order of their names."""
-    return [JobTable(**row) for row in await (await connection.execute(_TABLES)).fetchall()]
+    """Those that this dashboard shows, in the order of their names, or in which the application gave them."""
+    return connection.shown([JobTable(**row) for row in await (await connection.execute(_TABLES)).fetchall()])
 
 
 def named(tables: list[JobTable], name: str) -> JobTable | None:
@@ -174,7 +174,9 @@ def _column(row: dict[str, Any]) -> Column:
     key, label = row.pop("key"), row.pop("label")
     row["has_index"] = bool(row["has_index"])
     if row["name"] == "locked_by":
-        return Column(**row | {"source": _NODES})
+        return Column(**row | {"source": _NODES, "is_secret": False})
+    if row["name"] in STANDARD_COLUMNS:
+        return Column(**row | {"is_secret": False})
     if key is None:
         return Column(**row)
     names = ", ".join(sql.Identifier(name).as_string(None) for name in (key, label or key))

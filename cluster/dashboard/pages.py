@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -12,16 +13,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from cluster.dashboard import copied, lists, overview, related
+from cluster.dashboard import copied, lists, overview, related, saved
 from cluster.dashboard.actions import POSSIBLE, audit_page
 from cluster.dashboard.bulk import POSSIBLE as IN_BULK
 from cluster.dashboard.database import Connection, Database
 from cluster.dashboard.filters import OPERATORS, Condition, operators_of
 from cluster.dashboard.findings import findings
 from cluster.dashboard.job_tables import Column, JobTable, all_tables, columns_of, named
+from cluster.dashboard.job_views import JobView, JobViews, Scene
 from cluster.dashboard.lists import Filter, job_id
 from cluster.dashboard.live import Live
-from cluster.dashboard.views import Views, user_of
+from cluster.dashboard.views import Views, base_of, user_of
 from cluster.selection import STATUSES
 
 LISTED = 5
@@ -31,15 +33,34 @@ LISTED = 5
 class Pages:
     """A method for each."""
 
-    def __init__(self, database: Database, views: Views) -> None:
+    def __init__(self, database: Database, views: Views, job_views: JobViews) -> None:
         self._database = database
         self._views = views
+        self._job_views = job_views
         self.live = Live(self._look)
 
     async def overview(self, request: Request) -> Response:
         async with self._database.reading() as connection:
             situation = await overview.look(connection)
-        return self._views.show(request, "overview.html", findings=findings(situation), situation=situation)
+            sections = await self._sections(request, connection)
+        return self._views.show(
+            request, "overview.html", findings=findings(situation), situation=situation, sections=sections
+        )
+
+    async def _sections(self, request: Request, connection: Connection) -> list[dict[str, object]]:
+        """What the application has to say of its types, of the newest ten jobs of each."""
+        found = []
+        tables = await all_tables(connection) if any(view.section for view in self._job_views.given) else []
+        for table in tables:
+            view = self._job_views.of(table)
+            if view.section is not None:
+                columns = view.with_labels(await columns_of(connection, table))
+                page = await lists.page(connection, table, columns, Filter(size=10))
+                jobs = await self._job_views.prepared(view, connection, page.jobs)
+                scene = Scene(connection, table, base_of(request), user_of(request), jobs)
+                part = await self._job_views.render(view, view.section, scene)
+                found.append({"table": table, "title": view.title or table.name, "part": part})
+        return found
 
     async def watch(self, request: Request) -> Response:
         """Server-sent events with the overview's part that changes."""
@@ -104,31 +125,39 @@ class Pages:
             return RedirectResponse(f"{request.url.path}?{'&'.join(filter(None, (chosen.query(), added)))}", 303)
         async with self._database.reading() as connection:
             table = await table_of(connection, request)
-            columns = await columns_of(connection, table)
+            view = self._job_views.of(table)
+            columns = view.with_labels(await columns_of(connection, table))
             chosen = await lists.checked(connection, columns, chosen)
             page = await lists.page(connection, table, columns, chosen)
             groups: list[lists.ErrorGroup] = []
             compared = 0
             if set(lists.WITH_ERROR) & set(chosen.status):
                 groups, compared = await lists.error_groups(connection, table, chosen)
-            own = [column for column in columns if not column.is_standard]
-            labels = await related.labels(connection, own[:LISTED], page.jobs)
+            listed = _listed(view, columns)
+            shown = [each.column for each in listed if each.column]
+            labels = await related.labels(connection, shown, page.jobs)
+            jobs = await self._job_views.prepared(view, connection, page.jobs)
+            scene = Scene(connection, table, base_of(request), user_of(request), jobs)
+            part = None if view.page is None else await self._job_views.render(view, view.page, scene)
             asked = filter_rows(columns, chosen, request.query_params.get("add", ""))
             options = await related.all_options(connection, [row.column for row in asked if row.column])
+            tabs = await saved.of_table(connection, table)
         may = _may(request, table)
         offered = [name for name in IN_BULK if name in may and _makes_sense(name, chosen)]
         return self._views.show(
-            request, "jobs.html", 422 if chosen.problems else 200, table=table, columns=own[:LISTED], page=page, chosen=chosen,
+            request, "jobs.html", 422 if chosen.problems else 200, table=table, columns=columns, page=page, chosen=chosen,
             groups=groups, compared=compared, statuses=STATUSES, span=lists.SPAN, actions=offered, may=may, labels=labels,
-            rows=asked, options=options, offered=[column.name for column in columns if operators_of(column)],
-            sql=copied.of_list(table, columns, chosen),
+            filters=asked, options=options, offered=[column.name for column in columns if operators_of(column)],
+            sql=copied.of_list(table, columns, chosen), listed=listed, rows=self._job_views.rows(view, jobs), part=part,
+            title=view.title or table.name, tabs=tabs,
         )  # fmt: skip
 
     async def options(self, request: Request) -> Response:
         """For the script: values of a column that stand for something, by a part of that."""
         wanted = request.query_params.get("column", "")
         async with self._database.reading() as connection:
-            columns = await columns_of(connection, await table_of(connection, request))
+            table = await table_of(connection, request)
+            columns = self._job_views.of(table).with_labels(await columns_of(connection, table))
             column = next((column for column in columns if column.name == wanted), None)
             found = await related.options(connection, column, request.query_params.get("q", "")) if column else {}
         return JSONResponse([{"value": value, "label": label} for value, label in found.items()])
@@ -166,10 +195,17 @@ class Pages:
             raise HTTPException(404, "There is no such page: an id is a whole number.")
         async with self._database.reading() as connection:
             table = await table_of(connection, request)
-            columns = await columns_of(connection, table)
+            view = self._job_views.of(table)
+            columns = view.with_labels(await columns_of(connection, table))
             job = await lists.job(connection, table, columns, number)
             nodes = await overview.look_at_nodes(connection) if job and job["locked_by"] else []
             labels = await related.labels(connection, columns, [job] if job else [])
+            statement = copied.of_job(table, columns, job, number) if job else ""
+            jobs = await self._job_views.prepared(view, connection, [job] if job else [])
+            part = None
+            if jobs and view.detail is not None:
+                scene = Scene(connection, table, base_of(request), user_of(request), jobs)
+                part = await self._job_views.render(view, view.detail, scene)
         if job is None:
             raise HTTPException(404, f"Table {table.sql_name} has no job {number}. It may have been deleted.")
         node = next((node for node in nodes if node.id == str(job["locked_by"])), None)
@@ -186,8 +222,52 @@ class Pages:
             longest=lists.VALUE,
             may=may,
             labels=labels,
-            sql=copied.of_job(table, columns, job, number),
+            sql=statement,
+            part=part,
+            detailed=_detailed(view, columns),
+            title=view.title or table.name,
         )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A column of a list or a job's page. column: None, a function makes it."""
+
+    name: str
+    heading: str
+    column: Column | None
+
+
+_USUAL = {
+    "status": "Status",
+    "queue": "Queue",
+    "attempts_count": "Attempts",
+    "run_at": "Run at",
+    "last_error": "Last error",
+}
+
+
+def _listed(view: JobView, columns: list[Column]) -> list[Listed]:
+    """Beside the id."""
+    own = [column.name for column in columns if not column.is_standard]
+    usual = [*list(_USUAL)[:-1], *own[:LISTED], "last_error"]
+    return _named(view, columns, usual if view.list_columns is None else view.list_columns)
+
+
+def _detailed(view: JobView, columns: list[Column]) -> list[Listed]:
+    own = [column.name for column in columns if not column.is_standard]
+    return _named(view, columns, own if view.columns is None else view.columns)
+
+
+def _named(view: JobView, columns: list[Column], names: Sequence[str]) -> list[Listed]:
+    """What is neither a column nor made by the view is left out: a column may be dropped at any time."""
+    by_name = {column.name: column for column in columns}
+    headings = _USUAL | dict(view.headings)
+    return [
+        Listed(name, headings.get(name, name), None if name in view.cells else by_name[name])
+        for name in names
+        if name in by_name or name in view.cells
+    ]
 
 
 @dataclass(frozen=True)
@@ -223,7 +303,7 @@ def _may(request: Request, table: JobTable) -> set[str]:
     found = {"retry", "now", "cancel"} if table.may_update else set()
     found |= {"again", "new"} if table.may_insert else set()
     found |= {"delete"} if table.may_delete and user.may_delete else set()
-    return found | {"type"}
+    return found | {"type"} | ({"secret"} if user.may_see_secrets else set())
 
 
 def _makes_sense(action: str, chosen: Filter) -> bool:

@@ -28,11 +28,11 @@ class Views:
     def __init__(self) -> None:
         self.tokens = Tokens()
         self._messages: OrderedDict[str, str] = OrderedDict()
-        self._templates = Environment(
+        self.templates = Environment(
             loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
-        self._templates.filters |= {
+        self.templates.filters |= {
             "age": words.age, "moment": words.moment, "number": words.number, "short": words.short, "status": words.status_mark,
         }  # fmt: skip
 
@@ -46,7 +46,7 @@ class Views:
     def page(self, request: Request, template: str, **context: Any) -> str:
         user = user_of(request)
         message = self._messages.pop(request.query_params.get("said", ""), "")
-        return self._templates.get_template(template).render(
+        return self.templates.get_template(template).render(
             base=base_of(request),
             user=user,
             token=self.tokens.new(user),
@@ -57,7 +57,7 @@ class Views:
 
     def part(self, template: str, **context: Any) -> str:
         """Of a page, for everybody who sees it."""
-        return self._templates.get_template(template).render(**context)
+        return self.templates.get_template(template).render(**context)
 
     def say(self, request: Request, path: str, message: str) -> Response:
         """After something was done: the page at this path, which says so first."""

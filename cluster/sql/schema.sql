@@ -1324,6 +1324,17 @@ CREATE TABLE cluster.turns (
 
 COMMENT ON TABLE cluster.turns IS 'One row per job table. Whoever has locked it claims, where a limit is to be kept.';
 
+CREATE TABLE cluster.views (
+    job_table regclass NOT NULL,
+    name text NOT NULL,
+    query text NOT NULL,
+    who text NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT views_name_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 60)))
+);
+
+COMMENT ON TABLE cluster.views IS 'Filters of the dashboard that a team has saved. query: as in an address.';
+
 ALTER TABLE ONLY cluster.audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
@@ -1359,6 +1370,9 @@ ALTER TABLE ONLY cluster.schedules
 
 ALTER TABLE ONLY cluster.turns
     ADD CONSTRAINT turns_pkey PRIMARY KEY (job_table);
+
+ALTER TABLE ONLY cluster.views
+    ADD CONSTRAINT views_pkey PRIMARY KEY (job_table, name);
 
 CREATE INDEX schedule_runs_due ON cluster.schedule_runs USING btree (due_at);
 

@@ -352,8 +352,10 @@ def refuse_row(error: BaseException, secrets: Mapping[str, Any] | None = None) -
     """The verdict on a row that its class does not accept: no attempt can change that. secrets: as of `Performer.secrets_of`."""
     hidden = secrets or {}
     values = list(hidden.values())
-    fits_not = isinstance(error, pydantic.ValidationError)
-    reason = mask(explain(error, hidden), values) if fits_not else describe(error, 1, values)
+    if isinstance(error, pydantic.ValidationError):  # noqa: SIM108 - too long for one line
+        reason = mask(explain(error, hidden), values)
+    else:
+        reason = describe(error, 1, values)
     return Verdict("failed", "failed", error=shorten(f"the row does not fit its class: {reason}"))
 
 

@@ -115,6 +115,8 @@ CUSTOMERS = "SELECT FROM customers"
 SURVEY = "SELECT FROM cluster.autoscaling"
 SCHEDULE = """INSERT INTO cluster.schedules (name, job_table, job_values, every)
 VALUES ('a', 'email_customers_jobs', '{"customer_id": 2}', '1 hour')"""
+SAVE_VIEW = "INSERT INTO cluster.views (job_table, name, query, who) VALUES ('email_customers_jobs', 'a', 'status=failed', 'ann')"
+VIEWS = "SELECT FROM cluster.views"
 RING = "SELECT pg_notify('cluster_doorbell', '')"
 ALL = {
     ENQUEUE,
@@ -136,13 +138,15 @@ ALL = {
     CUSTOMERS,
     SURVEY,
     SCHEDULE,
+    SAVE_VIEW,
+    VIEWS,
     RING,
 }
 MAY = {
     "neighbour": {TYPES, RING},
     "app": {ENQUEUE, TYPES, RING},
-    "reader": {READ, TYPES, NODES, RING},
-    "operator": {READ, CLAIM, CANCEL, RETRY, CLEAR, PAUSE, LIMIT, TYPES, NODES, RING},
+    "reader": {READ, TYPES, NODES, VIEWS, RING},
+    "operator": {READ, CLAIM, CANCEL, RETRY, CLEAR, PAUSE, LIMIT, TYPES, NODES, SAVE_VIEW, VIEWS, RING},
     "node": {ENQUEUE, READ, CLAIM, CANCEL, RETRY, CLEAR, TYPES, NODES, LOSE, TURN, RING},
     "autoscaler": {TYPES, SURVEY, RING},
     "migrator": ALL - {CUSTOMERS},

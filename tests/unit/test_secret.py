@@ -74,7 +74,7 @@ def test_a_row_that_does_not_fit_is_refused_without_its_secrets() -> None:
 def test_neither_the_repr_of_a_job_nor_a_wrong_argument_shows_a_secret() -> None:
     assert definition(SignInJob).secrets == ("password", "card")
     assert repr(SignInJob(account=1, password=WORD)) == f"SignInJob(account=1, password={MASK}, card={MASK})"
-    wrong: Any = b"\xff-" + "hunter2".encode()
+    wrong: Any = b"\xff-" + b"hunter2"
     with pytest.raises(JobArgumentError) as raised:
         SignInJob(account=1, password=wrong)
     shown = "".join(traceback.format_exception(raised.value)).replace('"hunter2".encode', "")

@@ -45,3 +45,32 @@ document.addEventListener("keydown", (event) => {
   const field = document.querySelector('[data-key="/"]');
   if (field) { event.preventDefault(); field.focus(); }
 });
+
+// --- forms: what can be chosen is looked for while one types; JSON is checked before it is sent; times are in the zone at hand ---
+
+function offer(input, list) {
+  let last = "", timer = 0;
+  input.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(async () => {
+      const text = input.value;
+      if (text === last || [...list.options].some((option) => option.value === text)) return;
+      last = text;
+      const answer = await fetch(list.dataset.options + "&q=" + encodeURIComponent(text)).catch(() => null);
+      if (!answer || !answer.ok || input.value !== text) return;
+      list.replaceChildren(...(await answer.json()).map(({ value, label }) => new Option(label, value)));
+    }, 150);
+  });
+}
+for (const list of document.querySelectorAll("datalist[data-options]")) offer(document.querySelector(`input[list="${list.id}"]`), list);
+for (const area of document.querySelectorAll("textarea[data-json]")) {
+  area.addEventListener("input", () => {
+    let problem = "";
+    try { if (area.value.trim()) JSON.parse(area.value); } catch (error) { problem = error.message; }
+    area.setCustomValidity(problem);
+  });
+}
+for (const moment of document.querySelectorAll("span.moment")) {
+  const [time, zone] = moment.querySelectorAll("input");
+  if (!time.value && zone.value === "UTC") zone.value = Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC";
+}

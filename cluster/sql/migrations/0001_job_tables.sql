@@ -95,6 +95,16 @@ CREATE TABLE cluster.audit (
 );
 COMMENT ON TABLE cluster.audit IS 'What people did with the dashboard, a row each. count: jobs that were changed; NULL: none were meant, or it is not over.';
 
+CREATE TABLE cluster.views (
+    job_table regclass NOT NULL,
+    name text NOT NULL CHECK (char_length(name) BETWEEN 1 AND 60),
+    query text NOT NULL,
+    who text NOT NULL,
+    at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (job_table, name)
+);
+COMMENT ON TABLE cluster.views IS 'Filters of the dashboard that a team has saved. query: as in an address.';
+
 CREATE TABLE cluster.identity (
     is_only_row       boolean PRIMARY KEY DEFAULT true CHECK (is_only_row),
     system_identifier bigint,
