@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import secrets
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import LiteralString
 
 import psycopg
 
@@ -16,12 +17,18 @@ from cluster.dashboard.auth import User
 from cluster.dashboard.database import Connection, Database
 from cluster.dashboard.job_tables import JobTable
 from cluster.dashboard.lists import Filter
-from cluster.selection import EACH, Selection, in_words
+from cluster.selection import EACH, WAITING, Selection, in_words
 from cluster.selection import JobTable as Rows
 
 KEPT = 50
 """Runs that are remembered; a process that ends forgets them, and its audit says how many jobs were changed."""
-POSSIBLE = {name: statuses for name, statuses in actions.POSSIBLE.items() if name in EACH}
+_EACH: Mapping[str, LiteralString] = {
+    **EACH,
+    "now": "UPDATE {table} AS job SET run_at = now() FROM picked WHERE job.id = picked.id RETURNING 'due'",
+    "move": "UPDATE {table} AS job SET queue = coalesce(%(to_queue)s, queue), updated_at = now(),"
+    " priority = coalesce(%(to_priority)s::smallint, priority) FROM picked WHERE job.id = picked.id RETURNING 'moved'",
+}
+POSSIBLE = {name: statuses for name, statuses in actions.POSSIBLE.items() if name in _EACH} | {"move": WAITING}
 
 _COUNT = "SELECT status::text AS status, count(*) AS jobs FROM {table} WHERE {where} GROUP BY status"
 
@@ -35,6 +42,7 @@ class Run:
     action: str
     chosen: Filter
     total: int
+    given: Mapping[str, str | None] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
     is_over: bool = False
     is_stopped: bool = False
@@ -63,11 +71,14 @@ class Runs:
     def get(self, number: str) -> Run | None:
         return self._runs.get(number)
 
-    async def start(self, user: User, table: JobTable, action: str, chosen: Filter, total: int) -> Run:
-        """The audit has it before anything is changed."""
+    async def start(
+        self, user: User, table: JobTable, action: str, chosen: Filter, total: int, given: Mapping[str, str | None]
+    ) -> Run:
+        """The audit has it before anything is changed. given: what the action needs to know."""
+        told = chosen.told | {name: value for name, value in given.items() if value}
         async with self._database.writing() as connection:
-            audit = await actions.note(connection, user, f"{action} all", table.sql_name, chosen.told, None)
-        run = Run(secrets.token_hex(8), table, action, chosen, total)
+            audit = await actions.note(connection, user, f"{action} all", table.sql_name, told, None)
+        run = Run(secrets.token_hex(8), table, action, chosen, total, given)
         self._runs[run.number] = run
         for old in [number for number, each in self._runs.items() if each.is_over][: max(0, len(self._runs) - KEPT)]:
             del self._runs[old]
@@ -109,4 +120,5 @@ def _change(url: Callable[[], str], run: Run, tell: Callable[[Counter[str]], boo
         url(), autocommit=True, prepare_threshold=None, client_encoding="utf-8", application_name="cluster dashboard"
     ) as connection:
         selection = run.chosen.selection(POSSIBLE[run.action])
-        Rows(run.table.oid, run.table.sql_name).change(connection, selection, EACH[run.action], tell)
+        selection = replace(selection, more_values={**selection.more_values, **run.given})
+        Rows(run.table.oid, run.table.sql_name).change(connection, selection, _EACH[run.action], tell)

@@ -145,8 +145,9 @@ class Deeds:
             chosen = await _usable(connection, table, chosen)
         total = form.get("total", "")
         run = await self.runs.start(
-            user, table, action, chosen, int(total) if total.isascii() and total.isdecimal() else 0
-        )
+            user, table, action, chosen, int(total) if total.isascii() and total.isdecimal() else 0,
+            _destination(form) if action == "move" else {},
+        )  # fmt: skip
         if wants_json(request):
             return self._views.show(request, "run.html", run=run)
         return RedirectResponse(f"{base_of(request)}/bulk/{run.number}", 303)
@@ -258,6 +259,17 @@ async def _usable(connection: Connection, table: JobTable, chosen: Filter) -> Fi
     if found.problems:
         raise HTTPException(409, f"Nothing was done. {'; '.join(found.problems)}.")
     return found
+
+
+def _destination(form: QueryParams) -> dict[str, str | None]:
+    """Of jobs that are moved. HTTPException 409: it is none."""
+    queue, priority = form.get("to_queue", "").strip().replace("\x00", ""), form.get("to_priority", "").strip()
+    is_number = priority.isascii() and priority.isdecimal() and 1 <= int(priority[:9]) <= 100
+    if not (queue or priority) or len(queue) > 128 or (priority and not is_number):
+        raise HTTPException(
+            409, "Say where to: a queue has 1 to 128 characters, a priority is 1 to 100, lower runs first."
+        )
+    return {"to_queue": queue or None, "to_priority": priority or None}
 
 
 def _reason(form: QueryParams) -> str | None:

@@ -35,10 +35,11 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 @dataclass
 class Field:
-    """One input. kind: number, json, choice, array, moment (with a zone), local, date, secret or text, which takes what others can't.
+    """One input. kind: number, json, choice, array, moment (with a zone), local, date, secret, or text, which takes all else.
 
-    options: values and what they stand for, to choose from. help: of the class. problem: what is wrong with the value; empty: nothing.
-    is_made: the class makes one for an empty field. kept: the job whose value an empty field stands for; None: it stands for none.
+    options: values and what they stand for, to choose from. help: of the class. problem: what is wrong with the value; empty:
+    nothing. is_made: the class makes one for an empty field. kept: the job whose value an empty field stands for; None: it stands
+    for none.
     """
 
     column: Column

@@ -1,7 +1,7 @@
 """How the application wants its job types shown: which of them, and what stands in the list, on a job's page and in the form.
 
-Functions return text, which is escaped, or `markupsafe.Markup`, which is not; templates of Jinja escape by themselves. What fails is
-told of in its place and in the log, and takes nothing else with it.
+Functions return text, which is escaped, or `markupsafe.Markup`, which is not; templates of Jinja escape by themselves. What fails
+is told of in its place and in the log, and takes nothing else with it.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ class Scene:
 
 
 Part = str | Callable[[Scene], str | Awaitable[str]]
-"""A template's name, which gets the fields of a Scene as variables, or a function."""
+"""A template's name, which gets the fields of a Scene as variables, and `job`, or a function."""
 
 
 @dataclass(frozen=True)
 class JobView:
     """One job type: its class, or the name of its table. What is left out is as for all types.
 
-    title: its heading. headings: of columns. columns: of a job's page, in this order; list_columns: of the list; both may name what
-    `cells` makes. labels: for a column, SQL of two columns, its values and what they stand for; lists, pages, filters and the form have
-    them. include: adds to the rows what belongs to them, for all rows at once. cells: for a name, what stands there of each row.
-    templates: a folder. section: on the overview. page: in place of the list. row: in place of the cells of a job, but for the first.
-    detail: in place of a job's values. form: in place of the inputs, which are named c.COLUMN. create: inserts the job from what was
-    sent, and returns its id; a ValueError is shown above the form.
+    title: its heading. headings: of columns. columns: of a job's page, in this order; list_columns: of the list; both may name
+    what `cells` makes. labels: for a column, SQL of two columns, its values and what they stand for; lists, pages, filters and
+    the form have them. include: adds to the rows what belongs to them, for all rows at once. cells: for a name, what stands there
+    of each row. templates: a folder. section: on the overview. page: in place of the list. row: in place of the cells of a job,
+    but for the first. detail: in place of a job's values. form: in place of the inputs, which are named c.COLUMN. create: inserts
+    the job from what was sent, and returns its id; a ValueError is shown above the form.
     """
 
     job: type[Job] | str
@@ -101,6 +101,7 @@ class JobViews:
     def __init__(self, given: Sequence[JobView | type[Job] | str] | None, templates: Environment) -> None:
         self.given = [each if isinstance(each, JobView) else JobView(each) for each in given or ()]
         self._templates = templates
+        self._environments: dict[Path, Environment] = {}
 
     def shown(self, tables: list[JobTable]) -> list[JobTable]:
         """In the order in which they were given."""
@@ -131,7 +132,8 @@ class JobViews:
         try:
             async with scene.connection.transaction():
                 if isinstance(part, str):
-                    return Markup(self._environment(view).get_template(part).render(**vars(scene) | {"scene": scene}))  # noqa: S704 - it escapes
+                    values = vars(scene) | {"scene": scene, "job": scene.jobs[0] if scene.jobs else None}
+                    return Markup(self._environment(view).get_template(part).render(values))  # noqa: S704 - it escapes
                 made = part(scene)
                 return escape(await made if inspect.isawaitable(made) else made)
         except Exception as error:
@@ -149,9 +151,14 @@ class JobViews:
             return [_failed(view, error)] * len(jobs)
 
     def _environment(self, view: JobView) -> Environment:
-        own = self._templates.loader
-        folders = [FileSystemLoader(view.templates)] if view.templates is not None else []
-        return self._templates.overlay(loader=ChoiceLoader([*folders, *([own] if own else [])]))
+        """Where the view's own folder comes first. Kept, since it keeps what it has compiled."""
+        if view.templates is None:
+            return self._templates
+        if view.templates not in self._environments:
+            own = [self._templates.loader] if self._templates.loader else []
+            loader = ChoiceLoader([FileSystemLoader(view.templates), *own])
+            self._environments[view.templates] = self._templates.overlay(loader=loader)
+        return self._environments[view.templates]
 
 
 def _failed(view: JobView, error: Exception) -> Markup:

@@ -300,7 +300,7 @@ def _may(request: Request, table: JobTable) -> set[str]:
     user = user_of(request)
     if not user.may_act:
         return set()
-    found = {"retry", "now", "cancel"} if table.may_update else set()
+    found = {"retry", "now", "move", "cancel"} if table.may_update else set()
     found |= {"again", "new"} if table.may_insert else set()
     found |= {"delete"} if table.may_delete and user.may_delete else set()
     return found | {"type"} | ({"secret"} if user.may_see_secrets else set())

@@ -16,7 +16,7 @@ from cluster.dashboard.job_tables import Column
 
 LONGEST = 80
 """Characters of a label."""
-OFFERED = 20
+OFFERED = 50
 """Rows that are offered at once."""
 SPAN = 20_000
 """Rows of a source that are searched for a word, whatever index there is."""

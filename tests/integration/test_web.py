@@ -36,9 +36,11 @@ Browse = Callable[..., Any]
 
 
 @asynccontextmanager
-async def browsing(url: str, auth: Any = None, mount: str = "/jobs") -> AsyncIterator[httpx.AsyncClient]:
+async def browsing(
+    url: str, auth: Any = None, mount: str = "/jobs", jobs: Any = None
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the dashboard, mounted in an application."""
-    inner = dashboard(auth or NoAuth(), database_url=url)
+    inner = dashboard(auth or NoAuth(), jobs=jobs, database_url=url)
     app = Starlette(routes=[Mount(mount, inner)])
     transport = httpx.ASGITransport(app, raise_app_exceptions=True)
     async with (
