@@ -30,6 +30,8 @@ _KINDS = {
 }  # fmt: skip
 _LOCAL = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(:\d\d(\.\d{1,3})?)?)(\+00)?", re.ASCII)
 """What an input of a browser can hold, of a time as Postgres writes it in UTC."""
+_WRITTEN = re.compile(r"^'([^']*)'::[\w ]+$")
+"""A constant, as Postgres writes defaults."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
@@ -59,10 +61,20 @@ class Field:
         if self.kept is not None:
             return f"empty: that of job {self.kept}"
         if self.column.default is not None:
-            return f"default {self.column.default}"
+            constant = _WRITTEN.match(self.column.default)
+            return f"default {constant[1] if constant else self.column.default}"
         if self.is_made:
             return "empty: the class makes one"
         return "required" if self.column.is_required else "optional"
+
+    @property
+    def checks(self) -> list[str]:
+        """That the value has to pass; those of standard columns are the cluster's own matter."""
+        return (
+            []
+            if self.column.is_standard
+            else [check.removeprefix("(").removesuffix(")") for check in self.column.checks]
+        )
 
     @property
     def is_required(self) -> bool:

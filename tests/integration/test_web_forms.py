@@ -48,7 +48,7 @@ async def test_each_type_has_its_input_and_what_is_sent_is_what_is_meant(
     page = html.unescape((await web.get("/mail_jobs/new")).text)
     for part in (
         'name="c.label" aria-describedby="field-1-hint" required', "label <> 'nobody'", "default false", "<option>true</option>",
-        'type="datetime-local"', 'name="z.at"', 'type="date"', "data-json", "one element a line", 'type="password"',
+        "default default", 'type="datetime-local"', 'name="z.at"', 'type="date"', "data-json", "one element a line", 'type="password"',
         '<option value="1">Customer 1</option>',
     ):  # fmt: skip
         assert part in page, part
