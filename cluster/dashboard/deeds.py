@@ -182,10 +182,12 @@ class Deeds:
             view = self._job_views.of(table)
             columns = view.with_labels(await columns_of(connection, table))
             found = await lists.job(connection, table, columns, source) if source is not None else None
-            secret = {column.name for column in columns if column.is_secret}
-            values = {name: value for name, value in (found or {}).items() if name != "run_at" and name not in secret}
+            values = found or {}
+            long = {name for name, value in values.items() if isinstance(value, str) and len(value) > lists.VALUE}
+            hidden = {"run_at", *long, *(column.name for column in columns if column.is_secret)}
+            values = {name: value for name, value in values.items() if name not in hidden}
             values |= {each[2:]: value for each, value in request.query_params.items() if each.startswith("c.")}
-            fields = forms.fields(columns, values, view.job_class, source if found else None)
+            fields = forms.fields(columns, values, view.job_class, source if found else None, kept=long)
             return await self._form(request, connection, table, fields)
 
     async def new(self, request: Request) -> Response:
@@ -196,7 +198,10 @@ class Deeds:
             view = self._job_views.of(table)
             columns = view.with_labels(await columns_of(connection, table))
             values = _values(form, "c.")
-            fields = forms.fields(columns, values, view.job_class, job_id(form.get("from", "")), _values(form, "z."))
+            source, zones = job_id(form.get("from", "")), _values(form, "z.")
+            if source is not None and await lists.job(connection, table, columns, source) is None:
+                raise HTTPException(409, f"Job {source}, whose values these are, is gone. Nothing was inserted.")
+            fields = forms.fields(columns, values, view.job_class, source, zones, form.getlist("keep"))
             problem = ""
             if view.create is None:
                 number = await forms.insert(connection, user, table, fields, view.job_class)
@@ -248,6 +253,10 @@ def _bulk_of(request: Request, given: QueryParams) -> tuple[str, Filter]:
     action, chosen = request.path_params["action"], Filter.of(given)
     if action not in bulk.POSSIBLE:
         raise HTTPException(404, "Not Found")
+    if lists.is_widened(given):
+        raise HTTPException(
+            409, "Nothing was done: a part of this filter can't be meant, and without it it would be others."
+        )
     if chosen.is_empty:
         raise HTTPException(409, "Say which jobs: a status, a queue, an error or a time.")
     return action, chosen

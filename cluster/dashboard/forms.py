@@ -6,7 +6,7 @@ Where the job's class is at hand, it checks the values, too, as it will when the
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,10 +94,11 @@ def fields(
     job_class: type[Job] | None = None,
     source: int | None = None,
     zones: Mapping[str, str] | None = None,
+    kept: Collection[str] = (),
 ) -> list[Field]:
     """The user's columns, then the standard ones; values as somebody sent them, or of another job; zones: of times, None: UTC.
 
-    source: the job whose secrets are taken over. None: none's.
+    source: the job of which an empty field takes over what is secret, and the columns `kept`; None: there is none.
     """
     own = [column for column in columns if not column.is_standard]
     standard = [column for name in OFFERED for column in columns if column.name == name]
@@ -108,7 +109,7 @@ def fields(
     ]
     known = {} if job_class is None else {column.name: column for column in definition(job_class).columns}
     for each in made:
-        each.kept = source if each.column.is_secret else None
+        each.kept = source if each.column.is_secret or each.column.name in kept else None
         if each.column.name in known and job_class is not None:
             each.is_made = known[each.column.name].has_factory
             each.help = job_class.__pydantic_fields__[each.column.name].description or ""  # type: ignore[attr-defined]

@@ -111,6 +111,13 @@ async def checked(connection: Connection, columns: list[Column], chosen: Filter)
     return replace(chosen, where=await filters.checked(connection, columns, chosen.where))
 
 
+def is_widened(query: Any) -> bool:  # Any: as of Filter.of
+    """Whether a part of it makes no sense, so that a Filter lets more pass than was asked for."""
+    texts = [str(query.get(name) or "").strip() for name in ("queue", "error")]
+    statuses, since = query.getlist("status"), query.get("since") or ""
+    return any(_text(text) != text for text in texts) or bool({*statuses} - {*STATUSES}) or since not in ("", *_TIMES)
+
+
 def _text(value: object) -> str:
     """Without what Postgres can't hold."""
     text = str(value or "").strip().replace("\x00", "")

@@ -48,8 +48,8 @@ async def test_each_type_has_its_input_and_what_is_sent_is_what_is_meant(
     page = html.unescape((await web.get("/mail_jobs/new")).text)
     for part in (
         'name="c.label" aria-describedby="field-1-hint" required', "label <> 'nobody'", "default false", "<option>true</option>",
-        "default default", 'type="datetime-local"', 'name="z.at"', 'type="date"', "data-json", "one element a line", 'type="password"',
-        '<option value="1">Customer 1</option>',
+        "default default", 'type="datetime-local"', 'name="z.at"', 'type="date"', "data-json", "one element a line",
+        'type="password"', '<option value="1">Customer 1</option>',
     ):  # fmt: skip
         assert part in page, part
     sent = {
@@ -108,6 +108,20 @@ async def test_what_is_refused_is_said_at_the_field_and_the_rest_is_kept(
         assert 'value="2026-05-02"' in refused.text
         assert WORD not in refused.text
     assert run(conn, "SELECT count(*) FROM mail_jobs") == [(0,)]
+
+
+async def test_a_value_that_is_too_long_to_be_edited_is_kept_whole(
+    web: httpx.AsyncClient, conn: psycopg.Connection
+) -> None:
+    run(conn, "INSERT INTO mail_jobs (label, tags) VALUES (repeat('x', 100000), '{a}')")
+    page = await web.get("/mail_jobs/new?from=1")
+    assert "empty: that of job 1" in page.text
+    sent = {"from": "1", "keep": "label", "c__label": "", "c__tags": "b"}
+    assert "is new" in (await send(web, "/mail_jobs/new?from=1", "/mail_jobs/new", **sent)).text
+    assert run(conn, "SELECT length(label), tags FROM mail_jobs WHERE id = 2") == [(100000, ["b"])]
+    run(conn, "DELETE FROM mail_jobs WHERE id = 1")
+    gone = await send(web, "/mail_jobs/new", "/mail_jobs/new", **sent)
+    assert (gone.status_code, "is gone" in gone.text) == (409, True)
 
 
 class GreetJob(Job):

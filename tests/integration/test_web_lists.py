@@ -89,6 +89,16 @@ async def test_a_condition_that_makes_no_sense_is_said_and_nothing_is_done(
     assert run(conn, "SELECT count(*) FROM mail_jobs") == [(10,)]
 
 
+async def test_what_would_only_be_left_out_of_a_filter_stops_an_action_on_all(
+    web: httpx.AsyncClient, conn: psycopg.Connection
+) -> None:
+    right = {"token": token(await web.get("/mail_jobs")), "status": "not_started"}
+    for odd in ({"status": "nonsense"}, {"since": "2w"}, {"error": "x" * 501}, {"error": "a\x00b"}, {"queue": "a\x00"}):
+        sent = await web.post("/mail_jobs/bulk/delete", data=right | {"queue": "default"} | odd)
+        assert sent.status_code == 409, odd
+    assert run(conn, "SELECT count(*) FROM mail_jobs") == [(10,)]
+
+
 async def test_values_of_filters_are_only_values(web: httpx.AsyncClient, conn: psycopg.Connection) -> None:
     hostile = "'; DROP TABLE mail_jobs; -- %s {x} <script>alert(1)</script>"
     page = await web.get("/mail_jobs", params={"label.eq": hostile, 'we"ird.%s {x}.has': hostile})

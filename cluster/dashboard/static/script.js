@@ -74,3 +74,6 @@ for (const moment of document.querySelectorAll("span.moment")) {
   const [time, zone] = moment.querySelectorAll("input");
   if (!time.value && zone.value === "UTC") zone.value = Intl.DateTimeFormat().resolvedOptions().timeZone || "UTC";
 }
+for (const shown of document.querySelectorAll("details.sql")) {
+  shown.addEventListener("toggle", () => { if (shown.open) getSelection().selectAllChildren(shown.querySelector("pre")); });
+}
