@@ -38,7 +38,7 @@ MOST_GROUPED = 1_000
 """Failed jobs whose errors are compared."""
 
 _ID = re.compile(r"-?\d{1,19}", re.ASCII)
-_NAMES = ("status", "queue", "error", "since")
+_TEXTS = ("queue", "error", "since")
 _TIMES = {"5m": 300, "1h": 3600, "24h": 86400, "7d": 7 * 86400}
 
 
@@ -79,7 +79,7 @@ class Filter:
     @property
     def told(self) -> dict[str, Any]:
         """For the audit."""
-        found: dict[str, Any] = {name: value for name in _NAMES if (value := getattr(self, name))}
+        found: dict[str, Any] = {name: value for name in ("status", *_TEXTS) if (value := getattr(self, name))}
         return found | ({"where": [each.words for each in self.where]} if self.where else {})
 
     def query(self, **changes: Any) -> str:
@@ -94,7 +94,7 @@ class Filter:
     def pairs(self) -> list[tuple[str, str]]:
         """What it asks for, as names and values of an address or a form."""
         pairs = [("status", name) for name in self.status]
-        pairs += [(name, value) for name in ("queue", "error", "since") if (value := getattr(self, name))]
+        pairs += [(name, value) for name in _TEXTS if (value := getattr(self, name))]
         return pairs + [(each.name, each.value) for each in self.where]
 
     def selection(self, possible: tuple[str, ...] = STATUSES) -> Selection:
