@@ -23,6 +23,8 @@ from cluster.job import Job, definition
 
 log = logging.getLogger("cluster.dashboard")
 
+LISTED = 5
+"""Columns of the user's that a list shows."""
 Row = dict[str, Any]
 """A job: its columns by name, a user's as text and cut, None for NULL."""
 
@@ -159,6 +161,47 @@ class JobViews:
             loader = ChoiceLoader([FileSystemLoader(view.templates), *own])
             self._environments[view.templates] = self._templates.overlay(loader=loader)
         return self._environments[view.templates]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A column of a list or a job's page. column: None, a function makes it."""
+
+    name: str
+    heading: str
+    column: Column | None
+
+
+_USUAL = {
+    "status": "Status",
+    "queue": "Queue",
+    "attempts_count": "Attempts",
+    "run_at": "Run at",
+    "last_error": "Last error",
+}
+
+
+def listed(view: JobView, columns: list[Column]) -> list[Listed]:
+    """Beside the id."""
+    own = [column.name for column in columns if not column.is_standard]
+    usual = [*list(_USUAL)[:-1], *own[:LISTED], "last_error"]
+    return _named(view, columns, usual if view.list_columns is None else view.list_columns)
+
+
+def detailed(view: JobView, columns: list[Column]) -> list[Listed]:
+    own = [column.name for column in columns if not column.is_standard]
+    return _named(view, columns, own if view.columns is None else view.columns)
+
+
+def _named(view: JobView, columns: list[Column], names: Sequence[str]) -> list[Listed]:
+    """What is neither a column nor made by the view is left out: a column may be dropped at any time."""
+    by_name = {column.name: column for column in columns}
+    headings = _USUAL | dict(view.headings)
+    return [
+        Listed(name, headings.get(name, name), None if name in view.cells else by_name[name])
+        for name in names
+        if name in by_name or name in view.cells
+    ]
 
 
 def _failed(view: JobView, error: Exception) -> Markup:

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import psycopg
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from cluster.dashboard import copied, lists, overview, related, saved
+from cluster.dashboard import copied, job_views, lists, overview, related, saved
 from cluster.dashboard.actions import POSSIBLE, audit_page
 from cluster.dashboard.bulk import POSSIBLE as IN_BULK
 from cluster.dashboard.database import Connection, Database
 from cluster.dashboard.filters import OPERATORS, Condition, operators_of
 from cluster.dashboard.findings import findings
 from cluster.dashboard.job_tables import Column, JobTable, all_tables, columns_of, named
-from cluster.dashboard.job_views import JobView, JobViews, Scene
+from cluster.dashboard.job_views import JobViews, Scene
 from cluster.dashboard.lists import Filter, job_id
 from cluster.dashboard.live import Live
 from cluster.dashboard.views import Views, base_of, user_of
 from cluster.selection import STATUSES
-
-LISTED = 5
-"""Columns of the user's that a list shows."""
 
 
 class Pages:
@@ -122,7 +118,8 @@ class Pages:
             return await self._find(request, wanted)
         if "column" in request.query_params:  # of the form: the address of what it asks for
             added = urlencode({"add": name}) if (name := request.query_params.get("add")) else ""
-            return RedirectResponse(f"{request.url.path}?{'&'.join(filter(None, (chosen.query(), added)))}", 303)
+            here = f"{base_of(request)}/{quote(request.path_params['table'])}"
+            return RedirectResponse(f"{here}?{'&'.join(filter(None, (chosen.query(), added)))}", 303)
         async with self._database.reading() as connection:
             table = await table_of(connection, request)
             view = self._job_views.of(table)
@@ -133,7 +130,7 @@ class Pages:
             compared = 0
             if set(lists.WITH_ERROR) & set(chosen.status):
                 groups, compared = await lists.error_groups(connection, table, chosen)
-            listed = _listed(view, columns)
+            listed = job_views.listed(view, columns)
             shown = [each.column for each in listed if each.column]
             labels = await related.labels(connection, shown, page.jobs)
             jobs = await self._job_views.prepared(view, connection, page.jobs)
@@ -224,50 +221,9 @@ class Pages:
             labels=labels,
             sql=statement,
             part=part,
-            detailed=_detailed(view, columns),
+            detailed=job_views.detailed(view, columns),
             title=view.title or table.name,
         )
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A column of a list or a job's page. column: None, a function makes it."""
-
-    name: str
-    heading: str
-    column: Column | None
-
-
-_USUAL = {
-    "status": "Status",
-    "queue": "Queue",
-    "attempts_count": "Attempts",
-    "run_at": "Run at",
-    "last_error": "Last error",
-}
-
-
-def _listed(view: JobView, columns: list[Column]) -> list[Listed]:
-    """Beside the id."""
-    own = [column.name for column in columns if not column.is_standard]
-    usual = [*list(_USUAL)[:-1], *own[:LISTED], "last_error"]
-    return _named(view, columns, usual if view.list_columns is None else view.list_columns)
-
-
-def _detailed(view: JobView, columns: list[Column]) -> list[Listed]:
-    own = [column.name for column in columns if not column.is_standard]
-    return _named(view, columns, own if view.columns is None else view.columns)
-
-
-def _named(view: JobView, columns: list[Column], names: Sequence[str]) -> list[Listed]:
-    """What is neither a column nor made by the view is left out: a column may be dropped at any time."""
-    by_name = {column.name: column for column in columns}
-    headings = _USUAL | dict(view.headings)
-    return [
-        Listed(name, headings.get(name, name), None if name in view.cells else by_name[name])
-        for name in names
-        if name in by_name or name in view.cells
-    ]
 
 
 @dataclass(frozen=True)
