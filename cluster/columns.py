@@ -147,7 +147,12 @@ class Column:
         """The value as psycopg takes it."""
         if python_value is None or self.to_database is None:
             return python_value
-        return self.to_database(python_value)
+        if not self.is_secret:
+            return self.to_database(python_value)
+        try:
+            return self.to_database(python_value)
+        except JobArgumentError:
+            raise JobArgumentError(f"{self.name}: this secret would not come back from the database as it is") from None
 
 
 def column_of(name: str, field: FieldInfo) -> Column:

@@ -258,3 +258,42 @@ async def test_a_value_that_is_shown_cut_can_be_had_as_a_file(
         assert (await web.get(path)).status_code == 404, path
     monkeypatch.setattr("cluster.dashboard.lists.LONGEST_DOWNLOAD", 1000)
     assert (await web.get(BASE + link)).status_code == 404
+
+
+async def test_hostile_names_of_tables_columns_and_types_are_names_everywhere(
+    web: httpx.AsyncClient, conn: psycopg.Connection
+) -> None:
+    target, table, column = 'cu%st{o}"mers', 'we"ird <b>%s {table}', "a\".%(where0)s <i>{x}'"
+    ident = psycopg.sql.Identifier
+    create = """
+    CREATE TABLE {target} (id integer PRIMARY KEY, name text); INSERT INTO {target} VALUES (1, 'One <b>'), (2, 'Two');
+    CREATE INDEX ON {target} (name); CREATE TYPE {type} AS ENUM ('x', 'y');
+    SELECT cluster.create_job_table(quote_ident({name}));
+    ALTER TABLE {table} ADD COLUMN {column} integer REFERENCES {target}, ADD COLUMN kind {type};
+    INSERT INTO {table} ({column}, kind) VALUES (1, 'x'), (2, 'y'); CREATE INDEX ON {table} ({column})
+    """
+    names = {"target": ident(target), "table": ident(table), "column": ident(column), "type": ident('t%s {y} "')}
+    conn.execute(psycopg.sql.SQL(create).format(**names, name=psycopg.sql.Literal(table)))
+    path = re.findall(r'href="/jobs(/oid-\d+)"', (await web.get("/")).text)[0]
+    page = await web.get(path)
+    assert "One &lt;b&gt;</a>" in page.text
+    link = re.findall(r'<a href="/jobs(/oid-\d+\?[^"]+)" title="1:', page.text)[0]
+    page = await web.get(html.unescape(link) + "&kind.eq=x")
+    assert page.text.count('scope="row"') == 1
+    assert "<i>" not in page.text
+    (text,) = re.findall(r'<pre tabindex="0">(.*?)</pre>', page.text, re.DOTALL)
+    assert len(conn.execute(html.unescape(text).encode()).fetchall()) == 1
+    found = await web.get(f"{path}/options", params={"column": column, "q": "Two"})
+    assert found.json() == [{"value": "2", "label": "Two"}]
+    refused = await web.get(path, params={"kind.eq": "z"})
+    assert "invalid input value for enum" in refused.text
+    saved = await web.post(f"{path}/views", data={"token": token(page), "name": "v", f"{column}.eq": "2"})
+    assert saved.status_code == 303
+    asked = await web.get(f"{path}/bulk/cancel", params={f"{column}.eq": "2"})
+    form = dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', asked.text))
+    begun = await web.post(f"{path}/bulk/cancel", data={html.unescape(name): value for name, value in form.items()})
+    await until_over(web, await web.get(BASE + begun.headers["location"]))
+    query = psycopg.sql.SQL("SELECT {column} FROM {table} WHERE status = 'cancelled'").format(**names)
+    assert conn.execute(query).fetchall() == [(2,)]
+    made = await web.post(f"{path}/new", data={"token": token(page), f"c.{column}": "2", "c.kind": "y"})
+    assert made.status_code == 303
