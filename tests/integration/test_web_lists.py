@@ -11,6 +11,7 @@ import httpx
 import psycopg
 import pytest
 
+from cluster.dashboard import User
 from tests.integration.test_web import BASE, browsing, token, until_over
 from tests.support.rows import run
 
@@ -297,3 +298,32 @@ async def test_hostile_names_of_tables_columns_and_types_are_names_everywhere(
     assert conn.execute(query).fetchall() == [(2,)]
     made = await web.post(f"{path}/new", data={"token": token(page), f"c.{column}": "2", "c.kind": "y"})
     assert made.status_code == 303
+
+
+async def test_jobs_of_a_node_are_found_by_its_host(web: httpx.AsyncClient, conn: psycopg.Connection) -> None:
+    node = "6a7cfcf4-0000-4000-8000-000000000001"
+    conn.execute(
+        "INSERT INTO cluster.nodes (id, hostname, pid, version, queues, jobs, lease_until, slots)"
+        " VALUES (%s, 'worker-7', 42, '0', '{*}', '{}', now(), 1)",
+        [node],
+    )
+    conn.execute("UPDATE mail_jobs SET status = 'running', locked_at = now(), locked_by = %s WHERE id = 4", [node])
+    page = await web.get("/mail_jobs?add=locked_by")
+    assert f'<option value="{node}">worker-7:42</option>' in page.text
+    assert await ids(web, locked_by__eq=node) == [4]
+
+
+async def test_a_viewer_uses_views_and_saves_none(database_url: str, conn: psycopg.Connection) -> None:
+    run(conn, TABLES)
+    conn.execute(
+        "INSERT INTO cluster.views (job_table, name, query, who) VALUES ('mail_jobs', 'v', 'status=retry', 'ann')"
+    )
+    role = "operator"
+    async with browsing(database_url, lambda _: User("eve", role)) as web:  # type: ignore[arg-type]
+        stolen = token(await web.get("/mail_jobs"))
+        role = "viewer"
+        page = await web.get("/mail_jobs?status=retry")
+        assert (">v</a>" in page.text, 'method="post"' in page.text) == (True, False)
+        for sent in ({"name": "w", "status": "failed"}, {"name": "v", "do": "delete"}):
+            assert (await web.post("/mail_jobs/views", data={"token": stolen} | sent)).status_code == 403
+    assert run(conn, "SELECT name FROM cluster.views") == [("v",)]
