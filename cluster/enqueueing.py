@@ -5,7 +5,7 @@ Writes rows of job tables in the caller's transaction and never commits.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import copy
 from datetime import datetime, timedelta
@@ -25,6 +25,7 @@ from cluster.insertion import Given
 from cluster.job import Job, definition
 from cluster.sessions import (
     AsyncSession,
+    Awaited,
     Conversation,
     SyncSession,
     atalk,
@@ -47,7 +48,7 @@ def enqueue(
     run_at: datetime | None = None,
     queue: str | None = None,
     priority: int | None = None,
-) -> JobT | Awaitable[JobT]:
+) -> JobT | Awaited[JobT]:
     """Inserts the job; returns a copy that knows its id, or an awaitable of it on an async session.
 
     What is None is left to the column's default. What the database refuses comes as the error of the session's library.
@@ -66,7 +67,7 @@ def enqueue_many(
     run_at: datetime | None = None,
     queue: str | None = None,
     priority: int | None = None,
-) -> int | Awaitable[int]:
+) -> int | Awaited[int]:
     """Inserts the jobs, all of this class: all of them or none. Returns how many are new.
 
     On psycopg's own connections by COPY. jobs may be a generator, also one that reads from this session: it is consumed some

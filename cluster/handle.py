@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
 
 from cluster.errors import EnqueueError, WaitTimeoutError
 from cluster.insertion import quoted
 from cluster.job import Job, definition
-from cluster.sessions import Ask, Async, AsyncSession, Conversation, Row, Sync, SyncSession, bind, converse, is_async
+from cluster.sessions import (
+    Ask,
+    Async,
+    AsyncSession,
+    Awaited,
+    Conversation,
+    Row,
+    Sync,
+    SyncSession,
+    bind,
+    converse,
+    is_async,
+)
 from cluster.tables import identifier
 
-Told: TypeAlias = str | Awaitable[str | None] | None
+Told: TypeAlias = str | Awaited[str | None] | None
 """Awaited on an async session."""
 FINISHED = frozenset({"succeeded", "failed", "timed_out", "cancelled"})
 

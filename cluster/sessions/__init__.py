@@ -7,8 +7,8 @@ written once, as a Conversation, and held by `talk` or `atalk`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Generator, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, cast
+from collections.abc import Coroutine, Generator, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from psycopg import AsyncConnection, Connection
 
@@ -20,6 +20,8 @@ Ask: TypeAlias = tuple[str, Sequence[Any]]
 T = TypeVar("T")
 Conversation: TypeAlias = Generator[Ask, Row, T]
 """Gives statements, takes the first row of each, and ends with what came of it."""
+Awaited: TypeAlias = Coroutine[Any, Any, T]
+"""What an async session gives: a coroutine, so that type checkers find the `await` that was forgotten."""
 
 
 class Sync(Protocol):
@@ -87,7 +89,8 @@ class AsyncOrmSession(Protocol):
 class DjangoConnection(Protocol):
     """django.db.connection, or connections["another"]."""
 
-    vendor: ClassVar[str]
+    @property
+    def vendor(self) -> str: ...
 
     def cursor(self) -> Any: ...
 
@@ -134,7 +137,7 @@ def is_async(bound: Sync | Async) -> bool:
     return inspect.iscoroutinefunction(bound.row)
 
 
-def converse(session: Any, conversation: Conversation[T]) -> T | Awaitable[T]:
+def converse(session: Any, conversation: Conversation[T]) -> T | Awaited[T]:
     """On whatever the caller has; awaited on an async session."""
     bound = bind(session)
     if is_async(bound):
