@@ -38,6 +38,9 @@ class Sync(Protocol):
     def look(self, statement: str, values: Sequence[Any]) -> Row:
         """As row, of a session that is in no transaction, and leaves it so."""
 
+    def database(self) -> str | None:
+        """The database's name. None: it can't be known."""
+
 
 class Async(Protocol):
     """As Sync, awaited."""
@@ -49,6 +52,8 @@ class Async(Protocol):
     def in_transaction(self) -> bool: ...
 
     async def look(self, statement: str, values: Sequence[Any]) -> Row: ...
+
+    def database(self) -> str | None: ...
 
 
 # --- what callers have, for type checkers: `await` is needed where a method of theirs has to be awaited ---
@@ -139,7 +144,11 @@ def is_async(bound: Sync | Async) -> bool:
 
 def converse(session: Any, conversation: Conversation[T]) -> T | Awaited[T]:
     """On whatever the caller has; awaited on an async session."""
-    bound = bind(session)
+    return hold(bind(session), conversation)
+
+
+def hold(bound: Sync | Async, conversation: Conversation[T]) -> T | Awaited[T]:
+    """Awaited on an async one."""
     if is_async(bound):
         return atalk(cast("Async", bound), conversation)
     return talk(cast("Sync", bound), conversation)

@@ -324,7 +324,7 @@ def test_waiting_sees_a_job_finish(conn: psycopg.Connection, run_node: RunNode) 
 @pytest.mark.parametrize(
     ("delay", "said"),
     [
-        (None, "is not_started after 0.05 s: no node has taken it; `cluster status` shows"),
+        (None, "is not_started after 0.05 s: no node that runs knows BareJob; `cluster status` shows"),
         (timedelta(hours=1), "is scheduled after 0.05 s: it is not due yet"),
     ],
 )
@@ -356,4 +356,6 @@ def test_no_library_of_sessions_is_imported(database_url: str) -> None:
         "print(sorted({'sqlalchemy', 'sqlmodel', 'django', 'asyncpg', 'psycopg2', 'pg8000', 'alembic'} & set(sys.modules)))"
     )
     ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=60)
-    assert ran.stdout == "table a_jobs does not exist: run `cluster migrate`\n[]\n"
+    said, imported = ran.stdout.splitlines()
+    assert "table a_jobs does not exist: run `cluster migrate`" in said
+    assert imported == "[]"
