@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from copy import copy
 from datetime import datetime, timedelta
 from itertools import chain, islice, repeat
 from operator import attrgetter
@@ -130,8 +129,8 @@ _TRIES = 5
 
 
 def _known(job: JobT, job_id: int, *, is_new: bool) -> JobT:
-    known = copy(job)
-    known.id, known.is_new = job_id, is_new
+    known = object.__new__(type(job))  # as copy.copy, in a fifth of its time
+    known.__dict__.update(job.__dict__, id=job_id, is_new=is_new)
     return known
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Coroutine, Generator, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from psycopg import AsyncConnection, Connection
@@ -184,6 +185,7 @@ async def atalk(session: Async, conversation: Conversation[T]) -> T:
         return value
 
 
+@lru_cache
 def numbered(statement: str) -> str:
     """The statement with $1, $2 … for its values."""
     first, *rest = statement.split("%s")
