@@ -30,6 +30,7 @@ from bench.scenarios import (
     nodes,
     offered,
     scheduled,
+    sessions,
     snapshot,
     steady,
     types,
@@ -53,8 +54,9 @@ SCENARIOS: dict[str, Callable[[Bench, Results], None]] = {
     "memory": memory.run,
     "snapshot": snapshot.run,
     "crowd": crowd.run,
+    "sessions": sessions.run,
 }
-ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot", "crowd"}
+ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot", "crowd", "sessions"}
 """These take minutes each."""
 
 

@@ -4,34 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeAlias, cast
 
+from cluster.enqueueing import Explained
 from cluster.errors import EnqueueError, WaitTimeoutError
 from cluster.insertion import quoted
 from cluster.job import Job, definition
-from cluster.sessions import Ask, Async, AsyncSession, Conversation, Row, Sync, SyncSession, bind, converse, is_async
+from cluster.sessions import (
+    Ask,
+    Async,
+    AsyncSession,
+    Awaited,
+    Conversation,
+    Row,
+    Sync,
+    SyncSession,
+    bind,
+    hold,
+    is_async,
+)
 from cluster.tables import identifier
 
-Told: TypeAlias = str | Awaitable[str | None] | None
+Told: TypeAlias = str | Awaited[str | None] | None
 """Awaited on an async session."""
 FINISHED = frozenset({"succeeded", "failed", "timed_out", "cancelled"})
 
 
 def status(job: Job, session: SyncSession | AsyncSession) -> Told:
     """As the session's transaction sees it. None: there is no such row, any more or yet."""
-    return converse(session, _told(_question(job)))
+    return _told(job, session, _question(job))
 
 
 def cancel(job: Job, session: SyncSession | AsyncSession) -> Told:
     """In the session's transaction. The status then: a running job is told when that is committed."""
-    return converse(session, _told(_call(job, "cancel")))
+    return _told(job, session, _call(job, "cancel"))
 
 
 def retry(job: Job, session: SyncSession | AsyncSession) -> Told:
     """In the session's transaction. The database's error: the job has not finished."""
-    return converse(session, _told(_call(job, "retry")))
+    return _told(job, session, _call(job, "retry"))
 
 
 def wait(job: Job, session: SyncSession | AsyncSession, timeout: timedelta) -> Told:
@@ -51,22 +65,30 @@ def wait(job: Job, session: SyncSession | AsyncSession, timeout: timedelta) -> T
 
 def _wait(session: Sync, job: Job, ask: Ask, timeout: timedelta) -> str | None:
     last: str | None = None
-    for pause in _pauses(timeout):
-        time.sleep(pause)
-        last = _first(session.look(*ask))
-        if last is None or last in FINISHED:
-            return last
-    raise _too_late(job, last, timeout)
+    with Explained(type(job), session):
+        for pause in _pauses(timeout):
+            time.sleep(pause)
+            last = _first(session.look(*ask))
+            if last is None or last in FINISHED:
+                return last
+    served = None
+    with suppress(Exception):  # whoever enqueues need not see the nodes
+        served = _first(session.look(*_served(job)))
+    raise _too_late(job, last, served, timeout)
 
 
 async def _wait_async(session: Async, job: Job, ask: Ask, timeout: timedelta) -> str | None:
     last: str | None = None
-    for pause in _pauses(timeout):
-        await asyncio.sleep(pause)
-        last = _first(await session.look(*ask))
-        if last is None or last in FINISHED:
-            return last
-    raise _too_late(job, last, timeout)
+    with Explained(type(job), session):
+        for pause in _pauses(timeout):
+            await asyncio.sleep(pause)
+            last = _first(await session.look(*ask))
+            if last is None or last in FINISHED:
+                return last
+    served = None
+    with suppress(Exception):  # whoever enqueues need not see the nodes
+        served = _first(await session.look(*_served(job)))
+    raise _too_late(job, last, served, timeout)
 
 
 def _pauses(timeout: timedelta) -> Iterator[float]:
@@ -79,9 +101,18 @@ def _pauses(timeout: timedelta) -> Iterator[float]:
         pause = min(pause * 1.5, 0.5)
 
 
-def _too_late(job: Job, last: str | None, timeout: timedelta) -> WaitTimeoutError:
+def _served(job: Job) -> Ask:
+    return (
+        "SELECT count(*)::text FROM cluster.nodes WHERE state = 'live' AND %s::text = ANY (jobs)",
+        [type(job).__name__],
+    )
+
+
+def _too_late(job: Job, last: str | None, served: str | None, timeout: timedelta) -> WaitTimeoutError:
+    """served: by how many nodes the class is known; None: that can't be seen."""
+    nodes = f"no node that runs knows {type(job).__name__}" if served == "0" else "no node has taken it"
     reason = {
-        "not_started": ": no node has taken it; `cluster status` shows the nodes, limits and pauses",
+        "not_started": f": {nodes}; `cluster status` shows the nodes, limits and pauses",
         "scheduled": ": it is not due yet",
         "retry": ": an attempt has failed, and the next is not due yet",
     }.get(last or "", "")
@@ -106,8 +137,14 @@ def _id(job: Job) -> int:
     return job.id
 
 
-def _told(ask: Ask) -> Conversation[str | None]:
-    return _first((yield ask))
+def _told(job: Job, session: SyncSession | AsyncSession, ask: Ask) -> Told:
+    bound = bind(session)
+    return hold(bound, _asked(job, bound, ask))
+
+
+def _asked(job: Job, bound: Sync | Async, ask: Ask) -> Conversation[str | None]:
+    with Explained(type(job), bound):
+        return _first((yield ask))
 
 
 def _first(row: Row) -> str | None:

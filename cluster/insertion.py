@@ -55,6 +55,9 @@ class Given(NamedTuple):
     def columns(self) -> tuple[str, ...]:
         return tuple(name for name, value in zip(GIVEN_COLUMNS, self, strict=True) if value is not None)
 
+    def without_delay(self) -> Self:
+        return self if self.delay is None else self._replace(delay=None)
+
     def for_class(self, job_class: type[Job]) -> Self:
         """With a column at least: neither COPY nor a SELECT inserts rows of none."""
         if definition(job_class).columns or any(self.columns):
@@ -89,7 +92,7 @@ def existing(job: Job, given: Given) -> tuple[LiteralString, list[Any]]:
         f"SELECT present.id FROM {table} AS present, json_populate_record(NULL::{table}, %s::text::json) AS given"  # noqa: S608
         f" WHERE {same} AND present.{condition(type(job))}"
     )
-    return statement, _sent(type(job), [job], given._replace(delay=None), "object")
+    return statement, _sent(type(job), [job], given.without_delay(), "object")
 
 
 def many(job_class: type[Job], jobs: Sequence[Job], given: Given) -> tuple[LiteralString, list[Any]]:
@@ -101,7 +104,7 @@ def many(job_class: type[Job], jobs: Sequence[Job], given: Given) -> tuple[Liter
 
 def _names(job_class: type[Job], given: Given) -> tuple[tuple[str, ...], bool]:
     """The columns that are in the document, and whether the time is an interval from now, by the database's clock."""
-    return (*definition(job_class).column_names, *given._replace(delay=None).columns), given.delay is not None
+    return (*definition(job_class).column_names, *given.without_delay().columns), given.delay is not None
 
 
 def _on_conflict(job_class: type[Job]) -> LiteralString:
@@ -157,7 +160,7 @@ def quoted_column(name: str) -> LiteralString:
 def _sent(job_class: type[Job], jobs: Sequence[Job], given: Given, form: str) -> list[Any]:
     shared = {
         name: as_json(job_class, name, value)
-        for name, value in zip(GIVEN_COLUMNS, given._replace(delay=None), strict=True)
+        for name, value in zip(GIVEN_COLUMNS, given.without_delay(), strict=True)
         if value is not None
     }
     columns = definition(job_class).columns
@@ -166,8 +169,11 @@ def _sent(job_class: type[Job], jobs: Sequence[Job], given: Given, form: str) ->
         | shared
         for job in jobs
     ]
-    document = json.dumps(documents if form == "array" else documents[0], ensure_ascii=False)
+    document = _encode(documents if form == "array" else documents[0])
     return [document] if given.delay is None else [interval(given.delay), document]
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder each time
 
 
 def as_json(job_class: type[Job], name: str, value: Any) -> Any:

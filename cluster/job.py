@@ -42,7 +42,7 @@ from cluster.schedule import Declared, check_declared
 from cluster.secret import MASK
 
 if TYPE_CHECKING:
-    from cluster.sessions import AsyncSession, SyncSession
+    from cluster.sessions import AsyncSession, Awaited, SyncSession
 
 _CONFIG = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False)
 
@@ -230,7 +230,7 @@ class Job:
     def perform_later(
         self, session: AsyncSession, *, delay: timedelta | None = ..., run_at: datetime | None = ...,
         queue: str | None = ..., priority: int | None = ...,
-    ) -> Awaitable[Self]: ...  # fmt: skip
+    ) -> Awaited[Self]: ...  # fmt: skip
     def perform_later(
         self,
         session: SyncSession | AsyncSession,
@@ -239,7 +239,7 @@ class Job:
         run_at: datetime | None = None,
         queue: str | None = None,
         priority: int | None = None,
-    ) -> Self | Awaitable[Self]:
+    ) -> Self | Awaited[Self]:
         """Inserts this job in the session's current transaction; awaited on an async one.
 
         session: a connection of psycopg, SQLAlchemy, Django or asyncpg, or a Session of SQLAlchemy or SQLModel.
@@ -278,7 +278,7 @@ class Job:
     def perform_many(
         cls, session: AsyncSession, jobs: Iterable[Self], *, delay: timedelta | None = ...,
         run_at: datetime | None = ..., queue: str | None = ..., priority: int | None = ...,
-    ) -> Awaitable[int]: ...  # fmt: skip
+    ) -> Awaited[int]: ...  # fmt: skip
     @classmethod
     def perform_many(
         cls,
@@ -289,7 +289,7 @@ class Job:
         run_at: datetime | None = None,
         queue: str | None = None,
         priority: int | None = None,
-    ) -> int | Awaitable[int]:
+    ) -> int | Awaited[int]:
         """Inserts many jobs of this class in the session's current transaction, by COPY on psycopg's own. Returns how many."""
         from cluster.enqueueing import enqueue_many
 
@@ -300,8 +300,8 @@ class Job:
     @typing.overload
     def status(self, session: SyncSession) -> str | None: ...
     @typing.overload
-    def status(self, session: AsyncSession) -> Awaitable[str | None]: ...
-    def status(self, session: SyncSession | AsyncSession) -> str | Awaitable[str | None] | None:
+    def status(self, session: AsyncSession) -> Awaited[str | None]: ...
+    def status(self, session: SyncSession | AsyncSession) -> str | Awaited[str | None] | None:
         """Of the row, as the session's transaction sees it. None: there is no such row."""
         from cluster import handle
 
@@ -310,8 +310,8 @@ class Job:
     @typing.overload
     def wait(self, session: SyncSession, timeout: timedelta) -> str | None: ...
     @typing.overload
-    def wait(self, session: AsyncSession, timeout: timedelta) -> Awaitable[str | None]: ...
-    def wait(self, session: SyncSession | AsyncSession, timeout: timedelta) -> str | Awaitable[str | None] | None:
+    def wait(self, session: AsyncSession, timeout: timedelta) -> Awaited[str | None]: ...
+    def wait(self, session: SyncSession | AsyncSession, timeout: timedelta) -> str | Awaited[str | None] | None:
         """The status in which it has finished; None: its row is gone. WaitTimeoutError: it has not finished by then.
 
         Looks from time to time, outside of any transaction: EnqueueError in an open one.
@@ -323,8 +323,8 @@ class Job:
     @typing.overload
     def cancel(self, session: SyncSession) -> str | None: ...
     @typing.overload
-    def cancel(self, session: AsyncSession) -> Awaitable[str | None]: ...
-    def cancel(self, session: SyncSession | AsyncSession) -> str | Awaitable[str | None] | None:
+    def cancel(self, session: AsyncSession) -> Awaited[str | None]: ...
+    def cancel(self, session: SyncSession | AsyncSession) -> str | Awaited[str | None] | None:
         """As cluster.cancel in SQL, in the session's transaction: the status then."""
         from cluster import handle
 
@@ -333,8 +333,8 @@ class Job:
     @typing.overload
     def retry(self, session: SyncSession) -> str | None: ...
     @typing.overload
-    def retry(self, session: AsyncSession) -> Awaitable[str | None]: ...
-    def retry(self, session: SyncSession | AsyncSession) -> str | Awaitable[str | None] | None:
+    def retry(self, session: AsyncSession) -> Awaited[str | None]: ...
+    def retry(self, session: SyncSession | AsyncSession) -> str | Awaited[str | None] | None:
         """As cluster.retry in SQL, in the session's transaction: the status then."""
         from cluster import handle
 

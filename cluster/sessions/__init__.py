@@ -7,8 +7,9 @@ written once, as a Conversation, and held by `talk` or `atalk`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Generator, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, cast
+from collections.abc import Coroutine, Generator, Sequence
+from functools import lru_cache
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from psycopg import AsyncConnection, Connection
 
@@ -20,6 +21,8 @@ Ask: TypeAlias = tuple[str, Sequence[Any]]
 T = TypeVar("T")
 Conversation: TypeAlias = Generator[Ask, Row, T]
 """Gives statements, takes the first row of each, and ends with what came of it."""
+Awaited: TypeAlias = Coroutine[Any, Any, T]
+"""What an async session gives: a coroutine, so that type checkers find the `await` that was forgotten."""
 
 
 class Sync(Protocol):
@@ -36,6 +39,9 @@ class Sync(Protocol):
     def look(self, statement: str, values: Sequence[Any]) -> Row:
         """As row, of a session that is in no transaction, and leaves it so."""
 
+    def database(self) -> str | None:
+        """The database's name. None: it can't be known."""
+
 
 class Async(Protocol):
     """As Sync, awaited."""
@@ -47,6 +53,8 @@ class Async(Protocol):
     def in_transaction(self) -> bool: ...
 
     async def look(self, statement: str, values: Sequence[Any]) -> Row: ...
+
+    def database(self) -> str | None: ...
 
 
 # --- what callers have, for type checkers: `await` is needed where a method of theirs has to be awaited ---
@@ -87,7 +95,8 @@ class AsyncOrmSession(Protocol):
 class DjangoConnection(Protocol):
     """django.db.connection, or connections["another"]."""
 
-    vendor: ClassVar[str]
+    @property
+    def vendor(self) -> str: ...
 
     def cursor(self) -> Any: ...
 
@@ -134,9 +143,13 @@ def is_async(bound: Sync | Async) -> bool:
     return inspect.iscoroutinefunction(bound.row)
 
 
-def converse(session: Any, conversation: Conversation[T]) -> T | Awaitable[T]:
+def converse(session: Any, conversation: Conversation[T]) -> T | Awaited[T]:
     """On whatever the caller has; awaited on an async session."""
-    bound = bind(session)
+    return hold(bind(session), conversation)
+
+
+def hold(bound: Sync | Async, conversation: Conversation[T]) -> T | Awaited[T]:
+    """Awaited on an async one."""
     if is_async(bound):
         return atalk(cast("Async", bound), conversation)
     return talk(cast("Sync", bound), conversation)
@@ -172,6 +185,7 @@ async def atalk(session: Async, conversation: Conversation[T]) -> T:
         return value
 
 
+@lru_cache
 def numbered(statement: str) -> str:
     """The statement with $1, $2 … for its values."""
     first, *rest = statement.split("%s")

@@ -28,3 +28,7 @@ class Asyncpg:
 
     async def look(self, statement: str, values: Sequence[Any]) -> Row:
         return await self.row(statement, values)
+
+    def database(self) -> str | None:
+        # asyncpg has no public name for it.
+        return getattr(getattr(self._connection, "_params", None), "database", None)

@@ -30,3 +30,6 @@ class Django:
 
     def look(self, statement: str, values: Sequence[Any]) -> Row:
         return self.row(statement, values)
+
+    def database(self) -> str | None:
+        return str(self._connection.settings_dict["NAME"])

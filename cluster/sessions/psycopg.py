@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from cluster.errors import EnqueueError
@@ -22,6 +22,11 @@ class Psycopg:
         _check_open(connection)
         self.connection = connection
 
+    @property
+    def in_pipeline(self) -> bool:
+        """Where COPY can't be used."""
+        return self.connection.info.pipeline_status != PipelineStatus.OFF
+
     def row(self, statement: str, values: Sequence[Any]) -> Row:
         # A cursor of ours: the connection's own may take other placeholders or return other rows.
         with Cursor(self.connection, row_factory=tuple_row) as cursor:
@@ -36,6 +41,9 @@ class Psycopg:
         finally:
             self.connection.rollback()
 
+    def database(self) -> str | None:
+        return self.connection.info.dbname
+
 
 class AsyncPsycopg:
     """An AsyncConnection."""
@@ -45,6 +53,11 @@ class AsyncPsycopg:
     def __init__(self, connection: AsyncConnection[Any]) -> None:
         _check_open(connection)
         self.connection = connection
+
+    @property
+    def in_pipeline(self) -> bool:
+        """Where COPY can't be used."""
+        return self.connection.info.pipeline_status != PipelineStatus.OFF
 
     async def row(self, statement: str, values: Sequence[Any]) -> Row:
         async with AsyncCursor(self.connection, row_factory=tuple_row) as cursor:
@@ -59,6 +72,9 @@ class AsyncPsycopg:
             return await self.row(statement, values)
         finally:
             await self.connection.rollback()
+
+    def database(self) -> str | None:
+        return self.connection.info.dbname
 
 
 def _check_open(connection: Connection[Any] | AsyncConnection[Any]) -> None:

@@ -35,6 +35,9 @@ class Core:
         finally:
             self._connection.rollback()
 
+    def database(self) -> str | None:
+        return _database(self._connection)
+
 
 class AsyncCore:
     """An AsyncConnection."""
@@ -54,6 +57,9 @@ class AsyncCore:
             return await self.row(statement, values)
         finally:
             await self._connection.rollback()
+
+    def database(self) -> str | None:
+        return _database(self._connection)
 
 
 class Orm:
@@ -76,6 +82,9 @@ class Orm:
         with self._session.get_bind().connect() as connection:
             return Core(connection).look(statement, values)
 
+    def database(self) -> str | None:
+        return _database(self._session.get_bind())
+
 
 class AsyncOrm:
     """An AsyncSession."""
@@ -97,6 +106,9 @@ class AsyncOrm:
         async with engine.connect() as connection:
             return await AsyncCore(connection).look(statement, values)
 
+    def database(self) -> str | None:
+        return _database(self._session.get_bind())
+
 
 def _of_the_scope(session: Any) -> Any:
     """A scoped_session passes on part of what a session can do."""
@@ -110,6 +122,12 @@ def _placeholder(bound: Any) -> str:
     if getattr(bound, "closed", False):
         raise EnqueueError("the connection is closed: pass an open one")
     return "$1" if bound.dialect.paramstyle == "numeric_dollar" else "%s"
+
+
+def _database(bound: Any) -> str | None:
+    """bound: a connection or an engine. None: the engine has a function that connects."""
+    name: str | None = bound.engine.url.database
+    return name
 
 
 def _asked(placeholder: str, statement: str, values: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:

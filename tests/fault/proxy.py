@@ -66,7 +66,8 @@ class Proxy:
         pumps = asyncio.all_tasks(self._loop)
         for pump in pumps:
             pump.cancel()
-        self._loop.run_until_complete(asyncio.gather(*pumps, return_exceptions=True))
+        if pumps:
+            self._loop.run_until_complete(asyncio.gather(*pumps, return_exceptions=True))
         self._loop.run_until_complete(asyncio.sleep(0))  # sockets close a turn later
         self._loop.close()
 

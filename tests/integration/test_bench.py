@@ -15,7 +15,7 @@ import pytest
 from bench.cli import main
 from bench.page import write_page
 from bench.results import REPOSITORY, Results, Run
-from bench.scenarios import crowd
+from bench.scenarios import crowd, sessions
 from cluster.embedded import EmbeddedPostgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # the first test waits for the run
@@ -135,3 +135,16 @@ def test_a_small_crowd_is_measured_with_the_statements_of_today(
     path = main(["crowd", "--repeats", "1", "--output", str(tmp_path)])
     measures = figures_of(json.loads(path.read_text()), "crowd", "2 nodes")
     assert {"renew_lease", "list_live_nodes", "list_held_locks", "NOTIFY"} <= measures.keys()
+
+
+def test_enqueueing_is_measured_on_each_kind_of_session(
+    postgres: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "BATCHES", 1)
+    monkeypatch.setattr(sessions, "MANY", 10)
+    path = main(["sessions", "--repeats", "1", "--database-url", postgres.url(), "--output", str(tmp_path)])
+    document = json.loads(path.read_text())
+    for kind in sessions.BARE:
+        measures = figures_of(document, "sessions", kind)
+        assert measures.keys() == {"INSERT", "perform_later", "perform_many"}
+        assert measures["perform_later"]["ratio"] > 0

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import psycopg
 import pytest
 import sqlalchemy
+import sqlmodel
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.orm import Session
@@ -100,6 +101,23 @@ def test_a_model_reflected_from_a_job_table_is_read_and_left_alone(page: Any, en
         page.configure_alembic(context, session.connection(), model.metadata)
         mapped = MigrationContext.configure(context.connection, opts=context.options)
         assert compare_metadata(mapped, metadata()) == []
+
+
+def test_sqlmodel_reads_a_job_table_and_autogenerate_leaves_it_alone(page: Any, engine: sqlalchemy.Engine) -> None:
+    class Customer(sqlmodel.SQLModel, table=True):
+        __tablename__ = "customers"
+        id: int = sqlmodel.Field(primary_key=True)
+
+    model = page.sqlmodel_of_jobs()
+    with sqlmodel.Session(engine) as session:
+        session.add(Customer(id=7))
+        queued = WelcomeJob(customer_id=7).perform_later(session)
+        row: Any = session.exec(sqlmodel.select(model).where(model.customer_id == 7)).one()
+        assert (row.id, row.status) == (queued.id, "not_started")
+        context = Context()
+        page.configure_alembic(context, session.connection(), sqlmodel.SQLModel.metadata)
+        mapped = MigrationContext.configure(context.connection, opts=context.options)
+        assert compare_metadata(mapped, sqlmodel.SQLModel.metadata) == []
 
 
 async def test_makemigrations_has_nothing_to_do_and_a_model_reads_a_job_table(

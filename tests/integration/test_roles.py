@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import errors
-from psycopg.conninfo import make_conninfo
-from typer.testing import CliRunner
 
-from cluster import Job, References
-from cluster.cli.app import app
-from cluster.migrate import migrate_jobs, migrate_schema
+from cluster import Job
+from cluster.migrate import migrate_jobs
 from tests.support.nodes import NodeProcess, wait_for, write_jobs
+from tests.support.roles import EmailCustomersJob, Shop, blocks, shop_of_the_guide
 
-PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 SOURCE = """
 from datetime import timedelta
 from typing import Annotated
@@ -33,62 +29,11 @@ class EmailCustomersJob(Job):
 """
 
 
-class EmailCustomersJob(Job):
-    customer_id: Annotated[int, References("customers.id", on_delete="cascade")]
-
-    retention_failed = timedelta(days=1)
-
-    async def perform(self) -> None: ...
-
-
-class Shop(NamedTuple):
-    """A database of the page, and what its roles are called here: roles are the server's, and other tests run beside."""
-
-    url: str
-    prefix: str
-
-    def url_of(self, role: str) -> str:
-        return make_conninfo(self.url, user=f"{self.prefix}{role}")
-
-    def connect(self, role: str) -> psycopg.Connection:
-        return psycopg.connect(self.url_of(role), autocommit=True)
-
-    def command(self, role: str, *words: str) -> str:
-        """Its output. AssertionError: it failed."""
-        done = CliRunner(env={"CLUSTER_DATABASE_URL": self.url_of(role)}).invoke(app, words)
-        assert done.exit_code == 0, done.output
-        return done.output
-
-
-def blocks(heading: str) -> list[str]:
-    """The SQL below a heading of the page."""
-    text = PAGE.read_text(encoding="utf-8").split(f"# {heading}\n", 1)[1]
-    section = re.split(r"^#+ ", text, maxsplit=1, flags=re.MULTILINE)[0]
-    return re.findall(r"^```sql\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture
 def shop(empty_database_url: str) -> Iterator[Shop]:
     """One job waits."""
-    first, *grants = blocks("Roles")
-    made = Shop(empty_database_url, f"r{uuid4().hex[:8]}_")
-    roles = [made.prefix + name for name in re.findall(r"CREATE ROLE shop_(\w+)", first)] + [f"{made.prefix}neighbour"]
-    with psycopg.connect(made.url, autocommit=True) as admin:
-        first = first.replace("DATABASE shop ", f"DATABASE {admin.info.dbname} ").replace("shop_", made.prefix)
-        admin.execute("CREATE TABLE customers (id bigint PRIMARY KEY); INSERT INTO customers VALUES (1), (2)")
-        admin.execute(f"{first}; CREATE ROLE {made.prefix}neighbour LOGIN".encode())
-        try:
-            with made.connect("migrator") as migrator:
-                migrate_schema(migrator)
-                migrate_jobs(migrator, [EmailCustomersJob])
-                for block in grants:
-                    migrator.execute(block.replace("shop_", made.prefix).encode())
-            admin.execute("INSERT INTO email_customers_jobs (customer_id) VALUES (1)")
-            yield made
-        finally:
-            for role in roles:  # the migrator first: its default privileges name the others
-                admin.execute(f"DROP OWNED BY {role} CASCADE".encode())
-            admin.execute(f"DROP ROLE {', '.join(roles)}".encode())
+    with shop_of_the_guide(empty_database_url) as made:
+        yield made
 
 
 ENQUEUE = (

@@ -63,8 +63,10 @@ def _sync_engine(url: str, driver: str) -> sqlalchemy.Engine:
 
 
 def _with_driver(url: str, driver: str) -> sqlalchemy.URL:
-    """The server of the tests listens on a socket, which each driver names in its own way."""
+    """The server of the tests listens on a socket, which each driver names in its own way; another's may not."""
     given = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    if not given["host"].startswith("/"):
+        return sqlalchemy.make_url(url).set(drivername=f"postgresql+{driver}")
     query = {"unix_sock": socket_file(url)} if driver == "pg8000" else {name: given[name] for name in ("host", "port")}
     return sqlalchemy.URL.create(
         f"postgresql+{driver}", given["user"], given.get("password"), database=given["dbname"], query=query

@@ -1,0 +1,1 @@
+"""An application of Django that enqueues: project and app in one package."""

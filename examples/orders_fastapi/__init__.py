@@ -1,0 +1,1 @@
+"""An application of FastAPI and SQLAlchemy that enqueues."""

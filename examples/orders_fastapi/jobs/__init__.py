@@ -1,0 +1,1 @@
+"""The jobs of the orders: a node imports every module of this package."""
