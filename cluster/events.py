@@ -31,6 +31,14 @@ def node_draining(node: str, running: int, timeout: float) -> None:
     log.info("node_draining", node=node, running=running, timeout=timeout, hint=hint)
 
 
+def told_to_drain(node: str, running: int, *, told: bool) -> None:
+    if told:
+        hint = "it claims nothing until `cluster undrain`, or its end"
+        log.info("drain_requested", node=node, running=running, hint=hint)
+    else:
+        log.info("drain_over", node=node, running=running)
+
+
 def node_stopped(node: str, finished: int, released: int) -> None:
     log.info("node_stopped", node=node, finished=finished, released=released)
 

@@ -14,6 +14,7 @@ from cluster.tables import identifier
 
 OWN_TABLES = {
     "nodes": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "drains": ("SELECT", "INSERT", "DELETE"),
     "prune_walks": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "turns": ("SELECT", "UPDATE"),
     "schedule_service": ("SELECT", "UPDATE"),

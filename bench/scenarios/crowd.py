@@ -60,7 +60,15 @@ def _nodes(url: str, stack: ExitStack, connection: psycopg.Connection, number: i
         }  # fmt: skip
         connection.execute(
             statements.statement("register_node"),
-            values | {"hostname": "host", "pid": 1, "version": "0", "queues": ["*"], "jobs": [NoopJob.__name__]},
+            values
+            | {
+                "hostname": "host",
+                "pid": 1,
+                "version": "0",
+                "queues": ["*"],
+                "jobs": [NoopJob.__name__],
+                "before": None,
+            },
         )
         nodes.append(values)
     return nodes

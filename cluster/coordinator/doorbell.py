@@ -40,7 +40,7 @@ class Watch(NamedTuple):
 
 class Doorbell:
     """Rings wake the claimer: `ring` is called for tables on watch, `cancel` with a table's oid and a job's id, `schedules` when
-    one of them is due earlier than was known.
+    one of them is due earlier than was known, `changed` when operators have changed something.
 
     Whether a table is watched, and by whom, its backlog knows; nobody but this writes that.
     """
@@ -52,12 +52,14 @@ class Doorbell:
         ring: Callable[[], None],
         cancel: Callable[[int, int], None],
         schedules: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
         self._session = Session(read_url, "doorbell", setup=self._listen, listening=self._arrived)
         self._backlogs = backlogs
         self._ring = ring
         self._cancel = cancel
         self._schedules = schedules
+        self._operators_changed = changed
         self._changed = False
         self._connections = 0
         self._rings = 0.0
@@ -220,7 +222,9 @@ class Doorbell:
         everywhere = payload in {"", _CALL}
         rung = [] if everywhere else [b for b in self._backlogs if b.watched and b.table in parse_numbers(payload)]
         if everywhere:
-            self._changed = self._changed or payload == ""
+            if payload == "":
+                self._changed = True
+                self._operators_changed()
             if self._doubts is None:
                 wait = self._doubted_at + EVERYWHERE_INTERVAL - time.monotonic()
                 self._doubts = asyncio.get_running_loop().call_later(max(0.0, wait), self._rung_everywhere)

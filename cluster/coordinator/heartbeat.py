@@ -27,6 +27,8 @@ from cluster.settings import Settings
 
 RETRY = 0.25
 """Seconds between attempts to renew while Postgres can't be had: quick, since the lease runs."""
+RENEWED_SOON = 0.5
+"""Seconds after a renewal within which nothing makes the next one come sooner."""
 FENCE_CHECK = 0.5
 """Seconds between looks at the fence: less than half the grace, which is how suddenly it may come near."""
 
@@ -46,7 +48,8 @@ class Heartbeat:
     """Keeps the node registered, and fences it when it can't be.
 
     registered: called with each new lease; renewed: whenever its fence has moved; fenced: when the jobs under it must die, now;
-    deregistered: when the database knows that leases before have ended, so that their jobs can be taken back.
+    deregistered: when the database knows that leases before have ended, so that their jobs can be taken back; told_to_drain: when
+    people ask for that, and when they take it back.
     """
 
     def __init__(
@@ -59,10 +62,14 @@ class Heartbeat:
         renewed: Callable[[Lease], None],
         fenced: Callable[[Lease], None],
         deregistered: Callable[[], None],
+        told_to_drain: Callable[[bool], None],
     ) -> None:
         self.wakeup = Wakeup()
         self.lease: Lease | None = None
         self.draining = False
+        """The node stops."""
+        self.is_told_to_drain = False
+        """It claims nothing until people take that back, or it stops: also under the registrations to come."""
         self.session = Session(
             settings.read_direct_database_url,
             "heartbeat",
@@ -79,6 +86,9 @@ class Heartbeat:
         self._renewed = renewed
         self._fenced = fenced
         self._deregistered = deregistered
+        self._told_to_drain = told_to_drain
+        self._before: UUID | None = None
+        """The last registration."""
         self._ended: list[UUID] = []
         """Node ids of leases that are over, until the database knows."""
         self._locked: tuple[AsyncConnection[Any], Lease] | None = None
@@ -91,6 +101,11 @@ class Heartbeat:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat())
             group.create_task(self._guard())
+
+    def renew_soon(self) -> None:
+        """Somebody may have said something. Anybody may ring, so not right after the last time."""
+        if boottime() - self._renewed_at > RENEWED_SOON:
+            self.wakeup.set()
 
     async def deregister(self) -> None:
         """The node has ended cleanly."""
@@ -138,21 +153,28 @@ class Heartbeat:
         await connection.execute(
             statements.statement("register_node"),
             {**self._values(), "id": lease.node, "hostname": socket.gethostname(), "pid": os.getpid(),
-             "version": self._version, "queues": list(self._settings.queues), "jobs": self._jobs},
+             "version": self._version, "queues": list(self._settings.queues), "jobs": self._jobs, "before": self._before},
         )  # fmt: skip
-        self.lease = lease
+        self.lease, self._before = lease, lease.node
         self._registered(lease)
         self._renewed(lease)
 
     async def _renew(self, connection: AsyncConnection[Any], lease: Lease, sent_at: float) -> None:
         cursor = await connection.execute(statements.statement("renew_lease"), {**self._values(), "id": lease.node})
-        if await cursor.fetchone() is None:
+        row = await cursor.fetchone()
+        if row is None:
             events.lease_lost(str(lease.node), "another node has declared this one lost")
             self._fence(lease)
         elif not lease.ended:
             lease.renewed(sent_at)
             self._renewed(lease)
+            self._hear(told_to_drain=row[0])
             self.session.let_go()
+
+    def _hear(self, *, told_to_drain: bool) -> None:
+        if told_to_drain != self.is_told_to_drain:
+            self.is_told_to_drain = told_to_drain
+            self._told_to_drain(told_to_drain)
 
     async def _deregister_ended(self, connection: AsyncConnection[Any]) -> None:
         """Their jobs are dead: nobody need wait for those leases."""

@@ -181,8 +181,9 @@ class Node:
         queues = None if "*" in settings.queues else list(settings.queues)
         self._backlogs = [Backlog(job_type, queues, self._troubles, self._count_live_nodes) for job_type in self._types]
         self._doorbell = Doorbell(
-            settings.read_direct_database_url, self._backlogs, self._ring, self._cancel, self._schedules
-        )
+            settings.read_direct_database_url, self._backlogs, self._ring, self._cancel, self._schedules,
+            self._operators_changed,
+        )  # fmt: skip
         self._finisher = Finisher(
             self._finishes, self._types, self._troubles, self._limit_freed, self._waits,
             names_all=settings.log_jobs == "all",
@@ -206,7 +207,7 @@ class Node:
         self._heartbeat = Heartbeat(
             settings, _VERSION, self._by_name, self._load,
             registered=self._registered, renewed=self._pool.renewed, fenced=self._fenced,
-            deregistered=self._deregistered,
+            deregistered=self._deregistered, told_to_drain=self._told_to_drain,
         )  # fmt: skip
         self._rescuer = Rescuer(self._heartbeat.session, self._finishes, self._troubles)
         self._held_locks = HeldLocks(self._heartbeat.session, self._types, self._troubles, self._count_live_nodes)
@@ -298,7 +299,8 @@ class Node:
 
     def _status(self) -> str:
         """One line for people."""
-        may_claim = "may claim" if self._health.ready else "may not claim: it has no lease, or no worker"
+        held = "it was told to drain" if self._heartbeat.is_told_to_drain else "it has no lease, or no worker"
+        may_claim = "may claim" if self._health.ready else f"may not claim: {held}"
         reload_error = f"; the newest code can't be used: {self._pool.reload_error}" if self._pool.reload_error else ""
         return f"{self._placement.running} jobs on {self._pool.slots} slots; {may_claim}{reload_error}"
 
@@ -397,14 +399,29 @@ class Node:
         )
         self._census.wakeup.set()
         self._scheduler.wakeup.set()
-        if not self._stop.is_set():
-            self._claimer.lease = lease
-            self._claimer.ring()
+        self._may_claim()
 
     def _fenced(self, lease: Lease) -> None:
         if self._claimer.lease is lease:
             self._claimer.lease = None
         self._pool.fence(lease)
+
+    def _may_claim(self) -> None:
+        if not self._stop.is_set() and not self._heartbeat.is_told_to_drain:
+            self._claimer.lease = self._heartbeat.lease
+            self._claimer.ring()
+
+    def _told_to_drain(self, told: bool) -> None:  # noqa: FBT001 - called with one value
+        """It claims nothing more, finishes what runs, and stays, until it is told otherwise."""
+        events.told_to_drain(self._node, self._placement.running, told=told)
+        if told:
+            self._claimer.lease = None
+            self._claimer.look_soon()  # it leaves the watch to others
+        else:
+            self._may_claim()
+
+    def _operators_changed(self) -> None:
+        self._heartbeat.renew_soon()
 
     def _deregistered(self) -> None:
         self._rescuer.sweep_soon()

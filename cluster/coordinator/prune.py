@@ -1,5 +1,5 @@
-"""Deletes finished jobs that are older than their type keeps them, in small batches, node rows that ended a day ago, and old
-occurrences of schedules.
+"""Deletes finished jobs that are older than their type keeps them, in small batches, node rows that ended a day ago, old
+occurrences of schedules, and what people did more than a year ago.
 
 Walks every table along its primary key, a window at a time, so that no index is needed that each finish would have to write. A walk
 begins only when something can have expired, and each step is taken by one node: `cluster.prune_walks` knows where it stands.
@@ -80,6 +80,7 @@ class Pruner:
             if not self._is_walking:
                 await connection.execute(statements.statement("prune_nodes"))
                 await connection.execute(statements.statement("prune_schedule_runs"))
+                await connection.execute(statements.statement("prune_audit"))
                 await connection.execute(statements.statement("plan_pruning"))
                 for table in self._tables.values():  # what could not be deleted, whether a walk comes by or not
                     if table.hold.is_over and (due := table.aside.due()):

@@ -1,0 +1,369 @@
+"""`cluster.why` names the true cause first: situations made with SQL where they are just rows, and with real nodes where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg.types.json import Jsonb
+
+from tests.integration.conftest import RunNode
+from tests.support.nodes import wait_for
+from tests.support.postgres import RunServer
+from tests.support.rows import refuse, run
+
+NODE, OTHER = UUID(int=1), UUID(int=2)
+TABLES = """
+DROP TABLE IF EXISTS mail_jobs, order_jobs;
+TRUNCATE cluster.job_types, cluster.turns, cluster.queues, cluster.nodes, cluster.drains, cluster.audit, cluster.schedules;
+SELECT cluster.create_job_table('mail_jobs');
+ALTER TABLE mail_jobs ADD COLUMN label text;
+UPDATE cluster.job_types SET max_concurrency = NULL;
+"""
+KEYED = """
+SELECT cluster.create_job_table('order_jobs');
+ALTER TABLE order_jobs ADD COLUMN customer integer;
+SELECT cluster.create_job_table('order_jobs', 'customer');
+"""
+RUNNING = """
+UPDATE mail_jobs SET status = 'running', attempts_count = 1, locked_by = %s, locked_at = now() - interval '3 min',
+    started_at = now() - interval '3 min' WHERE id = ANY (%s)
+"""
+ENDED = "UPDATE mail_jobs SET status = %s, run_at = now() + %s::interval, attempts_count = %s, started_at = now(), last_error = %s"
+
+
+class Reason(NamedTuple):
+    rank: int
+    reason: str
+    detail: str
+    remedy: str
+
+
+class Place:
+    """A database with a job table, which has one job, and the hands to make a situation of it."""
+
+    def __init__(self, url: str, connection: psycopg.Connection, others: ExitStack) -> None:
+        self._url = url
+        self.connection = connection
+        self._others = others
+        self.sql(TABLES)
+
+    def sql(self, text: str, *values: object) -> list[Any]:
+        return run(self.connection, text, *values)
+
+    def other_session(self, text: str) -> psycopg.Connection:
+        """One that has begun, run this, and not ended."""
+        other = self._others.enter_context(psycopg.connect(self._url))
+        other.execute(text.encode())
+        return other
+
+    def node(self, number: UUID = NODE, *, lease: str = "1 h", state: str = "live", **columns: Any) -> None:
+        """One that says of itself what is given."""
+        values = {"jobs": ["mail_jobs"], "queues": ["*"], "slots": 10, "running": 0, "trouble": [], "work": []} | columns
+        self.sql(
+            "INSERT INTO cluster.nodes (id, hostname, pid, version, lease_until, state, jobs, queues, slots, running, trouble, work)"
+            " VALUES (%s, 'web-' || %s, 7, '1', now() + %s::interval, %s, %s, %s, %s, %s, %s, %s)",
+            number, number.int, lease, state, values["jobs"], values["queues"], values["slots"], values["running"],
+            Jsonb(values["trouble"]), Jsonb(values["work"]),
+        )  # fmt: skip
+
+    def jobs(self, count: int = 1, **columns: object) -> int:
+        """Inserts them into mail_jobs; the id of the last."""
+        names = "".join(f", {name}" for name in columns)
+        values = "".join(", %s" for _ in columns)
+        query = f"INSERT INTO mail_jobs (label{names}) SELECT NULL{values} FROM generate_series(1, %s) RETURNING id"
+        return max(job_id for (job_id,) in self.sql(query, *columns.values(), count))
+
+    def why(self, table: str, job_id: int | None) -> list[Reason]:
+        with self.connection.transaction():
+            self.sql("SET TRANSACTION READ ONLY")
+            return [Reason(*row) for row in self.sql("SELECT * FROM cluster.why(%s::regclass, %s)", table, job_id)]
+
+
+@pytest.fixture(scope="module")
+def shared_url(run_server: RunServer) -> Iterator[str]:
+    with run_server.database(run_server.template()) as url:
+        yield url
+
+
+@pytest.fixture
+def place(shared_url: str) -> Iterator[Place]:
+    with psycopg.connect(shared_url, autocommit=True) as connection, ExitStack() as others:
+        yield Place(shared_url, connection, others)
+
+
+def trouble(reason: str, detail: str, rows: int = 0) -> list[dict[str, Any]]:
+    return [{"job_type": "mail_jobs", "reason": reason, "detail": detail, "rows": rows, "since": 1.0}]
+
+
+# --- situations: each makes one, and returns the id of the job that is asked about ---
+
+
+def no_such_job(place: Place) -> int:
+    return place.jobs() + 1
+
+
+def not_committed(place: Place) -> int:
+    place.other_session("INSERT INTO mail_jobs DEFAULT VALUES")
+    return 1
+
+
+def finished(place: Place) -> int:
+    place.jobs()
+    place.sql("UPDATE mail_jobs SET status = 'failed', finished_at = now() - interval '5 min', attempts_count = 3, last_error = %s", "Traceback\nValueError: no such customer\n")  # fmt: skip
+    return 1
+
+
+def running(place: Place) -> int:
+    place.node()
+    place.sql(RUNNING, NODE, [place.jobs()])
+    return 1
+
+
+def cancelling(place: Place) -> int:
+    running(place)
+    place.sql("SELECT cluster.cancel('mail_jobs', 1)")
+    return 1
+
+
+def node_lost(place: Place) -> int:
+    place.node(lease="-20 s")
+    place.sql(RUNNING, NODE, [place.jobs()])
+    return 1
+
+
+def not_due(place: Place) -> int:
+    place.node()
+    return place.jobs(run_at="2099-01-01")
+
+
+def retry(place: Place) -> int:
+    place.node()
+    place.jobs()
+    place.sql(ENDED, "retry", "5 min", 2, "Traceback\nTimeoutError: mail server\n")
+    return 1
+
+
+def snoozed(place: Place) -> int:
+    place.node()
+    place.jobs()
+    place.sql(ENDED, "scheduled", "5 min", 0, None)
+    return 1
+
+
+def type_paused(place: Place) -> int:
+    place.node()
+    with place.connection.transaction():
+        place.sql("SELECT cluster.pause('mail_jobs'::regclass, 'the mail server is away')")
+        place.sql("INSERT INTO cluster.audit (who, via, action, target) VALUES ('ann', 'dashboard', 'pause', 'mail_jobs')")
+    return place.jobs()
+
+
+def queue_paused(place: Place) -> int:
+    place.node()
+    place.sql("SELECT cluster.pause('bulk', 'too loud')")
+    return place.jobs(queue="bulk")
+
+
+def everything_paused(place: Place) -> int:
+    place.node()
+    place.sql("SELECT cluster.pause(reason => 'moving')")
+    return place.jobs()
+
+
+def no_node(place: Place) -> int:
+    place.node(state="stopped")
+    return place.jobs()
+
+
+def no_node_of_type(place: Place) -> int:
+    place.node(jobs=["OtherJob"])
+    return place.jobs()
+
+
+def no_node_of_queue(place: Place) -> int:
+    place.node(queues=["default", "mail"])
+    return place.jobs(queue="bulk")
+
+
+def nodes_draining(place: Place) -> int:
+    place.node()
+    place.node(OTHER, jobs=["OtherJob"])
+    place.sql("SELECT cluster.drain('web-1', 'new disks')")
+    place.sql("UPDATE cluster.nodes SET state = 'draining' WHERE id = %s", NODE)
+    return place.jobs()
+
+
+def nodes_silent(place: Place) -> int:
+    place.node(lease="-20 s")
+    return place.jobs()
+
+
+def limit_full(place: Place) -> int:
+    place.node(slots=100)
+    place.sql("UPDATE cluster.job_types SET max_concurrency = 50, max_concurrency_override = 4")
+    place.jobs(4)
+    place.sql(RUNNING, NODE, [1, 2, 3, 4])
+    return place.jobs()
+
+
+def limit_zero(place: Place) -> int:
+    place.node()
+    place.sql("UPDATE cluster.job_types SET max_concurrency_override = 0")
+    return place.jobs()
+
+
+def key_full(place: Place) -> int:
+    place.sql(KEYED)
+    place.node(jobs=["order_jobs"])
+    place.sql("UPDATE cluster.job_types SET max_concurrency = 1 WHERE name = 'order_jobs'")
+    place.sql("INSERT INTO order_jobs (customer) VALUES (7), (8), (7)")
+    place.sql(RUNNING.replace("mail_jobs", "order_jobs"), NODE, [1])
+    place.sql("UPDATE order_jobs SET parked = true WHERE id = 3")
+    return 3
+
+
+def slots_busy(place: Place) -> int:
+    place.node(running=10)
+    return place.jobs()
+
+
+def no_empty_worker(place: Place) -> int:
+    """Two worker processes with 16 slots, and a job that takes one of them in each."""
+    place.node(slots=32, running=2, work=[{"job_type": "mail_jobs", "slots": 16, "seconds": 9, "attempts": 5}])
+    place.jobs(2)
+    place.sql(RUNNING, NODE, [1, 2])
+    return place.jobs()
+
+
+def behind(place: Place) -> int:
+    place.node(slots=10, running=10, work=[{"job_type": "mail_jobs", "slots": 1, "seconds": 0.25, "attempts": 100}])
+    place.jobs(6000)
+    place.jobs(6000, queue="bulk")
+    return place.jobs(priority=60)
+
+
+def row_locked(place: Place) -> int:
+    place.node()
+    place.jobs()
+    place.other_session("SELECT FROM mail_jobs FOR UPDATE")
+    return 1
+
+
+def table_locked(place: Place) -> int:
+    place.node()
+    place.jobs()
+    place.other_session("LOCK TABLE mail_jobs IN ACCESS EXCLUSIVE MODE")
+    return 1
+
+
+def index_being_built(place: Place) -> int:
+    place.node()
+    place.jobs()
+    place.other_session("CREATE INDEX ON mail_jobs (label)")
+    return 1
+
+
+def another_first(place: Place) -> int:
+    place.node(trouble=trouble("claim_refused", "row 2: duplicate key value violates unique constraint", 1))
+    place.sql("CREATE UNIQUE INDEX one_at_a_time ON mail_jobs (label) WHERE status = 'running' AND queue <> 'free'")
+    place.sql("INSERT INTO mail_jobs (label) VALUES ('a'), ('a')")
+    place.sql(RUNNING, NODE, [1])
+    return 2
+
+
+def another_waits(place: Place) -> int:
+    """A retry that is due would be the second that waits."""
+    place.node()
+    place.sql("CREATE UNIQUE INDEX one_waits ON mail_jobs (label) WHERE status IN ('scheduled', 'not_started')")
+    place.sql("INSERT INTO mail_jobs (label, run_at) VALUES ('a', now() + interval '1 h')")
+    place.sql(ENDED, "retry", "1 h", 1, "ValueError")
+    place.sql("INSERT INTO mail_jobs (label) VALUES ('a')")
+    place.sql("SET session_replication_role = replica")
+    place.sql("UPDATE mail_jobs SET run_at = now() - interval '1 s' WHERE id = 1")
+    place.sql("RESET session_replication_role")
+    return 1
+
+
+def row_set_aside(place: Place) -> int:
+    place.node(trouble=trouble("claim_refused", "row 1: not this one", 1))
+    return place.jobs()
+
+
+def table_held(place: Place) -> int:
+    place.node(trouble=trouble("no_privilege", "permission denied for table mail_jobs"))
+    return place.jobs()
+
+
+def differs(place: Place) -> int:
+    place.node(trouble=trouble("table_missing", "mail_jobs is not there, or lacks a column"))
+    return place.jobs()
+
+
+def starting(place: Place) -> int:
+    place.node()
+    return place.jobs()
+
+
+def nothing_known(place: Place) -> int:
+    place.node()
+    place.jobs()
+    place.sql("UPDATE mail_jobs SET run_at = now() - interval '1 h'")
+    return 1
+
+
+def nothing_waits(place: Place) -> None:
+    place.node()
+
+
+SITUATIONS = [
+    (no_such_job, "no_such_job", "has no job 2"),
+    (not_committed, "not_committed", "idle in transaction"),
+    (finished, "finished", "failed, 5 min ago, in attempt 3: ValueError: no such customer"),
+    (running, "running", "attempt 1, on web-1:7, for 3 min"),
+    (cancelling, "cancelling", "told to stop"),
+    (node_lost, "node_lost", "on web-1:7, silent"),
+    (not_due, "not_due", "2099-01-01"),
+    (retry, "retry", "attempt 2 failed, TimeoutError: mail server"),
+    (snoozed, "snoozed", "snoozed"),
+    (type_paused, "type_paused", "by ann: the mail server is away"),
+    (queue_paused, "queue_paused", "Queue bulk is paused, since 0 s ago: too loud"),
+    (everything_paused, "everything_paused", "moving"),
+    (no_node, "no_node", "the last one, web-1:7, stopped"),
+    (no_node_of_type, "no_node_of_type", "none performs mail_jobs"),
+    (no_node_of_queue, "no_node_of_queue", "No node serves queue bulk. mail_jobs is performed in other queues, by web-1:7"),
+    (nodes_draining, "nodes_draining", "web-1:7, told to 0 s ago: new disks"),
+    (nodes_silent, "nodes_silent", "web-1:7"),
+    (limit_full, "limit_full", "limit of 4 is reached: job 1 on web-1:7 for 3 min, job 2"),
+    (limit_zero, "limit_zero", "is 0"),
+    (key_full, "key_full", "for each customer, here 7, is reached: job 1 on web-1:7"),
+    (slots_busy, "slots_busy", "All 10 slots"),
+    (no_empty_worker, "slots_busy", "slots"),
+    (behind, "behind", "10,000+ jobs of the type come before it, by priority and time, at about 40 a second"),
+    (row_locked, "row_locked", "has this row locked"),
+    (table_locked, "table_locked", "AccessExclusiveLock"),
+    (index_being_built, "table_locked", "ShareLock"),
+    (another_first, "another_first", "job 1 is it"),
+    (another_waits, "another_first", "job 2 is it"),
+    (row_set_aside, "row_set_aside", "not this one"),
+    (table_held, "no_privilege", "permission denied for table mail_jobs"),
+    (differs, "table_missing", "lacks a column"),
+    (starting, "starting", "Nothing is in its way"),
+    (nothing_known, "unknown", "ready for 60 min"),
+    (nothing_waits, "nothing_waits", "public.mail_jobs"),
+]
+
+
+@pytest.mark.parametrize(("make", "reason", "words"), SITUATIONS, ids=[make.__name__ for make, *_ in SITUATIONS])
+def test_the_true_cause_comes_first(place: Place, make: Any, reason: str, words: str) -> None:
+    job_id = make(place)
+    found = place.why("order_jobs" if make is key_full else "mail_jobs", job_id)
+    assert [each.rank for each in found] == list(range(1, len(found) + 1))
+    assert (found[0].reason, words in found[0].detail) == (reason, True), found
+    assert all(each.detail and each.remedy for each in found)
+    if make in {running, finished, starting, nothing_known, limit_full, not_due, retry}:
+        assert len(found) == 1, found
