@@ -19,6 +19,7 @@ from cluster.cli import (
     dashboard,
     demo,
     dev,
+    drain,
     enqueue,
     generate,
     init,
@@ -30,6 +31,7 @@ from cluster.cli import (
     start,
     status,
     stop,
+    why,
     work,
     workoff,
 )
@@ -143,8 +145,11 @@ app.command(rich_help_panel=RUN)(stop.stop)
 app.command(rich_help_panel=RUN)(stop.restart)
 app.command(rich_help_panel=RUN)(enqueue.enqueue)
 app.command(rich_help_panel=OPERATE)(status.status)
+app.command(rich_help_panel=OPERATE)(why.why)
 app.command(rich_help_panel=OPERATE)(pause.pause)
 app.command(rich_help_panel=OPERATE)(pause.resume)
+app.command(rich_help_panel=OPERATE)(drain.drain)
+app.command(rich_help_panel=OPERATE)(drain.undrain)
 app.add_typer(schedule.app, name="schedule", rich_help_panel=OPERATE)
 app.command(rich_help_panel=OPERATE)(cancel.cancel)
 app.command(rich_help_panel=OPERATE)(cancel.retry)

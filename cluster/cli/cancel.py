@@ -75,14 +75,23 @@ _ONE: dict[Function, Literal["SELECT cluster.cancel(%s, %s)::text", "SELECT clus
 }
 
 
+_CHANGED = ("cancelled", "running", "not_started")
+"""Statuses that a row may have when something was done to it."""
+
+
 def _change_each(function: Function, connection: Connection[Any], table: JobTable, ids: list[int]) -> None:
     import psycopg
+
+    from cluster.cli.audit import note
 
     unknown: list[str] = []
     refused: list[str] = []
     for job_id in ids:
         try:
-            row = connection.execute(_ONE[function], [table.oid, job_id]).fetchone()
+            with connection.transaction():
+                row = connection.execute(_ONE[function], [table.oid, job_id]).fetchone()
+                if row is not None and row[0] in _CHANGED:
+                    note(connection, function, f"{table.name} {job_id}", count=1)
         except (psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.NumericValueOutOfRange) as error:
             refused.append(str(error.diag.message_primary))
             continue
@@ -100,12 +109,15 @@ def _change_each(function: Function, connection: Connection[Any], table: JobTabl
 def _change_all(
     function: Function, connection: Connection[Any], table: JobTable, chosen: Selection, *, yes: bool
 ) -> None:
+    from cluster.cli.audit import noted
+
     counts = table.counts(connection, chosen)
     if not counts:
         typer.echo(f"table {table.name}: no such jobs")
         return
     ask(f"{function} {counts.total():,} jobs of table {table.name} ({in_words(counts)})?", yes=yes)
-    done = table.change(connection, chosen, EACH[function])
+    with noted(connection, f"{function} all", table.name, chosen) as tell:
+        done = table.change(connection, chosen, EACH[function], tell)
     said = Counter({_word(function, word): count for word, count in done.items()})
     typer.echo(f"table {table.name}: {in_words(said) or 'no such jobs any more'}")
 

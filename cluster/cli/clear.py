@@ -27,6 +27,7 @@ def clear(
 
     Jobs that run stay, unless --force is given.
     """
+    from cluster.cli.audit import noted
     from cluster.cli.database import connected, settings_with_database
     from cluster.cli.enqueue import duration
     from cluster.cli.job_tables import find_job_table, list_job_tables
@@ -54,6 +55,9 @@ def clear(
             typer.echo("no such jobs")
             return
         ask(f"delete {total:,} jobs?", yes=yes)
-        done = sum((table.change(connection, chosen, EACH["delete"]) for table in tables), Counter[str]())
+        done = Counter[str]()
+        for table in tables:
+            with noted(connection, "delete all", table.name, chosen) as tell:
+                done += table.change(connection, chosen, EACH["delete"], tell)
     left = f", {done['busy']:,} left, since somebody holds them" if done["busy"] else ""
     typer.echo(f"{done['deleted']:,} deleted{left}")

@@ -33,6 +33,7 @@ def resume(name: Name = None, queue: Queue = None, everything: Everything = Fals
 
 
 def _change(function: str, name: str | None, queue: str | None, *, everything: bool, reason: str | None) -> None:
+    from cluster.cli.audit import note
     from cluster.cli.database import connected, settings_with_database
     from cluster.cli.job_tables import find_job_table
     from cluster.migrate import check_schema
@@ -52,10 +53,19 @@ def _change(function: str, name: str | None, queue: str | None, *, everything: b
         before = _paused(connection, queue, argument)
         arguments = [argument, reason] if function == "pause" else [argument]
         words = f"{what}, %s" if function == "pause" else what
-        connection.execute(f"SELECT cluster.{function}({words})".encode(), arguments)
+        with connection.transaction():
+            connection.execute(f"SELECT cluster.{function}({words})".encode(), arguments)
+            if (before is None) == (function == "pause"):
+                target = f"queue {queue or '*'}" if name is None else _type_of(connection, argument)
+                note(connection, function, target, {"reason": reason} if reason else None)
         typer.echo(f"{shown}: {_words(function, before, _paused(connection, queue, argument))}")
         if function == "resume" and not everything:
             _tell_of_other_pauses(connection, queue)
+
+
+def _type_of(connection: Connection[Any], table: int) -> str:
+    row = connection.execute("SELECT name FROM cluster.job_types WHERE job_table = %s::oid", [table]).fetchone()
+    return str(table) if row is None else row[0]
 
 
 def _paused(connection: Connection[Any], queue: str | None, table: int | None) -> tuple[str, str | None] | None:

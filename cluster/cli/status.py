@@ -46,6 +46,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For machines.")
     else:
         _print(job_types, unroutable, nodes)
         _print_pauses(job_types, queues)
+        _print_drains(nodes)
         _print_trouble(trouble)
 
 
@@ -145,6 +146,16 @@ def _print_pauses(job_types: list[Row], queues: list[Row]) -> None:
     for name, row in paused:
         reason = f": {row['paused_reason']}" if row["paused_reason"] else ""
         print_paragraph(f"{name} is paused since {row['paused_at'][:19]}{reason}")
+
+
+def _print_drains(nodes: list[Row]) -> None:
+    from cluster.cli.tables import age, print_paragraph
+
+    for node in nodes:
+        if node["drain_age_seconds"] is not None:
+            reason = f": {node['drain_reason']}" if node["drain_reason"] else ""
+            since = age(node["drain_age_seconds"])
+            print_paragraph(f"{node['hostname']}:{node['pid']} was told to drain, {since} ago{reason}")
 
 
 def _print_trouble(trouble: list[Row]) -> None:

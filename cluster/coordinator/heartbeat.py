@@ -28,7 +28,7 @@ from cluster.settings import Settings
 RETRY = 0.25
 """Seconds between attempts to renew while Postgres can't be had: quick, since the lease runs."""
 RENEWED_SOON = 0.5
-"""Seconds after a renewal within which nothing makes the next one come sooner."""
+"""Seconds after a renewal until a ring makes the next one."""
 FENCE_CHECK = 0.5
 """Seconds between looks at the fence: less than half the grace, which is how suddenly it may come near."""
 
@@ -87,6 +87,8 @@ class Heartbeat:
         self._fenced = fenced
         self._deregistered = deregistered
         self._told_to_drain = told_to_drain
+        self._soon: asyncio.TimerHandle | None = None
+        """Will renew before it is time."""
         self._before: UUID | None = None
         """The last registration."""
         self._ended: list[UUID] = []
@@ -104,8 +106,13 @@ class Heartbeat:
 
     def renew_soon(self) -> None:
         """Somebody may have said something. Anybody may ring, so not right after the last time."""
-        if boottime() - self._renewed_at > RENEWED_SOON:
-            self.wakeup.set()
+        if self._soon is None:
+            wait = max(0.0, self._renewed_at + RENEWED_SOON - boottime())
+            self._soon = asyncio.get_running_loop().call_later(wait, self._renew_now)
+
+    def _renew_now(self) -> None:
+        self._soon = None
+        self.wakeup.set()
 
     async def deregister(self) -> None:
         """The node has ended cleanly."""

@@ -411,7 +411,7 @@ class Node:
             self._claimer.lease = self._heartbeat.lease
             self._claimer.ring()
 
-    def _told_to_drain(self, told: bool) -> None:  # noqa: FBT001 - called with one value
+    def _told_to_drain(self, told: bool) -> None:
         """It claims nothing more, finishes what runs, and stays, until it is told otherwise."""
         events.told_to_drain(self._node, self._placement.running, told=told)
         if told:

@@ -62,6 +62,11 @@ SCHEDULE = """INSERT INTO cluster.schedules (name, job_table, job_values, every)
 VALUES ('a', 'email_customers_jobs', '{"customer_id": 2}', '1 hour')"""
 SAVE_VIEW = "INSERT INTO cluster.views (job_table, name, query, who) VALUES ('email_customers_jobs', 'a', 'status=failed', 'ann')"
 VIEWS = "SELECT FROM cluster.views"
+WHY = "SELECT * FROM cluster.why('email_customers_jobs', 1)"
+DRAIN = "INSERT INTO cluster.drains (node) VALUES (gen_random_uuid())"
+NOTE = "INSERT INTO cluster.audit (who, via, action, target) VALUES ('ann', 'cli', 'pause', 'a')"
+FORGET = "DELETE FROM cluster.audit"
+PRUNE = "SELECT cluster.prune_audit()"
 RING = "SELECT pg_notify('cluster_doorbell', '')"
 ALL = {
     ENQUEUE,
@@ -85,15 +90,20 @@ ALL = {
     SCHEDULE,
     SAVE_VIEW,
     VIEWS,
+    WHY,
+    DRAIN,
+    NOTE,
+    FORGET,
+    PRUNE,
     RING,
 }
 MAY = {
-    "neighbour": {TYPES, RING},
-    "app": {ENQUEUE, TYPES, RING},
-    "reader": {READ, TYPES, NODES, VIEWS, RING},
-    "operator": {READ, CLAIM, CANCEL, RETRY, CLEAR, PAUSE, LIMIT, TYPES, NODES, SAVE_VIEW, VIEWS, RING},
-    "node": {ENQUEUE, READ, CLAIM, CANCEL, RETRY, CLEAR, TYPES, NODES, LOSE, TURN, RING},
-    "autoscaler": {TYPES, SURVEY, RING},
+    "neighbour": {TYPES, PRUNE, RING},
+    "app": {ENQUEUE, TYPES, PRUNE, RING},
+    "reader": {READ, TYPES, NODES, VIEWS, WHY, PRUNE, RING},
+    "operator": {READ, CLAIM, CANCEL, RETRY, CLEAR, PAUSE, LIMIT, TYPES, NODES, SAVE_VIEW, VIEWS, WHY, DRAIN, NOTE, PRUNE, RING},
+    "node": {ENQUEUE, READ, CLAIM, CANCEL, RETRY, CLEAR, TYPES, NODES, LOSE, TURN, DRAIN, PRUNE, RING},
+    "autoscaler": {TYPES, SURVEY, PRUNE, RING},
     "migrator": ALL - {CUSTOMERS},
 }
 
@@ -176,6 +186,7 @@ def test_the_operators_commands_and_the_readers_work_with_their_grants(shop: Sho
     shop.command("operator", "pause", "--all")
     assert "why" in shop.command("reader", "status")
     shop.command("operator", "resume", "--all")
+    assert "type paused" in shop.command("reader", "why", "EmailCustomersJob")
     shop.command("operator", "resume", "EmailCustomersJob")
     assert "cancelled" in shop.command("operator", "cancel", "EmailCustomersJob", "1")
     assert "not_started" in shop.command("operator", "retry", "EmailCustomersJob", "1")

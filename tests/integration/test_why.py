@@ -1,9 +1,11 @@
-"""`cluster.why` names the true cause first: situations made with SQL where they are just rows, and with real nodes where they are not."""
+"""`cluster.why` names the true cause first: in situations made with SQL where they are just rows, and with nodes where not."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -14,7 +16,7 @@ from psycopg.types.json import Jsonb
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for
 from tests.support.postgres import RunServer
-from tests.support.rows import refuse, run
+from tests.support.rows import run
 
 NODE, OTHER = UUID(int=1), UUID(int=2)
 TABLES = """
@@ -63,10 +65,17 @@ class Place:
 
     def node(self, number: UUID = NODE, *, lease: str = "1 h", state: str = "live", **columns: Any) -> None:
         """One that says of itself what is given."""
-        values = {"jobs": ["mail_jobs"], "queues": ["*"], "slots": 10, "running": 0, "trouble": [], "work": []} | columns
+        values = {
+            "jobs": ["mail_jobs"],
+            "queues": ["*"],
+            "slots": 10,
+            "running": 0,
+            "trouble": [],
+            "work": [],
+        } | columns
         self.sql(
-            "INSERT INTO cluster.nodes (id, hostname, pid, version, lease_until, state, jobs, queues, slots, running, trouble, work)"
-            " VALUES (%s, 'web-' || %s, 7, '1', now() + %s::interval, %s, %s, %s, %s, %s, %s, %s)",
+            "INSERT INTO cluster.nodes (id, hostname, pid, version, lease_until, state, jobs, queues, slots, running, trouble,"
+            " work) VALUES (%s, 'web-' || %s, 7, '1', now() + %s::interval, %s, %s, %s, %s, %s, %s, %s)",
             number, number.int, lease, state, values["jobs"], values["queues"], values["slots"], values["running"],
             Jsonb(values["trouble"]), Jsonb(values["work"]),
         )  # fmt: skip
@@ -76,7 +85,7 @@ class Place:
         names = "".join(f", {name}" for name in columns)
         values = "".join(", %s" for _ in columns)
         query = f"INSERT INTO mail_jobs (label{names}) SELECT NULL{values} FROM generate_series(1, %s) RETURNING id"
-        return max(job_id for (job_id,) in self.sql(query, *columns.values(), count))
+        return max(int(job_id) for (job_id,) in self.sql(query, *columns.values(), count))
 
     def why(self, table: str, job_id: int | None) -> list[Reason]:
         with self.connection.transaction():
@@ -114,7 +123,8 @@ def not_committed(place: Place) -> int:
 
 def finished(place: Place) -> int:
     place.jobs()
-    place.sql("UPDATE mail_jobs SET status = 'failed', finished_at = now() - interval '5 min', attempts_count = 3, last_error = %s", "Traceback\nValueError: no such customer\n")  # fmt: skip
+    place.sql(ENDED, "failed", "0", 3, "Traceback\nValueError: no such customer\n")
+    place.sql("UPDATE mail_jobs SET finished_at = now() - interval '5 min'")
     return 1
 
 
@@ -159,7 +169,9 @@ def type_paused(place: Place) -> int:
     place.node()
     with place.connection.transaction():
         place.sql("SELECT cluster.pause('mail_jobs'::regclass, 'the mail server is away')")
-        place.sql("INSERT INTO cluster.audit (who, via, action, target) VALUES ('ann', 'dashboard', 'pause', 'mail_jobs')")
+        place.sql(
+            "INSERT INTO cluster.audit (who, via, action, target) VALUES ('ann', 'dashboard', 'pause', 'mail_jobs')"
+        )
     return place.jobs()
 
 
@@ -335,8 +347,12 @@ SITUATIONS = [
     (everything_paused, "everything_paused", "moving"),
     (no_node, "no_node", "the last one, web-1:7, stopped"),
     (no_node_of_type, "no_node_of_type", "none performs mail_jobs"),
-    (no_node_of_queue, "no_node_of_queue", "No node serves queue bulk. mail_jobs is performed in other queues, by web-1:7"),
-    (nodes_draining, "nodes_draining", "web-1:7, told to 0 s ago: new disks"),
+    (
+        no_node_of_queue,
+        "no_node_of_queue",
+        "No node serves queue bulk. mail_jobs is performed in other queues, by web-1:7",
+    ),
+    (nodes_draining, "nodes_draining", "web-1:7, told to drain 0 s ago: new disks"),
     (nodes_silent, "nodes_silent", "web-1:7"),
     (limit_full, "limit_full", "limit of 4 is reached: job 1 on web-1:7 for 3 min, job 2"),
     (limit_zero, "limit_zero", "is 0"),
@@ -367,3 +383,90 @@ def test_the_true_cause_comes_first(place: Place, make: Any, reason: str, words:
     assert all(each.detail and each.remedy for each in found)
     if make in {running, finished, starting, nothing_known, limit_full, not_due, retry}:
         assert len(found) == 1, found
+
+
+def test_every_reason_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    section = page.split("\n## Why does this job not run?\n", 1)[1].split("\n## ", 1)[0]
+    assert {reason for _, reason, _ in SITUATIONS} <= set(re.findall(r"`(\w+)`", section))
+
+
+# --- with nodes that run ---
+
+SOURCE = """
+import asyncio, os
+from cluster import Job
+
+class Held(Job):
+    label: str = ""
+    async def perform(self):
+        while not os.path.exists("over"):
+            await asyncio.sleep(0.02)
+
+class LimitedJob(Held):
+    max_concurrency = 1
+class OddJob(Held): ...
+class OneAtATimeJob(Held): ...
+class LastJob(Held): ...
+"""
+
+
+def wait_first(conn: psycopg.Connection, table: str, reason: str) -> str:
+    """Until this is the first reason of the oldest job; its detail."""
+    query = "SELECT CASE WHEN reason = %s THEN detail END FROM cluster.why(%s::regclass) ORDER BY rank LIMIT 1"
+    return str(wait_for(conn, query, [reason, table]))
+
+
+def test_what_a_node_holds_refuses_and_leaves_comes_first(conn: psycopg.Connection, run_node: RunNode) -> None:
+    node = run_node(SOURCE, heartbeat_interval="500ms", lease="3s", poll_interval="500ms", processes=1)
+    ((name,),) = run(conn, "SELECT hostname || ':' || pid FROM cluster.nodes")
+    run(conn, "INSERT INTO limited_jobs DEFAULT VALUES")
+    wait_for(conn, "SELECT status = 'running' FROM limited_jobs")
+    run(conn, "INSERT INTO limited_jobs DEFAULT VALUES")
+    assert f"job 1 on {name}" in wait_first(conn, "limited_jobs", "limit_full")
+    run(conn, "CREATE UNIQUE INDEX one ON one_at_a_time_jobs (label) WHERE status = 'running'")
+    run(conn, "INSERT INTO one_at_a_time_jobs (label) VALUES ('a'), ('a')")
+    wait_for(conn, "SELECT count(*) = 1 FROM one_at_a_time_jobs WHERE status = 'running'")
+    assert "is it" in wait_first(conn, "one_at_a_time_jobs", "another_first")
+    run(conn, "ALTER TABLE odd_jobs RENAME label TO words")
+    run(conn, "INSERT INTO odd_jobs DEFAULT VALUES")
+    assert "Nodes hold OddJob back" in wait_first(conn, "odd_jobs", "table_missing")
+    run(conn, "ALTER TABLE odd_jobs RENAME words TO label")
+    wait_for(conn, "SELECT status = 'running' FROM odd_jobs")
+    run(conn, "SELECT cluster.drain(%s, 'new disks')", name)
+    run(conn, "INSERT INTO last_jobs DEFAULT VALUES")
+    assert "new disks" in wait_first(conn, "last_jobs", "nodes_draining")
+    run(conn, "SELECT cluster.undrain(id) FROM cluster.nodes")
+    assert "attempt 1" in wait_for(conn, "SELECT detail FROM cluster.why('last_jobs', 1) WHERE reason = 'running'")
+    (node.app_dir / "over").touch()
+    wait_for(conn, "SELECT detail FROM cluster.why('last_jobs', 1) WHERE reason = 'finished'")
+
+
+ENDED_ROWS = """
+SET session_replication_role = replica;
+INSERT INTO mail_jobs (status, finished_at, priority) SELECT 'succeeded', now(), 1 FROM generate_series(1, 200000);
+INSERT INTO mail_jobs (queue) SELECT CASE n % 3 WHEN 0 THEN 'default' ELSE 'q' || n % 50 END FROM generate_series(1, 30000) n;
+SET session_replication_role = origin
+"""
+
+
+def test_it_reads_a_bounded_part_of_a_large_table(place: Place) -> None:
+    """Whatever the statistics say: here there are none."""
+    place.node(running=10)
+    place.sql(ENDED_ROWS)
+    last = place.jobs(priority=90)
+    assert place.why("mail_jobs", last)[0].reason == "behind"
+    assert place.why("mail_jobs", None)[0].reason in {"behind", "slots_busy"}
+    place.sql("SELECT pg_stat_force_next_flush()")
+    ((scans,),) = place.sql("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'mail_jobs'")
+    before = _rows_read(place)
+    place.why("mail_jobs", last)
+    place.why("mail_jobs", None)
+    place.sql("SELECT pg_stat_force_next_flush()")
+    assert place.sql("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'mail_jobs'") == [(scans,)]
+    assert _rows_read(place) - before < 50_000
+
+
+def _rows_read(place: Place) -> int:
+    ((rows,),) = place.sql("SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_user_tables WHERE relname = 'mail_jobs'")
+    return int(rows)

@@ -1130,7 +1130,7 @@ RETURNS TABLE (id uuid, name text, state text, performs boolean, serves boolean,
     SELECT n.id, n.hostname || ':' || n.pid, CASE WHEN n.lease_until < now() THEN 'silent' ELSE n.state END,
            nodes_for.job_type = ANY (n.jobs), n.queues && ARRAY['*', nodes_for.queue],
            CASE WHEN n.lease_until < now() THEN ', for ' || cluster.in_words(now() - n.heartbeat_at)
-                WHEN d.node IS NOT NULL THEN ', told to ' || cluster.in_words(now() - d.requested_at) || ' ago' || coalesce(': ' || d.reason, '')
+                WHEN d.node IS NOT NULL THEN ', told to drain ' || cluster.in_words(now() - d.requested_at) || ' ago' || coalesce(': ' || d.reason, '')
                 ELSE '' END
     FROM cluster.nodes AS n LEFT JOIN cluster.drains AS d ON d.node = n.id
     WHERE n.state IN ('live', 'draining')
