@@ -60,6 +60,8 @@ def dashboard(
         Route("/live", pages.watch),
         Route("/errors", pages.errors),
         Route("/nodes", pages.nodes),
+        Route("/nodes/{node:uuid}", pages.node),
+        Route("/nodes/{node:uuid}", deeds.node, methods=["POST"]),
         Route("/queues", pages.queues),
         Route("/queues", deeds.queue, methods=["POST"]),
         Route("/audit", pages.audit),

@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from cluster.dashboard import actions, bulk, forms, lists, related, saved
+from cluster.dashboard import actions, bulk, forms, lists, nodes, related, saved
 from cluster.dashboard.auth import User
 from cluster.dashboard.bulk import Run
 from cluster.dashboard.database import Connection, Database
@@ -116,6 +116,23 @@ class Deeds:
             except actions.Refused as error:
                 raise HTTPException(409, str(error)) from error
         return self._views.say(request, f"{table.path}{query}", said)
+
+    async def node(self, request: Request) -> Response:
+        """Drain one, or let it claim again."""
+        user, form = await self._sent(request)
+        node = request.path_params["node"]
+        async with self._database.writing() as connection:
+            try:
+                match form.get("do"):
+                    case "drain":
+                        said = await nodes.drain(connection, user, node, _reason(form))
+                    case "undrain":
+                        said = await nodes.undrain(connection, user, node)
+                    case _:
+                        raise HTTPException(404, "Not Found")
+            except actions.Refused as error:
+                raise HTTPException(409, str(error)) from error
+        return self._views.say(request, f"nodes/{node}", said)
 
     # --- in bulk ---
 

@@ -59,6 +59,11 @@ def _of_nodes(situation: Situation) -> Iterator[Finding]:
             yield Finding(
                 "warning", f"Node {_name(node)} was lost {lost} ago. Its jobs went to others.", "nodes", "Nodes"
             )
+        elif node.drain_age_seconds is not None:
+            told = (
+                f"Node {_name(node)} was told to drain {age(node.drain_age_seconds)} ago{_because(node.drain_reason)}"
+            )
+            yield Finding("note", told, f"nodes/{node.id}", "Node")
 
 
 def _of_type(summary: Summary, situation: Situation) -> Iterator[Finding]:

@@ -55,7 +55,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Node:
-    """As cluster.nodes has it."""
+    """As cluster.nodes has it. drain_age_seconds: since it is told to drain; None: it is not."""
 
     id: str
     hostname: str
@@ -67,6 +67,9 @@ class Node:
     running: int
     slots: int
     heartbeat_age_seconds: float
+    uptime_seconds: float
+    drain_age_seconds: float | None
+    drain_reason: str | None
 
     def serves(self, job_type: str, queue: str) -> bool:
         return self.state == "live" and job_type in self.jobs and not {"*", queue}.isdisjoint(self.queues)

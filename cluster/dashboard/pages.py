@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from cluster.dashboard import copied, job_views, lists, overview, related, saved
+from cluster.dashboard import copied, job_views, lists, nodes, overview, related, saved
 from cluster.dashboard.actions import POSSIBLE, audit_page
 from cluster.dashboard.bulk import POSSIBLE as IN_BULK
 from cluster.dashboard.database import Connection, Database
@@ -23,7 +23,8 @@ from cluster.dashboard.job_views import JobViews, Scene
 from cluster.dashboard.lists import Filter, job_id
 from cluster.dashboard.live import Live
 from cluster.dashboard.views import Views, base_of, user_of
-from cluster.selection import STATUSES
+from cluster.dashboard.why import why
+from cluster.selection import STATUSES, WAITING
 
 
 class Pages:
@@ -94,8 +95,23 @@ class Pages:
 
     async def nodes(self, request: Request) -> Response:
         async with self._database.reading() as connection:
-            nodes = await overview.look_at_nodes(connection)
-        return self._views.show(request, "nodes.html", nodes=nodes)
+            found = await overview.look_at_nodes(connection)
+            running = await nodes.running(connection)
+        return self._views.show(request, "nodes.html", nodes=found, running=running, shown=nodes.SHOWN)
+
+    async def node(self, request: Request) -> Response:
+        wanted = request.path_params["node"]
+        async with self._database.reading() as connection:
+            found = [node for node in await overview.look_at_nodes(connection) if node.id == str(wanted)]
+            if not found:
+                raise HTTPException(404, "There is no such node any more: they stay for a day after their end.")
+            running = await nodes.running(connection, wanted)
+            trouble = await nodes.trouble(connection, wanted)
+            may = user_of(request).may_act and await nodes.may_drain(connection)
+        return self._views.show(
+            request, "node.html", node=found[0], running=running.get(str(wanted), []), trouble=trouble,
+            may=may and found[0].state in ("live", "draining", "silent"), shown=nodes.SHOWN_ALL, most=nodes.MOST,
+        )  # fmt: skip
 
     async def queues(self, request: Request) -> Response:
         async with self._database.reading() as connection:
@@ -195,7 +211,8 @@ class Pages:
             view = self._job_views.of(table)
             columns = view.with_labels(await columns_of(connection, table))
             job = await lists.job(connection, table, columns, number)
-            nodes = await overview.look_at_nodes(connection) if job and job["locked_by"] else []
+            known = await overview.look_at_nodes(connection) if job and job["locked_by"] else []
+            reasons = await why(connection, table, number) if job and job["status"] in WAITING else []
             labels = await related.labels(connection, columns, [job] if job else [])
             statement = copied.of_job(table, columns, job, number) if job else ""
             jobs = await self._job_views.prepared(view, connection, [job] if job else [])
@@ -205,7 +222,7 @@ class Pages:
                 part = await self._job_views.render(view, view.detail, scene)
         if job is None:
             raise HTTPException(404, f"Table {table.sql_name} has no job {number}. It may have been deleted.")
-        node = next((node for node in nodes if node.id == str(job["locked_by"])), None)
+        node = next((node for node in known if node.id == str(job["locked_by"])), None)
         may = _may(request, table)
         offered = [name for name, statuses in POSSIBLE.items() if job["status"] in statuses and name in may]
         return self._views.show(
@@ -223,6 +240,7 @@ class Pages:
             part=part,
             detailed=job_views.detailed(view, columns),
             title=view.title or table.name,
+            reasons=reasons,
         )
 
 
