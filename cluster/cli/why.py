@@ -58,13 +58,19 @@ def _reasons(connection: Connection[Any], oid: int, job_id: int | None) -> list[
 
 
 def _print(title: str, reasons: list[Row]) -> None:
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
+    """No line is longer than the terminal, 80 columns where there is none; a word that is stays whole, to be copied."""
+    import shutil
+    import textwrap
 
-    console = Console(highlight=False)
-    console.print(Text(title, "bold", overflow="fold"))
+    wrap = textwrap.TextWrapper(
+        shutil.get_terminal_size((80, 24)).columns - 3,
+        subsequent_indent="   ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    typer.secho(title, bold=True)
     for row in reasons:
-        head = f"{row['rank']}. {row['reason'].replace('_', ' ')}: "
-        console.print(Text.assemble((head, "bold"), row["detail"], overflow="fold"))
-        console.print(Padding(Text(row["remedy"], overflow="fold"), (0, 0, 0, 3)))
+        head = f"{row['rank']}. {row['reason'].replace('_', ' ')}:"
+        text = wrap.fill(f"{head} {row['detail']}")
+        typer.echo(text.replace(head, typer.style(head, bold=True), 1))
+        typer.echo(f"   {wrap.fill(row['remedy'])}")

@@ -95,7 +95,7 @@ def test_why_is_said_for_people_and_for_machines(command: Command, conn: psycopg
         "pause", "mail_jobs", "--reason", "the mail server is away until somebody has found the plug and put it back"
     )
     shown = command("why", "mail_jobs")
-    assert shown.startswith("mail_jobs 1\n1. type paused: Job type mail_jobs is paused")
+    assert shown.startswith("mail_jobs 1\n1. type paused: Job type mail_jobs has been paused")
     assert max(map(len, shown.splitlines())) <= 80
     said: dict[str, Any] = json.loads(command("why", "mail_jobs", "1", "--json"))
     assert (said["table"], said["id"]) == ("mail_jobs", 1)

@@ -17,6 +17,7 @@ COMMANDS = sorted({code for code in CODE if re.match(r"cluster [a-z]+", code)})
 TYPED = {
     "cluster pause": "cluster pause mail_jobs",
     "cluster pause NAME --reason …": "cluster pause mail_jobs --reason typed",
+    "cluster why NAME": "cluster why mail_jobs",
     "cluster clear": "cluster clear mail_jobs --yes",
     "cluster retry --status failed --since 1h": "cluster retry mail_jobs --status failed --since 1h --yes",
     "cluster schedule backfill NAME": "cluster schedule backfill nightly --from 2026-01-01T00:00Z --to 2026-01-02T00:00Z --dry-run",

@@ -110,7 +110,7 @@ async def test_a_job_that_waits_says_for_what_and_one_that_does_not_says_nothing
     async with browsing(database_url) as web:
         page = (await web.get("/mail_jobs/5")).text
         assert "What it waits for" in page
-        assert page.index("Job type mail_jobs is paused") < page.index("cluster resume mail_jobs")
+        assert page.index("Job type mail_jobs has been paused") < page.index("cluster resume mail_jobs")
         assert "&lt;away&gt;" in page
         assert "What it waits for" not in (await web.get("/mail_jobs/1")).text
         reasons = (await web.get("/mail_jobs/5", headers={"accept": "application/json"})).json()["reasons"]

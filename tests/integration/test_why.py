@@ -343,7 +343,7 @@ SITUATIONS = [
     (retry, "retry", "attempt 2 failed, TimeoutError: mail server"),
     (snoozed, "snoozed", "snoozed"),
     (type_paused, "type_paused", "by ann: the mail server is away"),
-    (queue_paused, "queue_paused", "Queue bulk is paused, since 0 s ago: too loud"),
+    (queue_paused, "queue_paused", "Queue bulk has been paused for 0 s: too loud"),
     (everything_paused, "everything_paused", "moving"),
     (no_node, "no_node", "the last one, web-1:7, stopped"),
     (no_node_of_type, "no_node_of_type", "none performs mail_jobs"),

@@ -1247,7 +1247,7 @@ $$;
 
 -- Who paused it: whoever left a line in the audit in the same transaction.
 CREATE FUNCTION cluster.why_paused(job cluster.waiting_job) RETURNS TABLE (reason text, detail text, remedy text) LANGUAGE sql STABLE AS $$
-    SELECT p.reason, format('%s is paused, since %s%s%s', p.what, cluster.in_words(now() - p.at) || ' ago', coalesce(', by ' || a.who, ''),
+    SELECT p.reason, format('%s has been paused for %s%s%s', p.what, cluster.in_words(now() - p.at), coalesce(', by ' || a.who, ''),
                             coalesce(': ' || nullif(p.why, ''), '.')), p.remedy
     FROM (
         SELECT 1 AS place, 'everything_paused' AS reason, 'Everything' AS what, q.paused_at AS at, q.paused_reason AS why,
@@ -1490,7 +1490,7 @@ BEGIN
     RETURN QUERY SELECT 'nothing_waits', format('No job of table %s waits.', job.job_table), 'INSERT one; what is inserted is seen at its COMMIT.';
     RETURN QUERY
         SELECT CASE WHEN s.paused_at IS NOT NULL THEN 'schedule_paused' WHEN NOT s.active THEN 'schedule_' || s.state ELSE 'schedule' END,
-               CASE WHEN s.paused_at IS NOT NULL THEN format('Schedule %s is paused, since %s ago%s', s.name, cluster.in_words(now() - s.paused_at), coalesce(': ' || s.paused_reason, '.'))
+               CASE WHEN s.paused_at IS NOT NULL THEN format('Schedule %s has been paused for %s%s', s.name, cluster.in_words(now() - s.paused_at), coalesce(': ' || s.paused_reason, '.'))
                     WHEN s.next_run_at IS NULL OR NOT s.active THEN format('Schedule %s is %s%s', s.name, replace(s.state, '_', ' '), coalesce(': ' || cluster.last_line(s.last_error), '.'))
                     ELSE format('Schedule %s inserts one in %s.', s.name, cluster.in_words(s.next_run_at - now())) END,
                CASE WHEN s.paused_at IS NOT NULL THEN 'cluster schedule resume ' || s.name WHEN NOT s.active OR s.next_run_at IS NULL THEN 'cluster schedule activate ' || s.name
