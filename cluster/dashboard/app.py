@@ -68,6 +68,7 @@ def dashboard(
         Route("/bulk/{run}", deeds.show_run),
         Route("/bulk/{run}", deeds.stop_run, methods=["POST"]),
         Route("/{table}", pages.jobs),
+        Route("/{table}/oldest", pages.oldest),
         Route("/{table}/new", deeds.new_form),
         Route("/{table}/new", deeds.new, methods=["POST"]),
         Route("/{table}/options", pages.options),

@@ -91,9 +91,7 @@ def _of_type(summary: Summary, situation: Situation) -> Iterator[Finding]:
     elif (summary.oldest or 0) > LATE and situation.living:
         severity: Severity = "bad" if (summary.oldest or 0) > 12 * LATE else "warning"
         yield Finding(
-            severity, f"{name}: the oldest job has waited for {age(summary.oldest)}: more comes than is done, or its queue is"
-            " paused.",
-            f"{table.path}?status=not_started", "Which jobs",
+            severity, f"{name}: the oldest job has waited for {age(summary.oldest)}.", f"{table.path}/oldest", "Why",
         )  # fmt: skip
 
 

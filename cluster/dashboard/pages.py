@@ -23,7 +23,7 @@ from cluster.dashboard.job_views import JobViews, Scene
 from cluster.dashboard.lists import Filter, job_id
 from cluster.dashboard.live import Live
 from cluster.dashboard.views import Views, base_of, user_of
-from cluster.dashboard.why import why
+from cluster.dashboard.why import oldest_waiting, why
 from cluster.selection import STATUSES, WAITING
 
 
@@ -201,6 +201,15 @@ class Pages:
             raise HTTPException(404, "An id is a whole number.")
         request.path_params["id"] = str(number)
         return await self.job(request)
+
+    async def oldest(self, request: Request) -> Response:
+        """The page of the job that has waited for longest, which says for what."""
+        async with self._database.reading() as connection:
+            table = await table_of(connection, request)
+            number = await oldest_waiting(connection, table)
+        if number is None:
+            raise HTTPException(404, f"No job of {table.name} waits any more.")
+        return RedirectResponse(f"{base_of(request)}/{table.path}/{number}", 303)
 
     async def job(self, request: Request) -> Response:
         number = job_id(request.path_params["id"])

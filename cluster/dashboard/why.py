@@ -18,3 +18,10 @@ async def why(connection: Connection, table: JobTable, number: int) -> list[dict
             return await (await connection.execute(query, [table.oid, number])).fetchall()
     except (errors.InsufficientPrivilege, errors.QueryCanceled):
         return []
+
+
+async def oldest_waiting(connection: Connection, table: JobTable) -> int | None:
+    """The job that has waited for longest, or will begin first; None: none waits."""
+    query = "SELECT cluster.oldest_waiting_job(%s::oid) AS id"
+    row = await (await connection.execute(query, [table.oid])).fetchone()
+    return None if row is None else row["id"]

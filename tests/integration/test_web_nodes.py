@@ -117,6 +117,19 @@ async def test_a_job_that_waits_says_for_what_and_one_that_does_not_says_nothing
         assert reasons[0]["reason"] == "type_paused"
 
 
+async def test_the_line_of_the_overview_about_a_job_that_waits_for_long_leads_to_why(
+    seeded: psycopg.Connection, database_url: str
+) -> None:
+    run(seeded, "UPDATE mail_jobs SET run_at = now() - interval '20 min' WHERE id = 5")
+    run(seeded, "INSERT INTO mail_jobs (priority) VALUES (1)")
+    async with browsing(database_url) as web:
+        assert '<a href="/jobs/mail_jobs/oldest">Why</a>' in (await web.get("/")).text
+        response = await web.get("/mail_jobs/oldest")
+        assert response.headers["location"] == "/jobs/mail_jobs/5"
+        run(seeded, "DELETE FROM mail_jobs WHERE status <> 'running'")
+        assert (await web.get("/mail_jobs/oldest")).status_code == 404
+
+
 async def test_a_table_that_is_locked_keeps_no_page_of_nodes_from_being_shown(
     seeded: psycopg.Connection, database_url: str
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.integration.conftest import RunNode
-from tests.support.nodes import wait_for
+from tests.support.nodes import wait_for, wait_until
 from tests.support.postgres import RunServer
 from tests.support.rows import run
 
@@ -434,6 +434,7 @@ def test_what_a_node_holds_refuses_and_leaves_comes_first(conn: psycopg.Connecti
     run(conn, "ALTER TABLE odd_jobs RENAME words TO label")
     wait_for(conn, "SELECT status = 'running' FROM odd_jobs")
     run(conn, "SELECT cluster.drain(%s, 'new disks')", name)
+    wait_until(lambda: node.get("/readyz") == 503, "it drains")
     run(conn, "INSERT INTO last_jobs DEFAULT VALUES")
     assert "new disks" in wait_first(conn, "last_jobs", "nodes_draining")
     run(conn, "SELECT cluster.undrain(id) FROM cluster.nodes")

@@ -1117,11 +1117,11 @@ $$;
 
 -- What is open of a server process to whom we are: others' states and times are for pg_read_all_stats.
 CREATE FUNCTION cluster.describe_process(process integer) RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT coalesce((
+    SELECT CASE WHEN process IS NULL THEN 'a prepared transaction' ELSE coalesce((
         SELECT format('server process %s of role %s', a.pid, a.usename) || coalesce(', ' || a.state, '')
                || coalesce(', its transaction open for ' || cluster.in_words(clock_timestamp() - a.xact_start), '')
         FROM pg_stat_activity AS a WHERE a.pid = process
-    ), format('server process %s', process))
+    ), format('server process %s', process)) END
 $$;
 
 -- Nodes that have not ended. state: live, draining, or silent where the lease is over.
@@ -1208,13 +1208,17 @@ END $$;
 -- It is not there, runs, or has ended. Whoever inserts holds the doorbell of the table until the transaction ends.
 CREATE FUNCTION cluster.why_not_waiting(job cluster.waiting_job, job_id bigint)
 RETURNS TABLE (reason text, detail text, remedy text) LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    newest bigint;
 BEGIN
     IF job.id IS NULL THEN
+        EXECUTE format('SELECT coalesce(max(id), 0) FROM %s', job.job_table) INTO newest;
         RETURN QUERY SELECT 'not_committed', format('There is no job %s to be seen, but %s has inserted here and not committed yet.',
                 job_id, cluster.describe_process(l.pid)), 'Nobody sees the job before the COMMIT: end that transaction.'
             FROM pg_locks AS l
             WHERE l.locktype = 'advisory' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
               AND l.classid = 1751 AND l.objid = job.job_table::oid AND l.objsubid = 2 AND l.mode = 'ShareLock' AND l.granted
+              AND job_id BETWEEN newest - 100000 AND newest + 100000
             ORDER BY l.pid LIMIT 3;
         RETURN QUERY SELECT 'no_such_job', format('Table %s has no job %s.', job.job_table, job_id),
             'Its INSERT was rolled back, or it was deleted: by hand, or by its retention.';
@@ -1404,7 +1408,6 @@ CREATE FUNCTION cluster.slots_for(job cluster.waiting_job) RETURNS TABLE (slots 
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
     kind record;
-    jobs bigint;
     wide jsonb := '{}';
 BEGIN
     FOR kind IN
@@ -1412,11 +1415,15 @@ BEGIN
         JOIN cluster.job_types AS t ON t.name = w.job_type
         WHERE n.state = 'live' AND n.lease_until >= now() AND w.slots > 1 AND has_table_privilege(t.job_table, 'SELECT') GROUP BY t.name, t.job_table
     LOOP
-        EXECUTE format($query$
+        BEGIN
+            EXECUTE format($query$
 SELECT $2 || coalesce(jsonb_object_agg(node, slots + coalesce(($2 ->> node)::bigint, 0)), '{}') FROM (
     SELECT locked_by::text AS node, count(*) * ($1 - 1) AS slots FROM (
         SELECT locked_by FROM %s WHERE status = 'running' AND locked_by IS NOT NULL LIMIT 10000) AS found GROUP BY locked_by) AS held$query$,
-            kind.job_table) INTO wide USING kind.width, wide;
+                kind.job_table) INTO wide USING kind.width, wide;
+        EXCEPTION WHEN lock_not_available OR insufficient_privilege OR undefined_table THEN
+            CONTINUE;  -- its jobs count one slot each
+        END;
     END LOOP;
     RETURN QUERY
         SELECT coalesce(sum(n.slots), 0)::bigint, coalesce(sum(greatest(0, n.slots - n.running - coalesce((wide ->> n.id::text)::bigint, 0))), 0)::bigint,
@@ -1548,6 +1555,9 @@ BEGIN
     EXCEPTION WHEN lock_not_available THEN
         RETURN QUERY SELECT r.ordinality::integer, r.reason, r.detail, r.remedy
             FROM cluster.why_table_locked(job_table) WITH ORDINALITY AS r (reason, detail, remedy, ordinality);
+        IF NOT FOUND THEN
+            RETURN QUERY SELECT 1, 'table_locked', format('Table %s was locked a moment ago.', job_table), 'Ask again.';
+        END IF;
     END;
 END $$;
 
