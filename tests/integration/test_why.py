@@ -385,6 +385,33 @@ def test_the_true_cause_comes_first(place: Place, make: Any, reason: str, words:
         assert len(found) == 1, found
 
 
+def test_what_is_in_the_way_is_listed_in_the_order_in_which_it_is_to_be_mended(place: Place) -> None:
+    place.sql("UPDATE cluster.job_types SET max_concurrency = 1")
+    place.node(queues=["default"])
+    place.jobs()
+    place.sql(RUNNING, NODE, [1])
+    place.sql("SELECT cluster.pause('mail_jobs'::regclass)")
+    found = [each.reason for each in place.why("mail_jobs", place.jobs(queue="bulk"))]
+    assert found == ["type_paused", "no_node_of_queue", "limit_full"]
+
+
+def test_where_nothing_waits_the_schedules_say_what_will(place: Place) -> None:
+    place.sql("INSERT INTO cluster.schedules (name, job_table, every) VALUES ('stock', 'mail_jobs', '1 h')")
+    place.sql("UPDATE cluster.schedules SET paused_at = now() - interval '3 h', paused_reason = 'inventory'")
+    found = place.why("mail_jobs", None)
+    assert [each.reason for each in found] == ["nothing_waits", "schedule_paused", "no_node"]
+    assert found[1].detail == "Schedule stock has been paused for 3 h: inventory"
+    assert found[1].remedy == "cluster schedule resume stock"
+
+
+def test_another_table_that_is_locked_keeps_no_answer(place: Place) -> None:
+    place.sql(KEYED)
+    work = [{"job_type": name, "slots": 16, "seconds": 1, "attempts": 1} for name in ("mail_jobs", "order_jobs")]
+    place.node(slots=32, work=work)
+    place.other_session("LOCK TABLE order_jobs")
+    assert [each.reason for each in place.why("mail_jobs", place.jobs())] == ["starting"]
+
+
 def test_every_reason_is_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
     section = page.split("\n## Why does this job not run?\n", 1)[1].split("\n## ", 1)[0]

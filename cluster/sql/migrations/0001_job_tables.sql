@@ -1222,7 +1222,9 @@ BEGIN
             ORDER BY l.pid LIMIT 3;
         RETURN QUERY SELECT 'no_such_job', format('Table %s has no job %s.', job.job_table, job_id),
             'Its INSERT was rolled back, or it was deleted: by hand, or by its retention.';
-    ELSIF job.status = 'running' AND EXISTS (SELECT FROM cluster.nodes_for(job.job_type, job.queue) AS n WHERE n.id = job.locked_by AND n.state <> 'silent') THEN
+    ELSIF job.status = 'running' AND EXISTS (
+        SELECT FROM cluster.nodes_for(job.job_type, job.queue) AS n WHERE n.id = job.locked_by AND n.state <> 'silent'
+    ) THEN
         IF job.cancel_requested_at IS NOT NULL THEN
             RETURN QUERY SELECT 'cancelling', format('It runs on %s, and was told to stop %s ago.', cluster.describe_node(job.locked_by),
                     cluster.in_words(now() - job.cancel_requested_at)), 'A plain perform that does not end is killed with its worker soon.';
@@ -1295,10 +1297,12 @@ BEGIN
             'It has lost Postgres, or died: look at its machine and its log, or start another.';
     END IF;
     IF node.elsewhere IS NOT NULL THEN
-        RETURN QUERY SELECT 'no_node_of_queue', format('No node serves queue %s. %s is performed in other queues, by %s.', queue, job.job_type, left(node.elsewhere, 500)),
+        RETURN QUERY SELECT 'no_node_of_queue', format('No node serves queue %s. %s is performed in other queues, by %s.', queue,
+                job.job_type, left(node.elsewhere, 500)),
             format('Start a node with CLUSTER_QUEUES=%s or *, or move the job: UPDATE %s SET queue = …', queue, job.job_table);
     ELSIF node.draining IS NULL AND node.silent IS NULL AND node.living > 0 THEN
-        RETURN QUERY SELECT 'no_node_of_type', format('%s, and none performs %s.', CASE node.living WHEN 1 THEN 'One node runs' ELSE node.living || ' nodes run' END, job.job_type),
+        RETURN QUERY SELECT 'no_node_of_type', format('%s, and none performs %s.',
+                CASE node.living WHEN 1 THEN 'One node runs' ELSE node.living || ' nodes run' END, job.job_type),
             format('Deploy the class of table %s to a node; it must be among its CLUSTER_JOBS.', job.job_table);
     ELSIF node.known = 0 THEN
         RETURN QUERY SELECT 'no_node', 'No node is running' || coalesce((
@@ -1319,13 +1323,15 @@ CREATE FUNCTION cluster.why_table_locked(job_table regclass) RETURNS TABLE (reas
     ORDER BY l.mode, l.pid LIMIT 3
 $$;
 
--- What nodes have told with their heartbeats: of this very row (which: 'row'), of the type as a whole ('type'), or of rows that they do not name ('rows').
+-- What nodes have told with their heartbeats, which: of this very row ('row'), of the type as a whole ('type'), or of rows that they do not
+-- name ('rows').
 CREATE FUNCTION cluster.why_set_aside(job cluster.waiting_job, which text)
 RETURNS TABLE (reason text, detail text, remedy text) LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN which = 'row' THEN 'row_set_aside' WHEN which = 'rows' THEN 'rows_set_aside' ELSE t.reason END,
            format('%s, for %s: %s', CASE which
                WHEN 'row' THEN 'Nodes have set this job aside'
-               WHEN 'rows' THEN format('Nodes have set aside %s of this type, perhaps this one', CASE max(t.rows) WHEN 1 THEN 'a job' ELSE max(t.rows) || ' jobs' END)
+               WHEN 'rows' THEN format('Nodes have set aside %s of this type, perhaps this one',
+                                       CASE max(t.rows) WHEN 1 THEN 'a job' ELSE max(t.rows) || ' jobs' END)
                ELSE format('Nodes hold %s back (%s)', job.job_type, replace(t.reason, '_', ' ')) END,
                cluster.in_words(make_interval(secs => extract(epoch FROM now())::float8 - min(t.since))), min(t.detail)),
            CASE WHEN t.reason = 'no_privilege' THEN 'Grant it to the role of the nodes; they try again by themselves.'
@@ -1359,7 +1365,8 @@ SELECT other.id FROM %1$s AS other WHERE %2$s AND id <> $1 AND (%3$s) = (
 ) LIMIT 1$query$, job.job_table, index.condition, index.columns)
             INTO other USING job.id, CASE WHEN job.status = 'not_started' THEN 'running' ELSE 'not_started' END;
         IF other IS NOT NULL THEN
-            RETURN QUERY SELECT 'another_first', format('Index %s allows one job of these values at a time (%s), and job %s is it.', index.name, index.columns, other),
+            RETURN QUERY SELECT 'another_first',
+                format('Index %s allows one job of these values at a time (%s), and job %s is it.', index.name, index.columns, other),
                 format('It goes on after that one. See: SELECT * FROM cluster.why(%L, %s)', job.job_table, other);
         END IF;
     END LOOP;
@@ -1368,20 +1375,22 @@ END $$;
 -- The limit of the type, or of the key, is reached; by whom.
 CREATE FUNCTION cluster.why_full(job cluster.waiting_job) RETURNS TABLE (reason text, detail text, remedy text) LANGUAGE plpgsql STABLE AS $$
 DECLARE
-    condition text := CASE WHEN job.concurrency_key IS NULL THEN '' ELSE format(' AND %1$I = (SELECT %1$I FROM %2$s WHERE id = $1)', job.concurrency_key, job.job_table) END;
-    raise text := format('It begins when one of them ends. To raise the limit: UPDATE cluster.job_types SET max_concurrency_override = … WHERE name = %L', job.job_type);
+    condition text := CASE WHEN job.concurrency_key IS NULL THEN ''
+        ELSE format(' AND %1$I = (SELECT %1$I FROM %2$s WHERE id = $1)', job.concurrency_key, job.job_table) END;
+    another text := format('UPDATE cluster.job_types SET max_concurrency_override = … WHERE name = %L', job.job_type);
     found record;
 BEGIN
     IF job.limited_to IS NULL OR (job.concurrency_key IS NOT NULL AND job.key IS NULL AND job.limited_to > 0) THEN
         RETURN;
     ELSIF job.limited_to = 0 THEN
         RETURN QUERY SELECT 'limit_zero', format('The limit of %s is 0, so nothing of it may begin.', job.job_type),
-            format('UPDATE cluster.job_types SET max_concurrency_override = … WHERE name = %L', job.job_type);
+            'To raise it: ' || another;
         RETURN;
     END IF;
     EXECUTE format($query$
-SELECT count(*) AS jobs, count(DISTINCT locked_by) AS nodes, (array_agg(id || ' on ' || cluster.describe_node(locked_by) || ' for ' || cluster.in_words(now() - locked_at)
-       ORDER BY locked_at, id) FILTER (WHERE place <= 3)) AS first
+SELECT count(*) AS jobs, count(DISTINCT locked_by) AS nodes,
+       array_agg(id || ' on ' || cluster.describe_node(locked_by) || ' for ' || cluster.in_words(now() - locked_at)
+                 ORDER BY locked_at, id) FILTER (WHERE place <= 3) AS first
 FROM (SELECT *, row_number() OVER (ORDER BY locked_at, id) AS place
       FROM (SELECT id, locked_by, locked_at FROM %s WHERE status = 'running'%s LIMIT $2) AS running) AS ranked$query$,
         job.job_table, condition) INTO found USING job.id, job.limited_to;
@@ -1390,7 +1399,9 @@ FROM (SELECT *, row_number() OVER (ORDER BY locked_at, id) AS place
             format('The limit of %s%s is reached: %s%s.', cluster.in_words(job.limited_to),
                 CASE WHEN job.concurrency_key IS NULL THEN '' ELSE format(' for each %s, here %s,', job.concurrency_key, left(job.key, 100)) END,
                 'job ' || array_to_string(found.first, ', job '),
-                CASE WHEN found.jobs > 3 THEN format(', and %s more, on %s', cluster.in_words(found.jobs - 3), CASE found.nodes WHEN 1 THEN 'one node' ELSE found.nodes || ' nodes' END) ELSE '' END), raise;
+                CASE WHEN found.jobs > 3 THEN format(', and %s more, on %s in all', cluster.in_words(found.jobs - 3),
+                     CASE found.nodes WHEN 1 THEN 'one node' ELSE found.nodes || ' nodes' END) ELSE '' END),
+            'It begins when one of them ends. To raise the limit: ' || another;
     END IF;
 END $$;
 
@@ -1426,7 +1437,8 @@ SELECT $2 || coalesce(jsonb_object_agg(node, slots + coalesce(($2 ->> node)::big
         END;
     END LOOP;
     RETURN QUERY
-        SELECT coalesce(sum(n.slots), 0)::bigint, coalesce(sum(greatest(0, n.slots - n.running - coalesce((wide ->> n.id::text)::bigint, 0))), 0)::bigint,
+        SELECT coalesce(sum(n.slots), 0)::bigint,
+               coalesce(sum(greatest(0, n.slots - n.running - coalesce((wide ->> n.id::text)::bigint, 0))), 0)::bigint,
                coalesce(max(w.slots), 1), sum(n.slots / nullif(w.seconds * w.slots, 0))
         FROM cluster.nodes AS n JOIN cluster.nodes_for(job.job_type, job.queue) AS f ON f.id = n.id
         LEFT JOIN LATERAL (SELECT * FROM jsonb_to_recordset(n.work) AS w (job_type text, slots bigint, seconds float8)
@@ -1437,8 +1449,9 @@ END $$;
 -- How many of its own table come before it, at most `bound`, in the queues of the nodes that may have it and that are not paused.
 CREATE FUNCTION cluster.count_better(job cluster.waiting_job, bound bigint) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
 DECLARE
-    queues text[] := (SELECT array_agg(DISTINCT queue) FROM cluster.nodes AS n, unnest(n.queues) AS queue
-                      WHERE n.id IN (SELECT f.id FROM cluster.nodes_for(job.job_type, job.queue) AS f WHERE f.state = 'live' AND f.performs AND f.serves));
+    queues text[] := (SELECT array_agg(DISTINCT queue)
+                      FROM cluster.nodes_for(job.job_type, job.queue) AS f JOIN cluster.nodes AS n ON n.id = f.id, unnest(n.queues) AS queue
+                      WHERE f.state = 'live' AND f.performs AND f.serves);
     paused text[] := ARRAY(SELECT name FROM cluster.queues WHERE paused_at IS NOT NULL);
     found bigint;
 BEGIN
@@ -1481,12 +1494,15 @@ BEGIN
     END IF;
     IF room.free < room.width THEN
         RETURN QUERY SELECT 'slots_busy', CASE WHEN room.width = 1 OR room.free = 0 THEN full_text
-                ELSE format('It takes the %s slots of a whole worker process, and none of the %s that run is empty.', room.width, room.slots / room.width) END,
+                ELSE format('It takes the %s slots of a whole worker process, and none of the %s that run is empty.', room.width,
+                            room.slots / room.width) END,
             'It begins when a job ends. More nodes, or a higher CLUSTER_PROCESSES or CLUSTER_CONCURRENCY, give more slots.';
     ELSIF better <= room.free / room.width AND now() - job.run_at < interval '5 seconds' THEN
-        RETURN QUERY SELECT 'starting', format('Nothing is in its way: it has been ready for %s.', cluster.in_words(now() - job.run_at)), 'Look again in a moment.';
+        RETURN QUERY SELECT 'starting', format('Nothing is in its way: it has been ready for %s.', cluster.in_words(now() - job.run_at)),
+            'Look again in a moment.';
     ELSIF better <= room.free / room.width THEN
-        RETURN QUERY SELECT 'unknown', format('Nothing is in its way that the database knows of, and it has been ready for %s.', cluster.in_words(now() - job.run_at)),
+        RETURN QUERY SELECT 'unknown', format('Nothing is in its way that the database knows of, and it has been ready for %s.',
+                cluster.in_words(now() - job.run_at)),
             'Look at the log of the nodes that perform it; other types with a better priority go first.';
     END IF;
 END $$;
@@ -1497,22 +1513,26 @@ BEGIN
     RETURN QUERY SELECT 'nothing_waits', format('No job of table %s waits.', job.job_table), 'INSERT one; what is inserted is seen at its COMMIT.';
     RETURN QUERY
         SELECT CASE WHEN s.paused_at IS NOT NULL THEN 'schedule_paused' WHEN NOT s.active THEN 'schedule_' || s.state ELSE 'schedule' END,
-               CASE WHEN s.paused_at IS NOT NULL THEN format('Schedule %s has been paused for %s%s', s.name, cluster.in_words(now() - s.paused_at), coalesce(': ' || s.paused_reason, '.'))
-                    WHEN s.next_run_at IS NULL OR NOT s.active THEN format('Schedule %s is %s%s', s.name, replace(s.state, '_', ' '), coalesce(': ' || cluster.last_line(s.last_error), '.'))
+               CASE WHEN s.paused_at IS NOT NULL THEN format('Schedule %s has been paused for %s%s', s.name,
+                        cluster.in_words(now() - s.paused_at), coalesce(': ' || s.paused_reason, '.'))
+                    WHEN s.next_run_at IS NULL OR NOT s.active THEN format('Schedule %s is %s%s', s.name, replace(s.state, '_', ' '),
+                        coalesce(': ' || cluster.last_line(s.last_error), '.'))
                     ELSE format('Schedule %s inserts one in %s.', s.name, cluster.in_words(s.next_run_at - now())) END,
-               CASE WHEN s.paused_at IS NOT NULL THEN 'cluster schedule resume ' || s.name WHEN NOT s.active OR s.next_run_at IS NULL THEN 'cluster schedule activate ' || s.name
-                    ELSE 'cluster schedule run ' || s.name END
+               'cluster schedule ' || CASE WHEN s.paused_at IS NOT NULL THEN 'resume '
+                    WHEN NOT s.active OR s.next_run_at IS NULL THEN 'activate ' ELSE 'run ' END || s.name
         FROM cluster.schedules AS s WHERE s.job_table::oid = job.job_table::oid
         ORDER BY s.active AND s.paused_at IS NULL, s.next_run_at, s.name LIMIT 5;
 END $$;
 
-CREATE FUNCTION cluster.reasons_of(job_table regclass, job_id bigint) RETURNS TABLE (reason text, detail text, remedy text) LANGUAGE plpgsql STABLE AS $$
+CREATE FUNCTION cluster.reasons_of(job_table regclass, job_id bigint)
+RETURNS TABLE (reason text, detail text, remedy text) LANGUAGE plpgsql STABLE AS $$
 DECLARE
     job cluster.waiting_job := cluster.look_at_job(job_table, job_id);
     is_ready boolean := job.run_at <= now();
 BEGIN
     IF pg_is_in_recovery() THEN
-        RETURN QUERY SELECT 'standby', 'This server is a standby: what it knows of nodes may be old, and jobs begin on the primary.', 'Ask the primary.';
+        RETURN QUERY SELECT 'standby', 'This server is a standby: what it knows of nodes may be old, and jobs begin on the primary.',
+            'Ask the primary.';
     END IF;
     IF job_id IS NOT NULL AND (job.id IS NULL OR job.status NOT IN ('not_started', 'scheduled', 'retry')) THEN
         RETURN QUERY SELECT r.* FROM cluster.why_not_waiting(job, job_id) AS r;
