@@ -13,6 +13,29 @@ CREATE TYPE cluster.job_status AS ENUM (
     'cancelled'
 );
 
+CREATE TYPE cluster.waiting_job AS (
+	job_table regclass,
+	job_type text,
+	limited_to integer,
+	concurrency_key text,
+	id bigint,
+	queue text,
+	priority smallint,
+	run_at timestamp with time zone,
+	status text,
+	attempts_count integer,
+	last_error text,
+	schedule text,
+	locked_by uuid,
+	started_at timestamp with time zone,
+	finished_at timestamp with time zone,
+	cancel_requested_at timestamp with time zone,
+	key text,
+	locker text
+);
+
+COMMENT ON TYPE cluster.waiting_job IS 'A job with what is to be known of its type. id NULL: none, the type in general. key: as text. locker: the transaction that last locked the row.';
+
 CREATE FUNCTION cluster.activate_schedule() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -159,6 +182,32 @@ BEGIN
     END IF;
 END $_$;
 
+CREATE FUNCTION cluster.count_better(job cluster.waiting_job, bound bigint) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    AS $_$
+DECLARE
+    queues text[] := (SELECT array_agg(DISTINCT queue)
+                      FROM cluster.nodes_for(job.job_type, job.queue) AS f JOIN cluster.nodes AS n ON n.id = f.id, unnest(n.queues) AS queue
+                      WHERE f.state = 'live' AND f.performs AND f.serves);
+    paused text[] := ARRAY(SELECT name FROM cluster.queues WHERE paused_at IS NOT NULL);
+    found bigint;
+BEGIN
+    EXECUTE format($query$
+SELECT (SELECT count(*) FROM (
+    SELECT FROM %1$s WHERE status = 'not_started' AND queue = 'default'%2$s AND (priority, run_at, id) < ($1, $2, $3)
+      AND ('default' = ANY ($4) OR '*' = ANY ($4)) AND 'default' <> ALL ($5) ORDER BY priority, run_at, id LIMIT $6) AS found)
+    + (SELECT count(*) FILTER (WHERE queue <> ALL ($5)) FROM (
+    SELECT queue FROM %1$s WHERE status = 'not_started' AND (queue < 'default' OR queue > 'default')%2$s AND (priority, run_at, id) < ($1, $2, $3)
+      AND '*' = ANY ($4) ORDER BY priority, run_at, id LIMIT $6) AS found)
+    + (SELECT coalesce(sum(of_queue.jobs), 0) FROM unnest($4) AS served (name), LATERAL (SELECT count(*) AS jobs FROM (
+    SELECT FROM %1$s WHERE status = 'not_started' AND queue <> 'default' AND queue = served.name%2$s AND (priority, run_at, id) < ($1, $2, $3)
+      ORDER BY priority, run_at, id LIMIT $6) AS found) AS of_queue
+    WHERE '*' <> ALL ($4) AND served.name <> ALL ($5) AND served.name <> 'default')$query$,
+        job.job_table, CASE WHEN job.concurrency_key IS NULL THEN '' ELSE ' AND NOT parked' END)
+        INTO found USING job.priority, job.run_at, job.id, queues, paused, bound;
+    RETURN least(found, bound);
+END $_$;
+
 CREATE FUNCTION cluster.create_job_table(job_table text, concurrency_key text DEFAULT NULL::text) RETURNS regclass
     LANGUAGE plpgsql
     AS $$
@@ -184,6 +233,40 @@ BEGIN
     RETURN made;
 END $$;
 
+CREATE FUNCTION cluster.describe_node(node uuid) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT coalesce((
+        SELECT n.hostname || ':' || n.pid || CASE WHEN n.state IN ('stopped', 'lost') THEN ', which is ' || n.state
+            WHEN n.lease_until < now() THEN ', silent for ' || cluster.in_words(now() - n.heartbeat_at) ELSE '' END
+        FROM cluster.nodes AS n WHERE n.id = node
+    ), 'a node that is gone')
+$$;
+
+CREATE FUNCTION cluster.describe_process(process integer) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE WHEN process IS NULL THEN 'a prepared transaction' ELSE coalesce((
+        SELECT format('server process %s of role %s', a.pid, a.usename) || coalesce(', ' || a.state, '')
+               || coalesce(', its transaction open for ' || cluster.in_words(clock_timestamp() - a.xact_start), '')
+        FROM pg_stat_activity AS a WHERE a.pid = process
+    ), format('server process %s', process)) END
+$$;
+
+CREATE FUNCTION cluster.drain(node text, reason text DEFAULT NULL::text) RETURNS SETOF uuid
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO cluster.drains (node, reason) SELECT cluster.find_nodes(drain.node), drain.reason ON CONFLICT DO NOTHING;
+    RETURN QUERY SELECT cluster.find_nodes(drain.node);
+END $$;
+
+CREATE FUNCTION cluster.drain(node uuid, reason text DEFAULT NULL::text) RETURNS SETOF uuid
+    LANGUAGE sql
+    AS $$
+    SELECT cluster.drain(node::text, reason)
+$$;
+
 CREATE FUNCTION cluster.find_job_table(job_table text) RETURNS regclass
     LANGUAGE plpgsql STABLE
     AS $$
@@ -200,6 +283,18 @@ BEGIN
         RAISE EXCEPTION '% is not an ordinary table', target USING ERRCODE = 'wrong_object_type';
     END IF;
     RETURN target;
+END $$;
+
+CREATE FUNCTION cluster.find_nodes(node text) RETURNS SETOF uuid
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN QUERY SELECT n.id FROM cluster.nodes n
+        WHERE n.state IN ('live', 'draining') AND node IN (n.id::text, n.hostname || ':' || n.pid, n.hostname);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no node % that lives', node
+            USING ERRCODE = 'undefined_object', HINT = 'Name it by its id, by host:pid, or by its host: see cluster.nodes.';
+    END IF;
 END $$;
 
 CREATE FUNCTION cluster.fire_batch(job_table regclass, plans jsonb, busy text[]) RETURNS void
@@ -297,6 +392,20 @@ BEGIN
         END LOOP;
     END LOOP;
 END $$;
+
+CREATE FUNCTION cluster.in_words(number bigint) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT to_char(number, 'FM999,999,999,999,999,990')
+$$;
+
+CREATE FUNCTION cluster.in_words(span interval) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT (SELECT CASE WHEN s >= 172800 THEN s / 86400 || ' d' WHEN s >= 7200 THEN s / 3600 || ' h' WHEN s >= 120 THEN s / 60 || ' min'
+                        ELSE s || ' s' END
+            FROM (SELECT greatest(0, floor(extract(epoch FROM span)))::bigint AS s) AS whole)
+$$;
 
 CREATE FUNCTION cluster.index_name(table_name text, suffix text) RETURNS text
     LANGUAGE sql IMMUTABLE
@@ -517,6 +626,34 @@ BEGIN
     RETURN NEW;
 END $$;
 
+CREATE FUNCTION cluster.last_line(error text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $_$
+    SELECT left((regexp_match(right(error, 2000), '([^\n]+)\s*$'))[1], 200)
+$_$;
+
+CREATE FUNCTION cluster.look_at_job(job_table regclass, job_id bigint) RETURNS cluster.waiting_job
+    LANGUAGE plpgsql STABLE
+    AS $_$
+DECLARE
+    kind cluster.job_types;
+    job cluster.waiting_job;
+BEGIN
+    SELECT * INTO kind FROM cluster.job_types t WHERE t.job_table::oid = look_at_job.job_table::oid;
+    EXECUTE format('SELECT NULL::regclass, NULL, NULL, NULL, id, queue, priority, run_at, status::text, attempts_count, '
+        'cluster.last_line(last_error), schedule, locked_by, started_at, finished_at, cancel_requested_at, %s::text, xmax::text '
+        'FROM %s WHERE id = $1', coalesce(quote_ident(kind.concurrency_key), 'NULL'), job_table) INTO job USING job_id;
+    job.job_table := job_table;
+    job.job_type := kind.name;
+    job.limited_to := coalesce(kind.max_concurrency_override, kind.max_concurrency);
+    job.concurrency_key := kind.concurrency_key;
+    IF job.key IS NOT NULL AND (SELECT col_description(a.attrelid, a.attnum) LIKE '%cluster:secret%' FROM pg_attribute AS a
+                                WHERE a.attrelid = job_table::oid AND a.attname = kind.concurrency_key) THEN
+        job.key := '••••••';  -- as cluster/secret.py has it
+    END IF;
+    RETURN job;
+END $_$;
+
 CREATE TABLE cluster.schedules (
     name text NOT NULL,
     job_table regclass NOT NULL,
@@ -586,6 +723,67 @@ CREATE FUNCTION cluster.may_pass(sqlstate text) RETURNS boolean
     SELECT left(sqlstate, 2) IN ('08', '40', '53', '55', '57', '58') OR sqlstate = '42501'
 $$;
 
+CREATE FUNCTION cluster.nodes_for(job_type text, queue text) RETURNS TABLE(id uuid, name text, state text, performs boolean, serves boolean, told text)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT n.id, n.hostname || ':' || n.pid, CASE WHEN n.lease_until < now() THEN 'silent' ELSE n.state END,
+           nodes_for.job_type = ANY (n.jobs), n.queues && ARRAY['*', nodes_for.queue],
+           CASE WHEN n.lease_until < now() THEN ', for ' || cluster.in_words(now() - n.heartbeat_at)
+                WHEN d.node IS NOT NULL THEN ', told to drain ' || cluster.in_words(now() - d.requested_at) || ' ago' || coalesce(': ' || d.reason, '')
+                ELSE '' END
+    FROM cluster.nodes AS n LEFT JOIN cluster.drains AS d ON d.node = n.id
+    WHERE n.state IN ('live', 'draining')
+$$;
+
+CREATE FUNCTION cluster.oldest_waiting_job(job_table regclass) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '500ms'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $_$
+DECLARE
+    key text := (SELECT t.concurrency_key FROM cluster.job_types t WHERE t.job_table::oid = oldest_waiting_job.job_table::oid);
+    found bigint;
+BEGIN
+    PERFORM cluster.require_job_table(job_table);
+    EXECUTE format($query$
+WITH RECURSIVE of_default AS (
+    (SELECT id, priority, run_at FROM %1$s WHERE status = 'not_started' AND queue = 'default'%2$s ORDER BY priority, run_at, id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM of_default, LATERAL (
+        SELECT id, priority, run_at FROM %1$s
+        WHERE status = 'not_started' AND queue = 'default'%2$s AND priority > of_default.priority
+        ORDER BY priority, run_at, id LIMIT 1
+    ) AS next
+), of_others AS (
+    (SELECT id, queue, priority, run_at FROM %1$s WHERE status = 'not_started' AND queue <> 'default'%2$s
+     ORDER BY queue, priority, run_at, id LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM of_others, LATERAL (
+        SELECT id, queue, priority, run_at FROM %1$s
+        WHERE status = 'not_started' AND queue <> 'default'%2$s AND (queue, priority) > (of_others.queue, of_others.priority)
+        ORDER BY queue, priority, run_at, id LIMIT 1
+    ) AS next
+)
+SELECT id FROM (
+    SELECT id, run_at FROM of_default
+    UNION ALL
+    SELECT id, run_at FROM (SELECT * FROM of_others LIMIT 1000) AS found
+    UNION ALL
+    (SELECT id, run_at FROM %1$s WHERE status IN ('scheduled', 'retry') ORDER BY run_at LIMIT 1)%3$s
+) AS first ORDER BY run_at, id LIMIT 1
+$query$,
+        job_table,
+        CASE WHEN key IS NULL THEN '' ELSE ' AND NOT parked' END,
+        CASE WHEN key IS NULL THEN '' ELSE format($query$
+    UNION ALL
+    SELECT id, run_at FROM (SELECT id, run_at FROM %s WHERE parked ORDER BY %I, priority, run_at, id LIMIT 1000) AS found$query$,
+            job_table, key) END) INTO found;
+    RETURN found;
+END $_$;
+
 CREATE FUNCTION cluster.partial_indexes(job_table regclass) RETURNS TABLE(name text, definition text, valid boolean)
     LANGUAGE sql STABLE
     AS $$
@@ -624,6 +822,55 @@ BEGIN
     SELECT q.paused_at, q.paused_reason INTO NEW.paused_at, NEW.paused_reason
     FROM cluster.queues q WHERE q.name = '*' AND q.paused_at IS NOT NULL;
     RETURN NEW;
+END $$;
+
+CREATE FUNCTION cluster.prune_audit() RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    WITH gone AS (
+        DELETE FROM cluster.audit WHERE id IN (
+            SELECT id FROM cluster.audit WHERE at < now() - interval '400 days' ORDER BY at LIMIT 5000
+        ) RETURNING id
+    )
+    SELECT count(*) FROM gone
+$$;
+
+CREATE FUNCTION cluster.reasons_of(job_table regclass, job_id bigint) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    job cluster.waiting_job := cluster.look_at_job(job_table, job_id);
+    is_ready boolean := job.run_at <= now();
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RETURN QUERY SELECT 'standby', 'This server is a standby: what it knows of nodes may be old, and jobs begin on the primary.',
+            'Ask the primary.';
+    END IF;
+    IF job_id IS NOT NULL AND (job.id IS NULL OR job.status NOT IN ('not_started', 'scheduled', 'retry')) THEN
+        RETURN QUERY SELECT r.* FROM cluster.why_not_waiting(job, job_id) AS r;
+        RETURN;
+    END IF;
+    IF job_id IS NULL THEN
+        RETURN QUERY SELECT r.* FROM cluster.why_nothing_waits(job) AS r;
+    END IF;
+    RETURN QUERY SELECT r.* FROM cluster.why_not_due(job) AS r;
+    RETURN QUERY SELECT r.* FROM cluster.why_paused(job) AS r;
+    RETURN QUERY SELECT r.* FROM cluster.why_unserved(job) AS r;
+    RETURN QUERY SELECT r.* FROM cluster.why_table_locked(job_table) AS r;
+    IF is_ready THEN
+        RETURN QUERY SELECT r.* FROM cluster.why_another_first(job) AS r;
+        RETURN QUERY SELECT r.* FROM cluster.why_set_aside(job, 'row') AS r;
+    END IF;
+    RETURN QUERY SELECT r.* FROM cluster.why_set_aside(job, 'type') AS r;
+    RETURN QUERY SELECT r.* FROM cluster.why_full(job) AS r WHERE is_ready OR r.reason = 'limit_zero';
+    IF is_ready THEN
+        RETURN QUERY SELECT r.* FROM cluster.why_row_locked(job) AS r;
+        IF EXISTS (SELECT FROM cluster.nodes_for(job.job_type, job.queue) AS n WHERE n.state = 'live' AND n.performs AND n.serves) THEN
+            RETURN QUERY SELECT r.* FROM cluster.why_not_its_turn(job) AS r;
+        END IF;
+        RETURN QUERY SELECT r.* FROM cluster.why_set_aside(job, 'rows') AS r;
+    END IF;
 END $$;
 
 CREATE FUNCTION cluster.reload_schedules() RETURNS bigint
@@ -742,6 +989,38 @@ BEGIN
     UPDATE cluster.schedules AS s SET last_run_at = now() WHERE s.name = schedule;
     RETURN (SELECT r.job_id FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = moment);
 END $$;
+
+CREATE FUNCTION cluster.slots_for(job cluster.waiting_job) RETURNS TABLE(slots bigint, free bigint, width bigint, per_second double precision)
+    LANGUAGE plpgsql STABLE
+    AS $_$
+DECLARE
+    kind record;
+    wide jsonb := '{}';
+BEGIN
+    FOR kind IN
+        SELECT t.name, t.job_table, max(w.slots) AS width FROM cluster.nodes AS n, jsonb_to_recordset(n.work) AS w (job_type text, slots bigint)
+        JOIN cluster.job_types AS t ON t.name = w.job_type
+        WHERE n.state = 'live' AND n.lease_until >= now() AND w.slots > 1 AND has_table_privilege(t.job_table, 'SELECT') GROUP BY t.name, t.job_table
+    LOOP
+        BEGIN
+            EXECUTE format($query$
+SELECT $2 || coalesce(jsonb_object_agg(node, slots + coalesce(($2 ->> node)::bigint, 0)), '{}') FROM (
+    SELECT locked_by::text AS node, count(*) * ($1 - 1) AS slots FROM (
+        SELECT locked_by FROM %s WHERE status = 'running' AND locked_by IS NOT NULL LIMIT 10000) AS found GROUP BY locked_by) AS held$query$,
+                kind.job_table) INTO wide USING kind.width, wide;
+        EXCEPTION WHEN lock_not_available OR insufficient_privilege OR undefined_table THEN
+            CONTINUE;  -- its jobs count one slot each
+        END;
+    END LOOP;
+    RETURN QUERY
+        SELECT coalesce(sum(n.slots), 0)::bigint,
+               coalesce(sum(greatest(0, n.slots - n.running - coalesce((wide ->> n.id::text)::bigint, 0))), 0)::bigint,
+               coalesce(max(w.slots), 1), sum(n.slots / nullif(w.seconds * w.slots, 0))
+        FROM cluster.nodes AS n JOIN cluster.nodes_for(job.job_type, job.queue) AS f ON f.id = n.id
+        LEFT JOIN LATERAL (SELECT * FROM jsonb_to_recordset(n.work) AS w (job_type text, slots bigint, seconds float8)
+                           WHERE w.job_type = job.job_type) AS w ON true
+        WHERE f.state = 'live' AND f.performs AND f.serves;
+END $_$;
 
 CREATE FUNCTION cluster.standard_checks(concurrency_key text) RETURNS TABLE(name text, condition text)
     LANGUAGE sql IMMUTABLE
@@ -1005,6 +1284,20 @@ BEGIN
     END;
 END $$;
 
+CREATE FUNCTION cluster.undrain(node text) RETURNS SETOF uuid
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    DELETE FROM cluster.drains d WHERE d.node IN (SELECT cluster.find_nodes(undrain.node));
+    RETURN QUERY SELECT cluster.find_nodes(undrain.node);
+END $$;
+
+CREATE FUNCTION cluster.undrain(node uuid) RETURNS SETOF uuid
+    LANGUAGE sql
+    AS $$
+    SELECT cluster.undrain(node::text)
+$$;
+
 CREATE FUNCTION cluster.unpark_job() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -1028,6 +1321,299 @@ CREATE FUNCTION cluster.wanted_slots(waiting double precision, running double pr
     SELECT width * greatest(running, least(places, 1.15 * (waiting + running) * seconds / (seconds + start_within / 2)))
 $$;
 
+CREATE FUNCTION cluster.why(job_table regclass, job_id bigint DEFAULT NULL::bigint) RETURNS TABLE(rank integer, reason text, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '500ms'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    PERFORM cluster.require_job_table(job_table);
+    BEGIN
+        RETURN QUERY SELECT row_number() OVER (ORDER BY r.ordinality)::integer, r.reason, r.detail, r.remedy
+            FROM cluster.reasons_of(job_table, coalesce(job_id, cluster.oldest_waiting_job(job_table)))
+                 WITH ORDINALITY AS r (reason, detail, remedy, ordinality)
+            WHERE r.ordinality = 1 OR r.reason NOT IN ('starting', 'unknown');  -- something is in its way, as was found before
+    EXCEPTION WHEN lock_not_available THEN
+        RETURN QUERY SELECT r.ordinality::integer, r.reason, r.detail, r.remedy
+            FROM cluster.why_table_locked(job_table) WITH ORDINALITY AS r (reason, detail, remedy, ordinality);
+        IF NOT FOUND THEN
+            RETURN QUERY SELECT 1, 'table_locked', format('Table %s was locked a moment ago.', job_table), 'Ask again.';
+        END IF;
+    END;
+END $$;
+
+CREATE FUNCTION cluster.why_another_first(job cluster.waiting_job) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    AS $_$
+DECLARE
+    index record;
+    other bigint;
+BEGIN
+    FOR index IN
+        SELECT i.indexrelid::regclass AS name, pg_get_expr(i.indpred, i.indrelid) AS condition,
+               (SELECT string_agg(pg_get_indexdef(i.indexrelid, n, true), ', ' ORDER BY n) FROM generate_series(1, i.indnkeyatts) AS n) AS columns
+        FROM pg_index AS i
+        WHERE i.indrelid = job.job_table AND i.indisunique AND i.indisvalid AND pg_get_expr(i.indpred, i.indrelid) LIKE '%status%'
+    LOOP
+        EXECUTE format($query$
+SELECT other.id FROM %1$s AS other WHERE %2$s AND id <> $1 AND (%3$s) = (
+    SELECT %3$s FROM jsonb_populate_record((SELECT j FROM %1$s AS j WHERE id = $1), jsonb_build_object('status', $2)) AS me WHERE %2$s
+) LIMIT 1$query$, job.job_table, index.condition, index.columns)
+            INTO other USING job.id, CASE WHEN job.status = 'not_started' THEN 'running' ELSE 'not_started' END;
+        IF other IS NOT NULL THEN
+            RETURN QUERY SELECT 'another_first',
+                format('Index %s allows one job of these values at a time (%s), and job %s is it.', index.name, index.columns, other),
+                format('It goes on after that one. See: SELECT * FROM cluster.why(%L, %s)', job.job_table, other);
+        END IF;
+    END LOOP;
+END $_$;
+
+CREATE FUNCTION cluster.why_full(job cluster.waiting_job) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    AS $_$
+DECLARE
+    condition text := CASE WHEN job.concurrency_key IS NULL THEN ''
+        ELSE format(' AND %1$I = (SELECT %1$I FROM %2$s WHERE id = $1)', job.concurrency_key, job.job_table) END;
+    another text := format('UPDATE cluster.job_types SET max_concurrency_override = … WHERE name = %L', job.job_type);
+    found record;
+BEGIN
+    IF job.limited_to IS NULL OR (job.concurrency_key IS NOT NULL AND job.key IS NULL AND job.limited_to > 0) THEN
+        RETURN;
+    ELSIF job.limited_to = 0 THEN
+        RETURN QUERY SELECT 'limit_zero', format('The limit of %s is 0, so nothing of it may begin.', job.job_type),
+            'To raise it: ' || another;
+        RETURN;
+    END IF;
+    EXECUTE format($query$
+SELECT count(*) AS jobs, count(DISTINCT locked_by) AS nodes,
+       array_agg(id || ' on ' || cluster.describe_node(locked_by) || ' for ' || cluster.in_words(now() - locked_at)
+                 ORDER BY locked_at, id) FILTER (WHERE place <= 3) AS first
+FROM (SELECT *, row_number() OVER (ORDER BY locked_at, id) AS place
+      FROM (SELECT id, locked_by, locked_at FROM %s WHERE status = 'running'%s LIMIT $2) AS running) AS ranked$query$,
+        job.job_table, condition) INTO found USING job.id, job.limited_to;
+    IF found.jobs >= job.limited_to THEN
+        RETURN QUERY SELECT CASE WHEN job.concurrency_key IS NULL THEN 'limit_full' ELSE 'key_full' END,
+            format('The limit of %s%s is reached: %s%s.', cluster.in_words(job.limited_to),
+                CASE WHEN job.concurrency_key IS NULL THEN '' ELSE format(' for each %s, here %s,', job.concurrency_key, left(job.key, 100)) END,
+                'job ' || array_to_string(found.first, ', job '),
+                CASE WHEN found.jobs > 3 THEN format(', and %s more, on %s in all', cluster.in_words(found.jobs - 3),
+                     CASE found.nodes WHEN 1 THEN 'one node' ELSE found.nodes || ' nodes' END) ELSE '' END),
+            'It begins when one of them ends. To raise the limit: ' || another;
+    END IF;
+END $_$;
+
+CREATE FUNCTION cluster.why_not_due(job cluster.waiting_job) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE WHEN job.status = 'retry' THEN 'retry' WHEN job.started_at IS NOT NULL THEN 'snoozed' ELSE 'not_due' END,
+           format('It is due in %s, at %s', cluster.in_words(job.run_at - now()), to_char(job.run_at, 'YYYY-MM-DD HH24:MI:SS TZ'))
+           || CASE WHEN job.status = 'retry' THEN format(': attempt %s failed%s', job.attempts_count, coalesce(', ' || job.last_error, ''))
+                   WHEN job.started_at IS NOT NULL THEN format(': it was snoozed %s ago', cluster.in_words(now() - job.started_at))
+                   WHEN job.schedule IS NOT NULL THEN format(': schedule %s has inserted it', job.schedule) ELSE '' END || '.',
+           format('To run it now: UPDATE %s SET run_at = now() WHERE id = %s', job.job_table, job.id)
+    WHERE job.status IN ('scheduled', 'retry') AND job.run_at > now()
+$$;
+
+CREATE FUNCTION cluster.why_not_its_turn(job cluster.waiting_job) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    room record;
+    better bigint;
+    pace float8;
+    full_text text;
+BEGIN
+    SELECT * INTO room FROM cluster.slots_for(job);
+    better := cluster.count_better(job, 10001);
+    pace := CASE WHEN job.concurrency_key IS NULL THEN least(room.per_second, job.limited_to * room.per_second * room.width / nullif(room.slots, 0))
+                 ELSE room.per_second END;
+    full_text := format('All %s slots that it could have are in use.', cluster.in_words(room.slots));
+    IF better > greatest(room.free / room.width, 0) AND better > 0 THEN
+        RETURN QUERY SELECT 'behind', format('%s jobs of the type come before it, by priority and time%s.',
+                CASE WHEN better > 10000 THEN '10,000+' ELSE cluster.in_words(better) END,
+                CASE WHEN pace IS NULL THEN '' ELSE format(', at about %s a second, so it begins in %s%s',
+                    CASE WHEN pace >= 10 THEN cluster.in_words(round(pace)::bigint) ELSE round(pace::numeric, 2)::text END,
+                    CASE WHEN better > 10000 THEN 'more than ' ELSE 'about ' END, cluster.in_words(make_interval(secs => better / pace))) END),
+            'More nodes or a higher limit; a lower number in priority lets it go first.';
+    END IF;
+    IF room.free < room.width THEN
+        RETURN QUERY SELECT 'slots_busy', CASE WHEN room.width = 1 OR room.free = 0 THEN full_text
+                ELSE format('It takes the %s slots of a whole worker process, and none of the %s that run is empty.', room.width,
+                            room.slots / room.width) END,
+            'It begins when a job ends. More nodes, or a higher CLUSTER_PROCESSES or CLUSTER_CONCURRENCY, give more slots.';
+    ELSIF better <= room.free / room.width AND now() - job.run_at < interval '5 seconds' THEN
+        RETURN QUERY SELECT 'starting', format('Nothing is in its way: it has been ready for %s.', cluster.in_words(now() - job.run_at)),
+            'Look again in a moment.';
+    ELSIF better <= room.free / room.width THEN
+        RETURN QUERY SELECT 'unknown', format('Nothing is in its way that the database knows of, and it has been ready for %s.',
+                cluster.in_words(now() - job.run_at)),
+            'Look at the log of the nodes that perform it; other types with a better priority go first.';
+    END IF;
+END $$;
+
+CREATE FUNCTION cluster.why_not_waiting(job cluster.waiting_job, job_id bigint) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    newest bigint;
+BEGIN
+    IF job.id IS NULL THEN
+        EXECUTE format('SELECT coalesce(max(id), 0) FROM %s', job.job_table) INTO newest;
+        RETURN QUERY SELECT 'not_committed', format('There is no job %s to be seen, but %s has inserted here and not committed yet.',
+                job_id, cluster.describe_process(l.pid)), 'Nobody sees the job before the COMMIT: end that transaction.'
+            FROM pg_locks AS l
+            WHERE l.locktype = 'advisory' AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+              AND l.classid = 1751 AND l.objid = job.job_table::oid AND l.objsubid = 2 AND l.mode = 'ShareLock' AND l.granted
+              AND job_id BETWEEN newest - 100000 AND newest + 100000
+            ORDER BY l.pid LIMIT 3;
+        RETURN QUERY SELECT 'no_such_job', format('Table %s has no job %s.', job.job_table, job_id),
+            'Its INSERT was rolled back, or it was deleted: by hand, or by its retention.';
+    ELSIF job.status = 'running' AND EXISTS (
+        SELECT FROM cluster.nodes_for(job.job_type, job.queue) AS n WHERE n.id = job.locked_by AND n.state <> 'silent'
+    ) THEN
+        IF job.cancel_requested_at IS NOT NULL THEN
+            RETURN QUERY SELECT 'cancelling', format('It runs on %s, and was told to stop %s ago.', cluster.describe_node(job.locked_by),
+                    cluster.in_words(now() - job.cancel_requested_at)), 'A plain perform that does not end is killed with its worker soon.';
+        END IF;
+        RETURN QUERY SELECT 'running', format('It runs: attempt %s, on %s, for %s.', job.attempts_count,
+            cluster.describe_node(job.locked_by), cluster.in_words(now() - job.started_at)), 'Nothing is to be done.';
+    ELSIF job.status = 'running' THEN
+        RETURN QUERY SELECT 'node_lost', format('It counts as running, on %s.', cluster.describe_node(job.locked_by)),
+            'Another node takes it back as soon as the lease is over; if none runs, start one: cluster run.';
+    ELSE
+        RETURN QUERY SELECT 'finished', format('It has ended: %s, %s ago, in attempt %s%s', replace(job.status, '_', ' '),
+                cluster.in_words(now() - job.finished_at), job.attempts_count, coalesce(': ' || job.last_error, '.')),
+            format('To run it again: SELECT cluster.retry(%L, %s)', job.job_table, job.id);
+    END IF;
+END $$;
+
+CREATE FUNCTION cluster.why_nothing_waits(job cluster.waiting_job) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    RETURN QUERY SELECT 'nothing_waits', format('No job of table %s waits.', job.job_table), 'INSERT one; what is inserted is seen at its COMMIT.';
+    RETURN QUERY
+        SELECT CASE WHEN s.paused_at IS NOT NULL THEN 'schedule_paused' WHEN NOT s.active THEN 'schedule_' || s.state ELSE 'schedule' END,
+               CASE WHEN s.paused_at IS NOT NULL THEN format('Schedule %s has been paused for %s%s', s.name,
+                        cluster.in_words(now() - s.paused_at), coalesce(': ' || s.paused_reason, '.'))
+                    WHEN s.next_run_at IS NULL OR NOT s.active THEN format('Schedule %s is %s%s', s.name, replace(s.state, '_', ' '),
+                        coalesce(': ' || cluster.last_line(s.last_error), '.'))
+                    ELSE format('Schedule %s inserts one in %s.', s.name, cluster.in_words(s.next_run_at - now())) END,
+               'cluster schedule ' || CASE WHEN s.paused_at IS NOT NULL THEN 'resume '
+                    WHEN NOT s.active OR s.next_run_at IS NULL THEN 'activate ' ELSE 'run ' END || s.name
+        FROM cluster.schedules AS s WHERE s.job_table::oid = job.job_table::oid
+        ORDER BY s.active AND s.paused_at IS NULL, s.next_run_at, s.name LIMIT 5;
+END $$;
+
+CREATE FUNCTION cluster.why_paused(job cluster.waiting_job) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT p.reason, format('%s has been paused for %s%s%s', p.what, cluster.in_words(now() - p.at), coalesce(', by ' || a.who, ''),
+                            coalesce(': ' || nullif(p.why, ''), '.')), p.remedy
+    FROM (
+        SELECT 1 AS place, 'everything_paused' AS reason, 'Everything' AS what, q.paused_at AS at, q.paused_reason AS why,
+               'SELECT cluster.resume(), or: cluster resume --all' AS remedy
+        FROM cluster.queues AS q WHERE q.name = '*' AND q.paused_at IS NOT NULL
+        UNION ALL
+        SELECT 2, 'type_paused', 'Job type ' || t.name, t.paused_at, t.paused_reason, 'cluster resume ' || t.name
+        FROM cluster.job_types AS t
+        WHERE t.job_table::oid = job.job_table::oid AND t.paused_at IS NOT NULL
+          AND NOT EXISTS (SELECT FROM cluster.queues AS q WHERE q.name = '*' AND q.paused_at = t.paused_at)
+        UNION ALL
+        SELECT 3, 'queue_paused', 'Queue ' || q.name, q.paused_at, q.paused_reason, 'cluster resume --queue ' || q.name
+        FROM cluster.queues AS q WHERE q.name = job.queue AND q.paused_at IS NOT NULL
+    ) AS p LEFT JOIN LATERAL (
+        SELECT who FROM cluster.audit WHERE audit.at = p.at AND action = 'pause' ORDER BY id LIMIT 1
+    ) AS a ON true
+    ORDER BY p.place
+$$;
+
+CREATE FUNCTION cluster.why_row_locked(job cluster.waiting_job) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT 'row_locked', format('%s has this row locked.', cluster.describe_process(l.pid)),
+           format('Nodes pass over it until that transaction ends: SELECT pg_terminate_backend(%s)', l.pid)
+    FROM pg_locks AS l
+    WHERE l.locktype = 'transactionid' AND l.transactionid::text = job.locker AND l.mode = 'ExclusiveLock' AND l.granted AND l.pid <> pg_backend_pid()
+$$;
+
+CREATE FUNCTION cluster.why_set_aside(job cluster.waiting_job, which text) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE WHEN which = 'row' THEN 'row_set_aside' WHEN which = 'rows' THEN 'rows_set_aside' ELSE t.reason END,
+           format('%s, for %s: %s', CASE which
+               WHEN 'row' THEN 'Nodes have set this job aside'
+               WHEN 'rows' THEN format('Nodes have set aside %s of this type, perhaps this one',
+                                       CASE max(t.rows) WHEN 1 THEN 'a job' ELSE max(t.rows) || ' jobs' END)
+               ELSE format('Nodes hold %s back (%s)', job.job_type, replace(t.reason, '_', ' ')) END,
+               cluster.in_words(make_interval(secs => extract(epoch FROM now())::float8 - min(t.since))), min(t.detail)),
+           CASE WHEN t.reason = 'no_privilege' THEN 'Grant it to the role of the nodes; they try again by themselves.'
+                WHEN t.reason = 'table_missing' THEN 'The class and the table differ: run cluster migrate, or deploy the class that fits.'
+                ELSE 'They try again by themselves, at growing intervals, and go on once that is mended.' END
+    FROM cluster.nodes AS n, jsonb_to_recordset(n.trouble) AS t (job_type text, reason text, rows bigint, since float8, detail text)
+    WHERE n.state IN ('live', 'draining') AND n.lease_until >= now() AND t.job_type = job.job_type
+      AND which = CASE WHEN t.reason NOT IN ('claim_refused', 'promotion_refused') THEN CASE
+              WHEN t.rows = 0 AND t.reason IN ('table_missing', 'table_locked', 'table_lock_held', 'too_slow', 'no_privilege', 'query_failed',
+                                               'table_refuses_claims', 'table_refuses_outcomes') THEN 'type' END
+          WHEN t.detail LIKE format('row %s: %%', job.id) THEN 'row' WHEN t.rows > 0 THEN 'rows' ELSE 'type' END
+    GROUP BY t.reason ORDER BY min(t.since)
+$$;
+
+CREATE FUNCTION cluster.why_table_locked(job_table regclass) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT 'table_locked', format('%s has table %s locked (%s).', cluster.describe_process(l.pid), job_table, l.mode),
+           format('End that transaction: SELECT pg_terminate_backend(%s)', l.pid)
+    FROM pg_locks AS l
+    WHERE l.locktype = 'relation' AND l.relation = job_table::oid AND l.granted AND l.pid <> pg_backend_pid()
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+    ORDER BY l.mode, l.pid LIMIT 3
+$$;
+
+CREATE FUNCTION cluster.why_unserved(job cluster.waiting_job) RETURNS TABLE(reason text, detail text, remedy text)
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    node record;
+    queue text := coalesce(job.queue, 'default');
+BEGIN
+    SELECT count(*) FILTER (WHERE n.state = 'live' AND performs AND serves) AS serving,
+           count(*) FILTER (WHERE n.state <> 'silent') AS living, count(*) AS known,
+           string_agg(name || told, '; ' ORDER BY name) FILTER (WHERE n.state = 'draining' AND performs AND serves) AS draining,
+           string_agg(name || told, '; ' ORDER BY name) FILTER (WHERE n.state = 'silent' AND performs AND serves) AS silent,
+           string_agg(name, ', ' ORDER BY name) FILTER (WHERE n.state <> 'silent' AND performs AND NOT serves) AS elsewhere
+    INTO node FROM cluster.nodes_for(job.job_type, queue) AS n;
+    IF node.serving > 0 THEN
+        RETURN;
+    END IF;
+    IF node.draining IS NOT NULL THEN
+        RETURN QUERY SELECT 'nodes_draining', format('All nodes that could have it drain: %s.', left(node.draining, 500)),
+            'Start another node, or take it back: cluster undrain NODE';
+    END IF;
+    IF node.silent IS NOT NULL THEN
+        RETURN QUERY SELECT 'nodes_silent', format('%s is silent: %s.', 'The node that could have it', left(node.silent, 500)),
+            'It has lost Postgres, or died: look at its machine and its log, or start another.';
+    END IF;
+    IF node.elsewhere IS NOT NULL THEN
+        RETURN QUERY SELECT 'no_node_of_queue', format('No node serves queue %s. %s is performed in other queues, by %s.', queue,
+                job.job_type, left(node.elsewhere, 500)),
+            format('Start a node with CLUSTER_QUEUES=%s or *, or move the job: UPDATE %s SET queue = …', queue, job.job_table);
+    ELSIF node.draining IS NULL AND node.silent IS NULL AND node.living > 0 THEN
+        RETURN QUERY SELECT 'no_node_of_type', format('%s, and none performs %s.',
+                CASE node.living WHEN 1 THEN 'One node runs' ELSE node.living || ' nodes run' END, job.job_type),
+            format('Deploy the class of table %s to a node; it must be among its CLUSTER_JOBS.', job.job_table);
+    ELSIF node.known = 0 THEN
+        RETURN QUERY SELECT 'no_node', 'No node is running' || coalesce((
+            SELECT format('; the last one, %s, %s %s ago', n.hostname || ':' || n.pid, CASE n.state WHEN 'lost' THEN 'was lost' ELSE 'stopped' END,
+                          cluster.in_words(now() - n.heartbeat_at))
+            FROM cluster.nodes AS n ORDER BY n.heartbeat_at DESC LIMIT 1), '') || '.', 'Start one: cluster run';
+    END IF;
+END $$;
+
 CREATE TABLE cluster.audit (
     id bigint NOT NULL,
     at timestamp with time zone DEFAULT now() NOT NULL,
@@ -1039,7 +1625,7 @@ CREATE TABLE cluster.audit (
     count bigint
 );
 
-COMMENT ON TABLE cluster.audit IS 'What people did with the dashboard, a row each. count: jobs that were changed; NULL: none were meant, or it is not over.';
+COMMENT ON TABLE cluster.audit IS 'What people did with the dashboard and the command line, a row each. count: jobs that were changed; NULL: none were meant, or it is not over.';
 
 ALTER TABLE cluster.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME cluster.audit_id_seq
@@ -1265,6 +1851,14 @@ CREATE VIEW cluster.autoscaling AS
 
 COMMENT ON VIEW cluster.autoscaling IS 'How many nodes are wanted, by queue; * is all queues together. Needs SELECT, and EXECUTE on cluster.survey_job_tables.';
 
+CREATE TABLE cluster.drains (
+    node uuid NOT NULL,
+    requested_at timestamp with time zone DEFAULT now() NOT NULL,
+    reason text
+);
+
+COMMENT ON TABLE cluster.drains IS 'Nodes that were told to drain; see cluster.drain. A new start of a node is another node, and does not drain.';
+
 CREATE TABLE cluster.identity (
     is_only_row boolean DEFAULT true NOT NULL,
     system_identifier bigint,
@@ -1338,6 +1932,9 @@ COMMENT ON TABLE cluster.views IS 'Filters of the dashboard that a team has save
 ALTER TABLE ONLY cluster.audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY cluster.drains
+    ADD CONSTRAINT drains_pkey PRIMARY KEY (node);
+
 ALTER TABLE ONLY cluster.identity
     ADD CONSTRAINT identity_pkey PRIMARY KEY (is_only_row);
 
@@ -1374,6 +1971,8 @@ ALTER TABLE ONLY cluster.turns
 ALTER TABLE ONLY cluster.views
     ADD CONSTRAINT views_pkey PRIMARY KEY (job_table, name);
 
+CREATE INDEX audit_at ON cluster.audit USING btree (at);
+
 CREATE INDEX schedule_runs_due ON cluster.schedule_runs USING btree (due_at);
 
 CREATE INDEX schedule_runs_unfinished ON cluster.schedule_runs USING btree (name) WHERE (finished_at IS NULL);
@@ -1387,6 +1986,8 @@ CREATE INDEX schedules_wake ON cluster.schedules USING btree (wake_at) WHERE (wa
 CREATE TRIGGER activate BEFORE UPDATE OF active ON cluster.schedules FOR EACH ROW WHEN (new.active) EXECUTE FUNCTION cluster.activate_schedule();
 
 CREATE TRIGGER add_turn AFTER INSERT ON cluster.job_types FOR EACH ROW EXECUTE FUNCTION cluster.add_turn();
+
+CREATE TRIGGER announce_change AFTER INSERT OR DELETE ON cluster.drains FOR EACH ROW EXECUTE FUNCTION cluster.announce_change();
 
 CREATE TRIGGER announce_change AFTER INSERT OR DELETE OR UPDATE ON cluster.job_types FOR EACH STATEMENT EXECUTE FUNCTION cluster.announce_change();
 

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
+from cluster import secret
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for, wait_until
 from tests.support.postgres import RunServer
@@ -402,6 +403,13 @@ def test_where_nothing_waits_the_schedules_say_what_will(place: Place) -> None:
     assert [each.reason for each in found] == ["nothing_waits", "schedule_paused", "no_node"]
     assert found[1].detail == "Schedule stock has been paused for 3 h: inventory"
     assert found[1].remedy == "cluster schedule resume stock"
+
+
+def test_a_key_that_is_secret_is_masked(place: Place) -> None:
+    job_id = key_full(place)
+    place.sql(f"COMMENT ON COLUMN order_jobs.customer IS '{secret.MARK}'")
+    detail = place.why("order_jobs", job_id)[0].detail
+    assert f"for each customer, here {secret.MASK}, is reached" in detail
 
 
 def test_another_table_that_is_locked_keeps_no_answer(place: Place) -> None:

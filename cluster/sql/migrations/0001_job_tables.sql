@@ -1202,6 +1202,10 @@ BEGIN
     job.job_type := kind.name;
     job.limited_to := coalesce(kind.max_concurrency_override, kind.max_concurrency);
     job.concurrency_key := kind.concurrency_key;
+    IF job.key IS NOT NULL AND (SELECT col_description(a.attrelid, a.attnum) LIKE '%cluster:secret%' FROM pg_attribute AS a
+                                WHERE a.attrelid = job_table::oid AND a.attname = kind.concurrency_key) THEN
+        job.key := '••••••';  -- as cluster/secret.py has it
+    END IF;
     RETURN job;
 END $$;
 
