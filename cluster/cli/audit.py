@@ -54,8 +54,8 @@ def noted(
     """
     import psycopg
 
-    chosen = {name: value for name, value in selection.values().items() if value is not None}
-    chosen |= {name: str(chosen[name]) for name in ("since", "older") if name in chosen}
+    given = {name: getattr(selection, name) for name in ("queue", "error", "since", "older")}
+    chosen = {"status": list(selection.statuses)} | {n: str(value) for n, value in given.items() if value is not None}
     number, done = note(connection, action, target, chosen), Counter[str]()
 
     def tell(counts: Counter[str]) -> bool:

@@ -63,8 +63,8 @@ def test_each_command_leaves_a_line_of_who_and_what(command: Command, conn: psyc
         ("undrain", "node web-1:7", None, None),
         ("cancel", "mail_jobs 1", None, 1),
         ("retry", "mail_jobs 1", None, 1),
-        ("cancel all", "mail_jobs", {"queue": "bulk", "since": "1:00:00", "statuses": waiting}, 5),
-        ("delete all", "mail_jobs", {"statuses": ["cancelled"]}, 5),
+        ("cancel all", "mail_jobs", {"queue": "bulk", "since": "1:00:00", "status": waiting}, 5),
+        ("delete all", "mail_jobs", {"status": ["cancelled"]}, 5),
     ]
     who = f"{getpass.getuser()}@{socket.gethostname()}"
     assert run(conn, "SELECT DISTINCT who, via FROM cluster.audit") == [(who, "cli")]
