@@ -103,6 +103,15 @@ async def test_a_node_that_has_ended_meanwhile_is_not_drained(seeded: psycopg.Co
         assert 'method="post"' not in (await web.get(PAGE)).text
 
 
+async def test_the_audit_says_what_was_done_with_commands(seeded: psycopg.Connection, database_url: str) -> None:
+    run(
+        seeded,
+        "INSERT INTO cluster.audit (who, via, action, target) VALUES ('bob@laptop', 'cli', 'pause', 'mail_jobs')",
+    )
+    async with browsing(database_url) as web:
+        assert 'bob@laptop <span class="quiet">cli</span>' in (await web.get("/audit")).text
+
+
 async def test_a_job_that_waits_says_for_what_and_one_that_does_not_says_nothing(
     seeded: psycopg.Connection, database_url: str
 ) -> None:
