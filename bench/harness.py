@@ -40,7 +40,7 @@ from bench.jobs.probe import LimitedProbeJob, ProbeJob
 from bench.results import REPOSITORY
 from cluster.embedded import EmbeddedPostgres, free_port, wheel_bin_dir
 from cluster.job import Job, definition
-from cluster.migrate import migrate_jobs, migrate_schema
+from cluster.migration import migrate_jobs, migrate_schema
 
 NODE_COMMAND = [sys.executable, "-m", "cluster", "--app-dir", str(REPOSITORY), "run"]
 JOB_CLASSES: list[type[Job]] = [

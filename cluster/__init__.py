@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cluster.backoff import ConstantBackoff, ExponentialBackoff, LinearBackoff, PolynomialBackoff
-from cluster.columns import References
-from cluster.configuration import configure
-from cluster.errors import ClusterError
-from cluster.job import Job
-from cluster.outcomes import Cancel, Fail, Next, Snooze
-from cluster.schedule import Cron, Every
-from cluster.secret import Secret
-
 if TYPE_CHECKING:
+    from cluster.backoff import ConstantBackoff, ExponentialBackoff, LinearBackoff, PolynomialBackoff
     from cluster.client import AsyncClient, Client
+    from cluster.columns import References
+    from cluster.configuration import configure
+    from cluster.errors import ClusterError
+    from cluster.job import Job
+    from cluster.migrating import migrate
+    from cluster.outcomes import Cancel, Fail, Next, Snooze
+    from cluster.schedule import Cron, Every
+    from cluster.secret import Secret
 
     __version__: str
 
@@ -37,17 +37,33 @@ __all__ = [
     "Snooze",
     "__version__",
     "configure",
+    "migrate",
 ]
+
+_NAMES = {
+    "backoff": ("ConstantBackoff", "ExponentialBackoff", "LinearBackoff", "PolynomialBackoff"),
+    "client": ("AsyncClient", "Client"),
+    "columns": ("References",),
+    "configuration": ("configure",),
+    "errors": ("ClusterError",),
+    "job": ("Job",),
+    "migrating": ("migrate",),
+    "outcomes": ("Cancel", "Fail", "Next", "Snooze"),
+    "schedule": ("Cron", "Every"),
+    "secret": ("Secret",),
+}
+"""By module. Imported when they are asked for: pytest imports this package for its plugin, in runs that have no jobs at all."""
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """The pool and the package's metadata are imported when they are asked for."""
-    if name in {"AsyncClient", "Client"}:
-        from cluster import client
+    from importlib import import_module, metadata
 
-        return getattr(client, name)
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("jobcluster")
-    raise AttributeError(f"module 'cluster' has no attribute {name!r}")
+        value: Any = metadata.version("jobcluster")
+    elif name in _MODULES:
+        value = getattr(import_module(f"cluster.{_MODULES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'cluster' has no attribute {name!r}")
+    globals()[name] = value
+    return value

@@ -132,7 +132,9 @@ def _check_addition(
         )
     table = "" if column.references is None else column.references.table
     if table not in {"", target.name, *planned_tables} and existing_columns(connection, table) is None:
-        raise SchemaMisfitError(f'{place}: relation "{table}" does not exist')
+        raise SchemaMisfitError(
+            f"{place}: run your own migrations first: table {table}, which column {column.name} refers to, is not there"
+        )
 
 
 def _add_column(made: Plan, target: _Target, column: Column, *, gently: bool) -> None:

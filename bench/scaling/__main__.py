@@ -16,7 +16,7 @@ from bench.scaling.autoscaler import Rules
 from bench.scaling.loads import LOADS, Load
 from bench.scaling.simulation import START_WITHIN, Seen, simulate
 from cluster.embedded import disposable_server
-from cluster.migrate import migrate_schema
+from cluster.migration import migrate_schema
 
 PLOT = REPOSITORY / "docs" / "kubernetes" / "scaling.svg"
 POINTS = 300

@@ -17,7 +17,7 @@ from bench.jobs.noop import NoopJob
 from bench.results import Results
 from cluster import locks, statements
 from cluster.embedded import disposable_server
-from cluster.migrate import migrate_jobs, migrate_schema
+from cluster.migration import migrate_jobs, migrate_schema
 
 NODES = (100, 1000)
 RUNNING = 16

@@ -55,7 +55,7 @@ def _change(
 ) -> None:
     from cluster.cli.database import connected, settings_with_database
     from cluster.cli.job_tables import find_job_table
-    from cluster.migrate import check_schema
+    from cluster.migration import check_schema
 
     filtered = filtered or any(option is not None for option in (chosen.queue, chosen.error, chosen.since))
     if bool(ids) == filtered:

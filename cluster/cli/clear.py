@@ -31,7 +31,7 @@ def clear(
     from cluster.cli.database import connected, settings_with_database
     from cluster.cli.enqueue import duration
     from cluster.cli.job_tables import find_job_table, list_job_tables
-    from cluster.migrate import check_schema
+    from cluster.migration import check_schema
 
     if (name is not None) == everything:
         raise typer.BadParameter("give a job's name, or --all", param_hint="NAME")

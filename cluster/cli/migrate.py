@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,7 +38,7 @@ def migrate(
 
 def _print_plan(connection: Connection[Any], job_classes: list[type[Job]], *, adopt: bool) -> None:
     from cluster import identity
-    from cluster.migrate import planned_changes
+    from cluster.migration import planned_changes
 
     planned = planned_changes(connection, job_classes)
     if adopt and identity.is_recorded(connection) and identity.difference(connection):
@@ -51,49 +50,20 @@ def _print_plan(connection: Connection[Any], job_classes: list[type[Job]], *, ad
 
 
 def _apply(connection: Connection[Any], job_classes: list[type[Job]], *, adopt: bool) -> None:
-    from cluster import identity, tables
+    """Each sentence is printed as soon as it is true: what comes next may fail."""
     from cluster.differences import differences
-    from cluster.job import definition
-    from cluster.migrate import migrate_jobs, migrate_schema
+    from cluster.migrating import steps
 
-    connection.execute("SET default_transaction_read_only = off")  # a default of the role's, not a refusal
-    done = [f"schema cluster: {name}" for name in migrate_schema(connection, _say)]
-    if adopt and identity.adopt(connection):
-        done.append("this database is no copy any more: nodes may run its jobs")
-    elif copied := identity.difference(connection):
-        _say(f"nodes will not start: {copied}")
-    for job_class in job_classes:
-        table = definition(job_class).table
-        is_new = tables.existing_columns(connection, table) is None
-        statements = migrate_jobs(connection, [job_class], _say)
-        done += [f"table {table}: created"] if is_new else _sentences(table, statements)
+    has_done = False
+    for sentence in steps(connection, job_classes, _say, adopt=adopt):
+        typer.echo(sentence)
+        has_done = True
     differing = differences(connection, job_classes)
-    for line in done or ([] if differing else ["nothing to do"]):
-        typer.echo(line)
+    if not has_done and not differing:
+        typer.echo("nothing to do")
     for difference in differing:
         typer.echo(f"left as it is: {difference}")
 
 
 def _say(sentence: str) -> None:
     typer.echo(sentence, err=True)
-
-
-_COLUMN = re.compile(
-    r'ALTER TABLE \S+ (?P<what>ADD|ALTER) COLUMN "(?P<column>[^"]*)"(?: SET DEFAULT (?P<default>.*))?', re.DOTALL
-)
-
-
-def _sentences(table: str, statements: list[str]) -> list[str]:
-    """What `migrate_jobs` ran on a table that was there, in words."""
-    said = []
-    for statement in statements:
-        if match := _COLUMN.match(statement):
-            what = f"default is now {match['default']}" if match["what"] == "ALTER" else "added"
-            said.append(f"table {table}: column {match['column']}: {what}")
-        elif "cluster.schedules" in statement:
-            said.append(f"table {table}: schedules updated")
-        elif "cluster.job_types" in statement:
-            said.append(f"table {table}: options updated")
-        else:
-            said.append(f"table {table}: completed")
-    return list(dict.fromkeys(said))

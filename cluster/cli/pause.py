@@ -36,7 +36,7 @@ def _change(function: str, name: str | None, queue: str | None, *, everything: b
     from cluster.cli.audit import note
     from cluster.cli.database import connected, settings_with_database
     from cluster.cli.job_tables import find_job_table
-    from cluster.migrate import check_schema
+    from cluster.migration import check_schema
 
     if (name is not None) + (queue is not None) + everything != 1:
         raise typer.BadParameter("give one of: a job's name, --queue or --all", param_hint="NAME")

@@ -30,7 +30,7 @@ _COLUMNS = """name, job_table::text, job_values, cron, every, time_zone, starts_
 def opened() -> Iterator[Connection[Any]]:
     """A connection to the database of the settings, whose schema fits."""
     from cluster.cli.database import connected, settings_with_database
-    from cluster.migrate import check_schema
+    from cluster.migration import check_schema
 
     with connected(settings_with_database().database_url) as connection:
         check_schema(connection, [])

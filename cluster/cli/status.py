@@ -23,7 +23,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For machines.")
     """Show jobs by type and status, and the nodes."""
     from cluster.cli.database import connected, settings_with_database
     from cluster.cli.tables import print_json
-    from cluster.migrate import check_schema
+    from cluster.migration import check_schema
 
     settings = settings_with_database()
     with connected(settings.database_url) as connection:

@@ -20,7 +20,7 @@ import psycopg
 import uvloop
 from psycopg import AsyncConnection
 
-from cluster import events, metrics, migrate, statements
+from cluster import events, metrics, migration, statements
 from cluster.coordinator.backlog import Backlog
 from cluster.coordinator.census import Census
 from cluster.coordinator.claim import DEADLINE, Claimer
@@ -114,12 +114,12 @@ def check_database(settings: Settings, job_classes: list[type[Job]]) -> None:
         ) from error
     with connection:
         try:
-            migrate.check_server(connection)
-            migrate.check_schema(connection, job_classes)
+            migration.check_server(connection)
+            migration.check_schema(connection, job_classes)
             check_neighbours(connection, [quoted_table(job_class) for job_class in job_classes])
             check_privileges(connection, job_classes)
             check_identity(connection)
-            migrate.check_complete(connection, job_classes)
+            migration.check_complete(connection, job_classes)
             _check_pooled_settings(connection)
         except psycopg.errors.InsufficientPrivilege as error:
             raise SchemaMisfitError(

@@ -1,7 +1,7 @@
 """The connections and sessions that applications enqueue on, told apart by what they can do: no library is imported for it.
 
 `bind` wraps each in a Sync or an Async that runs one statement in the caller's transaction. What has to be said to a database is
-written once, as a Conversation, and held by `talk` or `atalk`.
+written once, as a Conversation, and held by `talk` or `atalk`. For other libraries, applications give a Sync or an Async.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Coroutine, Generator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from psycopg import AsyncConnection, Connection
 
@@ -25,8 +25,12 @@ Awaited: TypeAlias = Coroutine[Any, Any, T]
 """What an async session gives: a coroutine, so that type checkers find the `await` that was forgotten."""
 
 
+@runtime_checkable
 class Sync(Protocol):
-    """One caller's session. placeholder: how its driver writes the first value, "%s" or "$1"."""
+    """One caller's session. placeholder: how its driver writes the first value, "%s" or "$1".
+
+    The protocol for adapters of one's own; `cluster.testing.check_session_adapter` tells whether one does what it must.
+    """
 
     placeholder: str
 
@@ -43,6 +47,7 @@ class Sync(Protocol):
         """The database's name. None: it can't be known."""
 
 
+@runtime_checkable
 class Async(Protocol):
     """As Sync, awaited."""
 
@@ -111,8 +116,8 @@ class AsyncpgConnection(Protocol):
     def is_in_transaction(self) -> bool: ...
 
 
-SyncSession: TypeAlias = Connection[Any] | CoreConnection | OrmSession | DjangoConnection
-AsyncSession: TypeAlias = AsyncConnection[Any] | AsyncCoreConnection | AsyncOrmSession | AsyncpgConnection
+SyncSession: TypeAlias = Connection[Any] | CoreConnection | OrmSession | DjangoConnection | Sync
+AsyncSession: TypeAlias = AsyncConnection[Any] | AsyncCoreConnection | AsyncOrmSession | AsyncpgConnection | Async
 
 
 def bind(session: Any) -> Sync | Async:  # Any: callers without a type checker give anything
@@ -125,6 +130,8 @@ def bind(session: Any) -> Sync | Async:  # Any: callers without a type checker g
         return psycopg.AsyncPsycopg(session)
     if isinstance(session, type) or _library(session) == "cluster":
         raise _unusable(session)
+    if isinstance(session, Sync):  # or an Async, which has the same methods
+        return session
     if hasattr(session, "exec_driver_sql"):
         is_async = inspect.iscoroutinefunction(session.exec_driver_sql)
         return sqlalchemy.AsyncCore(session) if is_async else sqlalchemy.Core(session)

@@ -13,7 +13,7 @@ import psycopg
 from cluster.embedded import EmbeddedPostgres, disposable_server
 from cluster.embedded.programs import run_as
 from cluster.errors import ClusterError
-from cluster.migrate import migrate_schema
+from cluster.migration import migrate_schema
 
 SCHEMA = Path(__file__).with_name("schema.sql")
 HEADER = "-- What the migrations add up to. Written by `make schema`, never by hand.\n\n"

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from cluster.embedded import EmbeddedPostgres
 from cluster.lease_clock import boottime
-from cluster.migrate import migrate_jobs, migrate_schema
+from cluster.migration import migrate_jobs, migrate_schema
 from tests.fault import checker
 from tests.fault.checker import Change, Final, History, Kind, Violation
 from tests.fault.journal import Coroner, Execution, Job, parse

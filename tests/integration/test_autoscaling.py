@@ -15,7 +15,7 @@ import pytest
 from psycopg import errors
 from psycopg.conninfo import make_conninfo
 
-from cluster.migrate import migrate_schema
+from cluster.migration import migrate_schema
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for
 

@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import namedtuple_row
 
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.support.nodes import NodeProcess, job_classes, running_node, wait_for, wait_until, write_jobs
 from tests.support.postgres import RunServer
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from cluster import selection
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.integration.test_pause import SOURCE
 from tests.support.nodes import job_classes, write_jobs
 

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from cluster.cli.start import read_layout
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from cluster.supervisor.run_folder import NodeEntry, Process, RunFolder, State
 from tests.integration.conftest import RunNode
 from tests.support.nodes import job_classes, session_processes, wait_for, wait_until, write_jobs

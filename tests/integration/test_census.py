@@ -10,7 +10,7 @@ import pytest
 
 from cluster import statements
 from cluster.coordinator.census import MOST
-from cluster.migrate import migrate_schema
+from cluster.migration import migrate_schema
 from tests.integration.conftest import RunNode
 from tests.support.nodes import NodeProcess, wait_for, wait_until
 

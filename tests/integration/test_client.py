@@ -23,7 +23,7 @@ from psycopg.rows import dict_row
 from cluster import AsyncClient, Client, Job, References, configure
 from cluster.errors import EnqueueError
 from cluster.job import definition
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 
 
 class MailJob(Job):

@@ -11,7 +11,7 @@ import pytest
 from psycopg import errors
 
 from cluster import Job
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for, wait_until
 from tests.support.rows import insert, others_go_on, peak_megabytes, run, wait_status, wait_trouble

@@ -21,7 +21,7 @@ import pytest
 from psycopg import errors
 
 from cluster.embedded import EmbeddedPostgres
-from cluster.migrate import migrate_schema
+from cluster.migration import migrate_schema
 from tests.integration.conftest import RunNode
 from tests.support.nodes import NodeProcess, running_node, wait_for, wait_until
 from tests.support.postgres import RunServer, make_run_folder

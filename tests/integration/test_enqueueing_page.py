@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.support.session_kinds import KINDS, async_orm, orm
 
 PAGE = Path(__file__).parents[2] / "docs/enqueueing.md"

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from cluster.coordinator.http import Health, serve
 from cluster.errors import SettingsError
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.integration.conftest import RunNode
 from tests.support.nodes import NodeProcess, job_classes, running_node, wait_for, wait_until, write_jobs
 from tests.support.postgres import RunServer

@@ -17,7 +17,7 @@ from cluster.embedded import EmbeddedPostgres
 from cluster.embedded.programs import run_as
 from cluster.errors import ExitCode, SchemaMisfitError
 from cluster.identity import check_identity
-from cluster.migrate import check_schema, migrate_jobs, migrate_schema, planned_changes
+from cluster.migration import check_schema, migrate_jobs, migrate_schema, planned_changes
 from tests.integration.test_start_privileges import SOURCE, GrantedJob, exit_of
 from tests.support.nodes import running_node, wait_for
 from tests.support.postgres import RunServer, make_run_folder

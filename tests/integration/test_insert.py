@@ -12,7 +12,7 @@ import pytest
 from psycopg import errors, sql
 
 from cluster import Job, References
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 
 STATUSES = ["scheduled", "not_started", "running", "retry", "succeeded", "failed", "timed_out", "cancelled"]
 WAITING = ["scheduled", "not_started", "retry"]

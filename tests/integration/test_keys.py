@@ -11,7 +11,7 @@ from psycopg import errors
 
 from cluster import Job
 from cluster.errors import SchemaMisfitError
-from cluster.migrate import check_schema, migrate_jobs, planned_changes
+from cluster.migration import check_schema, migrate_jobs, planned_changes
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for, wait_until
 

@@ -15,7 +15,7 @@ from psycopg import errors, sql
 
 from cluster import Job, References
 from cluster.errors import ExitCode, SchemaMisfitError
-from cluster.migrate import check_schema, known_migrations, migrate_jobs, migrate_schema, planned_changes
+from cluster.migration import check_schema, known_migrations, migrate_jobs, migrate_schema, planned_changes
 
 
 class StockJob(Job):
@@ -367,7 +367,9 @@ def test_an_extra_column_that_every_insert_must_fill_is_refused(conn: psycopg.Co
 
 def test_a_reference_to_a_missing_table_is_explained(conn: psycopg.Connection) -> None:
     linked = made("StockJob", {"item_id": Annotated[int, References("items.id")]})
-    assert 'relation "items" does not exist' in misfit(lambda: migrate_jobs(conn, [linked]))
+    assert "run your own migrations first: table items, which column item_id refers to, is not there" in misfit(
+        lambda: migrate_jobs(conn, [linked])
+    )
     assert value(conn, "SELECT to_regclass('stock_jobs') IS NULL")
 
 

@@ -16,7 +16,7 @@ from cluster.coordinator.job_types import job_types, resolve
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Troubles
 from cluster.errors import ExitCode, SchemaMisfitError
-from cluster.migrate import migrate_jobs, migrate_schema, planned_changes
+from cluster.migration import migrate_jobs, migrate_schema, planned_changes
 from cluster.neighbours import check_neighbours
 from cluster.privileges import OWN_TABLES
 from tests.integration.conftest import RunNode

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.integration.conftest import RunNode
 from tests.support.nodes import job_classes, wait_for, write_jobs
 

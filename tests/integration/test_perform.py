@@ -16,7 +16,7 @@ import pytest
 from psycopg import errors, sql
 from psycopg.rows import namedtuple_row
 
-from cluster.migrate import migrate_schema
+from cluster.migration import migrate_schema
 from tests.integration.conftest import RunNode
 from tests.support.nodes import NodeProcess, running_node, wait_for, wait_until
 from tests.support.postgres import RunServer

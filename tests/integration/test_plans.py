@@ -23,7 +23,7 @@ from cluster import Job, statements
 from cluster.coordinator import arrays
 from cluster.coordinator.main import _prepare_planner
 from cluster.job import definition
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 
 Kind = Literal["default", "named", "others"]
 NONE = arrays.BigIntegers([])

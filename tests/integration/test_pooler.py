@@ -12,7 +12,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from cluster.errors import ExitCode, SchemaMisfitError
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from cluster.plan import LARGE
 from tests.integration.conftest import RunNode
 from tests.integration.test_neighbours import SOURCE, node_grants

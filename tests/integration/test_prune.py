@@ -14,7 +14,7 @@ from cluster.coordinator.prune import PAUSE, WINDOW, Pruner
 from cluster.coordinator.refusal import search
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Troubles
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 
 INTERVAL = 60.0
 DUE_IN = "SELECT extract(epoch FROM due_at - now())::float8 FROM cluster.prune_walks"

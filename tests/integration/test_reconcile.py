@@ -21,7 +21,7 @@ from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Troubles
 from cluster.frames import COLUMNS, LOCKED_AT
 from cluster.lease_clock import boottime
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 
 INTERVAL = 0.0001
 

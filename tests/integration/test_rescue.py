@@ -12,7 +12,7 @@ from cluster import Job, statements
 from cluster.coordinator.rescue import Rescuer
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Troubles
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.integration.conftest import RunNode
 from tests.support.gate import GatedSession
 from tests.support.nodes import wait_for

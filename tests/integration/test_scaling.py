@@ -12,7 +12,7 @@ from bench.scaling.__main__ import draw
 from bench.scaling.autoscaler import Autoscaler, Rules
 from bench.scaling.loads import LOADS, Load
 from bench.scaling.simulation import BOOT, START_WITHIN, Seen, simulate
-from cluster.migrate import migrate_schema
+from cluster.migration import migrate_schema
 
 # KEDA's look, and the autoscaler's first one, which makes more than one node of it; then the pods come up.
 FROM_ZERO = Rules.of_component().polling + 15 + BOOT

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from cluster import Cron, Every, Job
 from cluster.errors import JobDefinitionError, SchemaMisfitError
-from cluster.migrate import migrate_jobs, planned_changes
+from cluster.migration import migrate_jobs, planned_changes
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for
 from tests.support.rows import run

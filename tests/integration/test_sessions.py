@@ -23,7 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from cluster import Job, References, enqueueing
 from cluster.errors import EnqueueError, WaitTimeoutError
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.integration.conftest import RunNode
 from tests.support.session_kinds import KINDS, Kind, settled, socket_file
 

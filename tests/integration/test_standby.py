@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from cluster.embedded import EmbeddedPostgres
-from cluster.migrate import migrate_jobs, migrate_schema
+from cluster.migration import migrate_jobs, migrate_schema
 from tests.integration.test_start_privileges import SOURCE, exit_of
 from tests.support.nodes import job_classes, write_jobs
 from tests.support.postgres import make_run_folder

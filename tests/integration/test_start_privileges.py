@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from cluster import Job
 from cluster.errors import ExitCode, SchemaMisfitError
-from cluster.migrate import check_schema, migrate_jobs
+from cluster.migration import check_schema, migrate_jobs
 from cluster.privileges import OWN_TABLES, check_privileges
 from tests.support.nodes import NodeProcess, wait_for, write_jobs
 

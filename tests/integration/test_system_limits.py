@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from cluster.coordinator.system_limits import FILES, FILES_OF_WORKER, explained
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.support.nodes import COMMAND, job_classes, running_node, write_jobs
 
 SOURCE = """

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from cluster.errors import EnqueueError
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from cluster.testing import assert_enqueued, refute_enqueued
 from tests.support.session_kinds import KINDS, settled
 

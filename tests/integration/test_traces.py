@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from cluster import Job, enqueueing
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from cluster.tracing import current_traceparent
 from tests.integration.conftest import RunNode
 from tests.support.nodes import NodeProcess, wait_for, wait_until

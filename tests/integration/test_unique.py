@@ -11,7 +11,7 @@ import pytest
 
 from cluster import Job
 from cluster.errors import EnqueueError, SchemaMisfitError
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for
 from tests.support.session_kinds import KINDS, settled

@@ -13,7 +13,7 @@ import pytest
 
 from cluster import Job
 from cluster.lease_clock import boottime
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from cluster.notes import Notes, notes_size
 from cluster.worker.perform import Performer
 from cluster.worker.runner import Runner

@@ -24,7 +24,7 @@ import psycopg
 
 from cluster.discovery import import_jobs
 from cluster.job import Job
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 
 COMMAND = ("-m", "cluster", "run")
 PAUSE = 0.01

@@ -73,7 +73,7 @@ class RunServer:
     def _make_template(self, conn: psycopg.Connection) -> None:
         """Renamed last: a migration that fails leaves no template."""
         # Late, so that tests which need no schema run while the migrations are broken.
-        from cluster.migrate import migrate_schema
+        from cluster.migration import migrate_schema
 
         conn.execute("DROP DATABASE IF EXISTS template_unfinished")
         conn.execute("CREATE DATABASE template_unfinished TEMPLATE template0")

@@ -1,0 +1,351 @@
+"""A node within the test's own process: it performs one job at a time, with mocks, debugger and coverage in place.
+
+Claims, promotes, fires and finishes by the statements of real nodes, on one connection, and makes attempts as workers do. It has
+no lease to keep and no process to lose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+from uuid import uuid4
+
+from psycopg import Connection, Cursor
+from psycopg.rows import tuple_row
+from psycopg.types.json import Jsonb
+from psycopg.types.numeric import Int8
+
+from cluster import statements, tables
+from cluster.coordinator.job_types import _FIND, JobType
+from cluster.coordinator.job_types import job_types as types_of
+from cluster.coordinator.schedules import BATCH, Due, fire, plan
+from cluster.error_text import storable
+from cluster.errors import ClusterError
+from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, LOCKED_AT, PRIORITY, QUEUE, RUN_AT, SCHEDULED_FOR, ZONE
+from cluster.job import Job, Row, definition
+from cluster.testing.travel import job_tables, travelled
+from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
+
+T = TypeVar("T")
+_LEASE = timedelta(hours=1)
+_QUEUES = (statements.DEFAULT_QUEUE, None)
+_MOST_PROMOTED = 1000
+
+
+class Performed(NamedTuple):
+    """One attempt. status: of the row afterwards. error: as in last_error, None: there was none."""
+
+    job: Job
+    attempt: int
+    status: str
+    error: str | None
+
+
+class InlineNode:
+    """Registered while it is used. job_classes: None: all that are defined and have a table here."""
+
+    def __init__(self, connection: Connection[Any], job_classes: Sequence[type[Job]] | None) -> None:
+        self._connection = connection
+        self._id = uuid4()
+        self._travelled = travelled(connection)
+        self._types = _found(connection, defined_jobs() if job_classes is None else job_classes)
+        self._freed: dict[JobType, set[str]] = {job_type: set() for job_type in self._types}
+        """Keys that have room again, of types whose limit holds per key: claims look after rows that wait for it."""
+
+    def __enter__(self) -> Self:
+        self._execute(
+            statements.text("register_node").encode(),
+            {
+                "id": self._id, "hostname": "inline", "pid": os.getpid(), "version": "test", "queues": ["*"],
+                "jobs": [job_type.name for job_type in self._types], "lease": _LEASE, "slots": 1,
+                "session_pid": None, "listen_pid": None,
+            },
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        if not self._connection.broken and not (error and not self._connection.autocommit):
+            self._execute(statements.text("deregister_node").encode(), {"id": self._id})
+
+    def work_off(self) -> Iterator[Performed]:
+        """Performs what is due until nothing is, schedules included."""
+        has_worked = True
+        while has_worked:
+            has_worked = False
+            self._fire_schedules()
+            for job_type in self._types:
+                self._promote(job_type)
+                while (row := self._claim(job_type)) is not None:
+                    has_worked = True
+                    yield self._perform(job_type, row)
+
+    def perform(self, job: Job) -> Performed:
+        """This job, whose row must be due. ClusterError: it can't be claimed."""
+        (job_type,) = self._types
+        row = self._claim(job_type, only=job.id)
+        if row is None:
+            raise ClusterError(self._why_not(job_type, job))
+        return self._perform(job_type, row)
+
+    def due_in(self) -> timedelta | None:
+        """Until the next job or schedule is due. None: nothing ever will be by itself."""
+        waits = [
+            self._rows(
+                f"SELECT min(run_at) - now() FROM {self._quoted(job_type)}"  # noqa: S608 - the name is quoted
+                " WHERE status IN ('scheduled', 'retry') AND run_at > now()"
+            )
+            for job_type in self._types
+        ]
+        waits.append(self._rows("SELECT min(wake_at) - now() FROM cluster.schedules WHERE wake_at > now()"))
+        return min((wait for ((wait,),) in waits if wait is not None), default=None)
+
+    def refuse_strangers(self) -> None:
+        """ClusterError: rows are due of which no class is known."""
+        known = {job_type.oid for job_type in self._types}
+        for table in job_tables(self._connection):
+            ((oid,),) = self._rows("SELECT %s::regclass::oid::bigint", [table.as_string()])
+            due = f"SELECT count(*) FROM {table.as_string()} WHERE status = 'not_started'"  # noqa: S608 - quoted
+            if oid not in known and self._rows(due) != [(0,)]:
+                raise ClusterError(
+                    f"jobs are due in {table.as_string()}, and no class of it is imported: import it first"
+                )
+
+    # --- the statements of nodes ---
+
+    def _fire_schedules(self) -> None:
+        """As many times as something fires: what is made up for may come one by one."""
+        while True:
+            due = [Due(*row) for row in self._rows(statements.text("list_due_schedules"), {"limit": BATCH})]
+            plans = [self._shifted(plan(self._now(row)), -1) for row in due if row.plan_from is not None]
+            fires = [
+                self._shifted(fire(self._now(row)), -1)
+                for row in due
+                if row.plan_from is None and row.run_at is not None and row.run_at <= row.now
+            ]
+            plans += [answer for answer in fires if "error" in answer]
+            fires = [answer for answer in fires if "error" not in answer]
+            done = self._rows(statements.text("plan_schedules"), {"plans": Jsonb(plans)}) if plans else []
+            fired = self._rows(statements.text("fire_schedules"), {"plans": Jsonb(fires)}) if fires else []
+            held = [row[0] for row in fired if row[1] == "held"]
+            if held:
+                names = [row.name for row in due if row.name in held and row.overlap == "cancel_running"]
+                self._execute(statements.text("cancel_for_schedules").encode(), {"names": names})
+            if len(done) + len(fired) == len(held):
+                return
+
+    def _now(self, row: Due) -> Due:
+        """On the clock of those who travel: cron goes by that."""
+        later = {
+            name: value + self._travelled
+            for name in ("plan_from", "due_at", "run_at", "now")
+            if (value := getattr(row, name)) is not None
+        }
+        return row._replace(**later)
+
+    def _shifted(self, answer: dict[str, Any], sign: int) -> dict[str, Any]:
+        """The times of an answer, as they stand in rows."""
+        from datetime import datetime
+
+        def moved(key: str, value: Any) -> Any:
+            if key == "fire":
+                return [self._shifted(occurrence, sign) for occurrence in value]
+            return (
+                (datetime.fromisoformat(value) + sign * self._travelled).isoformat() if key.endswith("_at") else value
+            )
+
+        return {key: moved(key, value) for key, value in answer.items()}
+
+    def travelled_by(self, by: timedelta) -> None:
+        """Rows have been moved meanwhile."""
+        self._travelled += by
+
+    def _promote(self, job_type: JobType) -> None:
+        parameters: dict[str, Any] = {"limit": _MOST_PROMOTED, "due_from": None, "set_aside": [], "only": None}
+        while self._execute(job_type.statement("promote_jobs"), parameters).rowcount == _MOST_PROMOTED:
+            pass
+
+    def _claim(self, job_type: JobType, only: int | None = None) -> tuple[Any, ...] | None:
+        for queue in _QUEUES:
+            with self._connection.transaction():
+                rows = self._claim_from(job_type, queue, None if only is None else [only])
+            if rows:
+                return rows[0]
+        return None
+
+    def _claim_from(self, job_type: JobType, queue: statements.Queue, only: list[int] | None) -> list[tuple[Any, ...]]:
+        parameters: dict[str, Any] = {
+            "node": self._id, "table": job_type.oid, "queue": queue, "priority": 100,
+            "from_priority": 0, "from_run_at": None, "from_id": Int8(0), "slots": 1, "demand": 1, "whole": 1,
+            "max_attempts": job_type.max_attempts, "set_aside": [], "only": only,
+        }  # fmt: skip
+        unlimited = self._rows(job_type.statement("claim_jobs", queue), parameters) if job_type.key is None else []
+        if unlimited:
+            return unlimited
+        name = "claim_limited_jobs" if job_type.key is None else "claim_keyed_jobs"
+        if job_type.key is not None:
+            parameters |= {"key": job_type.key.column, "keys": sorted(self._freed[job_type]), "reach": 1000}
+        self._execute(statements.text("take_turn").encode(), {"table": job_type.oid})
+        return self._rows(job_type.statement(name, queue), parameters)
+
+    def _finish(self, job_type: JobType, row: tuple[Any, ...], verdict: Verdict) -> str:
+        """Returns the status of the row then."""
+        parameters: dict[str, Any] = {"node": self._id, "id": [row[ID]], "locked_at": [row[LOCKED_AT]]}
+        if verdict.status == "succeeded" and verdict.said is None and job_type.job_class.retention == timedelta(0):
+            self._free(job_type, self._rows(job_type.statement("delete_finished_jobs"), parameters))
+            return verdict.status
+        parameters |= {
+            "status": [verdict.status], "delay": [verdict.delay], "attempts": [verdict.attempts], "crashes": [0],
+            "begun": [0.0], "error": [None if verdict.error is None else storable(verdict.error, "utf-8")],
+        }  # fmt: skip
+        with self._connection.transaction():
+            if verdict.said is not None:
+                import json
+
+                said = json.dumps({row[ID]: storable(verdict.said, "ascii")})
+                self._execute(statements.text("say_next").encode(), {"said": said})
+            self._free(job_type, self._rows(job_type.statement("finish_jobs"), parameters))
+        found = self._rows(f"SELECT status::text FROM {self._quoted(job_type)} WHERE id = %s", [row[ID]])  # noqa: S608
+        return found[0][0] if found else verdict.status
+
+    def _free(self, job_type: JobType, finished: list[tuple[Any, ...]]) -> None:
+        self._freed[job_type] |= {key for _, *keys in finished for key in keys if key is not None}
+
+    def _why_not(self, job_type: JobType, job: Job) -> str:
+        name, table = type(job).__name__, definition(type(job)).table
+        found = self._rows(f"SELECT status::text FROM {self._quoted(job_type)} WHERE id = %s", [job.id])  # noqa: S608
+        if not found:
+            return f"{name} {job.id} is not in {table}: commit first, or pass the connection that has enqueued it"
+        why = {
+            "scheduled": "travel first",
+            "retry": "travel first",
+            "not_started": "its type or its queue is paused, or locked",
+        }
+        return f"{name} {job.id} can't be performed, it is {found[0][0]}" + (
+            f": {why[found[0][0]]}" if found[0][0] in why else ""
+        )
+
+    # --- an attempt ---
+
+    def _perform(self, job_type: JobType, row: tuple[Any, ...]) -> Performed:
+        # Its stop, when its time is up, is an exception in this thread: the signal of a real worker is not ours to take.
+        performer = replace(Performer.of(job_type.job_class), is_in_main=False)
+        job: Job
+        try:
+            job = performer.build(row[COLUMNS : COLUMNS + len(job_type.definition.columns)])
+        except Exception as error:  # noqa: BLE001 - a value or a user's validator: this job's failure
+            job = job_type.job_class.__new__(job_type.job_class)
+            verdict = refuse_row(error)
+        else:
+            self._tell(job, row)
+            verdict = _attempted(Attempt(performer, job, row[ATTEMPTS], row[QUEUE].encode()))
+        job.id = row[ID]
+        status = self._finish(job_type, row, verdict)
+        return Performed(job, row[ATTEMPTS], status, verdict.error)
+
+    def _tell(self, job: Job, row: tuple[Any, ...]) -> None:
+        standard = partial(Row, row[QUEUE], row[PRIORITY], row[RUN_AT], row[ATTEMPTS], row[CREATED_AT])
+        vars(job).update(id=row[ID], attempt=row[ATTEMPTS], _row=standard)
+        if row[SCHEDULED_FOR] is not None:
+            vars(job).update(scheduled_for=row[SCHEDULED_FOR] + self._travelled, _zone=row[ZONE] or "UTC")
+
+    # --- the connection ---
+
+    def _execute(self, statement: bytes, parameters: Any) -> Cursor[Any]:
+        # A cursor of ours: the connection's own may take other placeholders or return other rows.
+        return Cursor(self._connection, row_factory=tuple_row).execute(statement, parameters)
+
+    def _rows(self, statement: str | bytes, parameters: Any = None) -> list[tuple[Any, ...]]:
+        text = statement.encode() if isinstance(statement, str) else statement
+        return self._execute(text, parameters).fetchall()
+
+    def _quoted(self, job_type: JobType) -> str:
+        return tables.identifier(".".join(job_type.table)).as_string(self._connection)
+
+
+def defined_jobs() -> list[type[Job]]:
+    """Every job class of this process; of two with one table the one that was defined last."""
+    return list({definition(job_class).table: job_class for job_class in _subclasses(Job)}.values())
+
+
+def _subclasses(job_class: type[Job]) -> Iterator[type[Job]]:
+    for one in job_class.__subclasses__():
+        if one.__definition__ is not None:
+            yield one
+        yield from _subclasses(one)
+
+
+def _found(connection: Connection[Any], job_classes: Sequence[type[Job]]) -> list[JobType]:
+    """Those that have a table in this database."""
+    found = []
+    types = types_of(list(job_classes))
+    names = [tables.identifier(job_type.definition.table).as_string(connection) for job_type in types]
+    cursor = Cursor(connection, row_factory=tuple_row)
+    for place, oid, schema, table, key, key_type, *_ in cursor.execute(
+        _FIND, [names, [job_type.job_class.concurrency_key for job_type in types]]
+    ):
+        job_type = types[place - 1]
+        job_type.oid, job_type.table = oid, (schema, table)
+        job_type.key = None if key is None else statements.Key(key, key_type)
+        found.append(job_type)
+    return found
+
+
+def _attempted(attempt: Attempt) -> Verdict:
+    """In a context of its own, so that nothing of it stays in the test's."""
+    context = contextvars.copy_context()
+    if attempt.performer.definition.is_async:
+        return context.run(complete, partial(_perform_async, attempt))
+    timeout = attempt.performer.timeout
+    timer = threading.Timer(timeout or 0.0, attempt.stop, ["timed_out"])
+    if timeout is not None:
+        timer.start()
+    try:
+        return context.run(attempt.perform_plain)
+    finally:
+        timer.cancel()
+
+
+async def _perform_async(attempt: Attempt) -> Verdict:
+    loop, task, timeout = asyncio.get_running_loop(), asyncio.current_task(), attempt.performer.timeout
+    assert task is not None
+    timer = None if timeout is None else loop.call_later(timeout, attempt.stop, "timed_out")
+    try:
+        return await attempt.perform(task)
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def complete(make: Callable[[], Awaitable[T]]) -> T:
+    """Awaits on a loop of its own; in a thread where this one has a loop that runs."""
+
+    async def awaited() -> T:
+        return await make()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(awaited())
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(asyncio.run(awaited()))
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=[run])
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
