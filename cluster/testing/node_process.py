@@ -43,7 +43,7 @@ class NodeProcess:
         """ClusterError: it has ended, or takes too long; with what it has said."""
         until = time.monotonic() + _TO_START
         with psycopg.connect(database, autocommit=True) as connection:
-            while not connection.execute(_READY, [self._process.pid]).fetchone():
+            while connection.execute(_READY, [self._process.pid]).fetchone() is None:
                 if self._process.poll() is not None:
                     raise ClusterError(f"the node has ended with {self._process.returncode}:\n{self.log()}")
                 if time.monotonic() > until:

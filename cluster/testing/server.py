@@ -178,7 +178,7 @@ class Cleaner:
 
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Any]]:
-        with psycopg.connect(self._url, autocommit=True, options="-c lock_timeout=5s") as connection:
+        with psycopg.connect(self._url, autocommit=True, options="-c lock_timeout=2s") as connection:
             yield connection
 
     def _filled(self, connection: psycopg.Connection[Any]) -> list[str]:
