@@ -44,6 +44,27 @@ _TYPES = {
 }
 
 
+_TEST_WITH_ROW = """
+
+def test_{module}_performs(cluster_database: str) -> None:
+    with psycopg.connect(cluster_database) as connection:
+        new_job().perform_later(connection)
+    (performed,) = drain(cluster_database)
+    assert performed.status == "succeeded", performed.error
+
+
+def test_{module}_may_be_run_twice(cluster_database: str) -> None:
+    assert_repeatable(new_job(), cluster_database)
+"""
+_TEST_WITHOUT_ROW = """
+
+def test_{module}_performs() -> None:
+    # Without a row of its own, which needs one of {tables}:
+    # see cluster_prepare in conftest.py, then cluster_database and drain.
+    perform_job(new_job())
+"""
+
+
 @dataclass(frozen=True)
 class _Column:
     """references: the table's column, as References takes it; empty: no foreign key."""
@@ -94,17 +115,22 @@ class NewJob:
         )
 
     def test(self) -> str:
-        """tests/jobs/test_{module}.py."""
+        """tests/jobs/test_{module}.py. Rows that a foreign key needs are the application's, so such a job has no row there."""
+        tables = sorted({column.references.rpartition(".")[0] for column in self.columns if column.references})
         given = [column for column in self.columns if not column.nullable]
         names = _by_module([(column.type.module, column.type.example_needs) for column in given])
         imports = "".join(f"from {module} import {', '.join(used)}\n" for module, used in names.items())
         arguments = "".join(f"        {column.name}={column.type.example},\n" for column in given)
+        words = {"class": self.class_name, "module": self.module, "tables": " and ".join(tables)}
         return (
-            f'"""{self.class_name} performs."""\n\n{imports}{chr(10) if imports else ""}'
+            f'"""{self.class_name} performs{"" if tables else ", and may be run twice"}."""\n\n'
+            f"{imports}{chr(10) if imports else ''}"
+            f"{'' if tables else 'import psycopg' + chr(10)}"
+            f"from cluster.testing import {'perform_job' if tables else 'assert_repeatable, drain'}\n\n"
             f"from jobs.{self.module} import {self.class_name}\n\n\n"
-            f"def test_{self.module}_performs() -> None:\n"
-            f"    job = {self.class_name}({chr(10) + arguments + '    ' if arguments else ''})\n"
-            f"    job.perform_now()\n"
+            f"def new_job() -> {self.class_name}:\n"
+            f"    return {self.class_name}({chr(10) + arguments + '    ' if arguments else ''})\n"
+            f"{(_TEST_WITHOUT_ROW if tables else _TEST_WITH_ROW).format_map(words)}"
         )
 
     def _imports(self, hidden: set[str]) -> str:

@@ -1,4 +1,4 @@
-"""`cluster init`: a `jobs` package with one example and its test, and `.env.example`."""
+"""`cluster init`: a `jobs` package with one example and its test, `conftest.py`, and `.env.example`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,44 @@ class HelloJob(Job):
 _HELLO_TEST = '''\
 """HelloJob greets by name."""
 
+import psycopg
+from cluster.testing import assert_enqueued, drain
+
 from jobs.hello import HelloJob
 
 
 def test_hello_greets_by_name() -> None:
-    job = HelloJob(name="World")
-    assert job.greeting() == "Hello, World!"
-    job.perform_now()
+    assert HelloJob(name="World").greeting() == "Hello, World!"
+
+
+def test_hello_performs(cluster_database: str) -> None:
+    with psycopg.connect(cluster_database) as connection:
+        HelloJob(name="World").perform_later(connection)
+        assert_enqueued(connection, HelloJob, name="World")
+    (performed,) = drain(cluster_database)
+    assert performed.status == "succeeded", performed.error
+'''
+
+_CONFTEST = '''\
+"""Beside package jobs, so that plain `pytest` finds it. The fixtures cluster_database and cluster_node come with jobcluster."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def cluster_prepare() -> Callable[[str], None]:
+    """Makes the application's own tables in the database of tests; job tables come after them."""
+
+    def prepare(url: str) -> None:
+        """Your migrations, on the database at this URL."""
+
+    return prepare
 '''
 
 _NEXT_STEPS = """
@@ -44,17 +75,18 @@ Next:
   cluster enqueue HelloJob name=World    in another terminal
   cluster status                         what became of it
   cluster generate job EmailCustomers customer_id:int
-  python -m pytest tests/jobs
+  pytest                                 the tests
 """
 
 
 def init() -> None:
-    """Write a jobs package with an example and its test."""
+    """Write a jobs package with an example and its test, and conftest.py."""
     from cluster.cli.files import write_new
 
     write_new("jobs/__init__.py", JOBS_PACKAGE)
     write_new("jobs/hello.py", _HELLO)
     write_new("tests/jobs/test_hello.py", _HELLO_TEST)
+    write_new("conftest.py", _CONFTEST)
     write_new(".env.example", _env_example())
     typer.echo(_NEXT_STEPS, nl=False)
 

@@ -29,6 +29,7 @@ from cluster.embedded import free_port, project_server, running_project_url
 from cluster.errors import ClusterError
 from tests.support import as_init
 from tests.support.nodes import wait_for
+from tests.support.postgres import RunServer
 
 ROOT = Path(__file__).parents[2]
 Result = subprocess.CompletedProcess[str]
@@ -291,8 +292,16 @@ ALL_TYPES = (
 )
 
 
+MIGRATIONS = """
+        import psycopg
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE SCHEMA shop; CREATE TABLE shop.shops (id bigint PRIMARY KEY)")
+            connection.execute("CREATE TABLE customers (id bigint PRIMARY KEY)")
+"""
+
+
 @pytest.mark.slow
-def test_generated_code_passes_ruff_mypy_and_its_own_tests(tmp_path: Path) -> None:
+def test_generated_code_passes_ruff_mypy_and_its_own_tests(run_server: RunServer, tmp_path: Path) -> None:
     assert call("init", cwd=tmp_path).returncode == 0
     jobs = {"EmailCustomers": ALL_TYPES, "Nothing": "", "Times": "date:date datetime:datetime? start:datetime"}
     for name, columns in jobs.items():
@@ -300,12 +309,17 @@ def test_generated_code_passes_ruff_mypy_and_its_own_tests(tmp_path: Path) -> No
         assert "tests/jobs/test_" in made.stdout, made.stderr
     config = str(ROOT / "pyproject.toml")
     python = [sys.executable, "-m"]
-    passes([*python, "pytest", "-p", "no:cacheprovider", "-W", "ignore", "tests"], tmp_path)
+    conftest = tmp_path / "conftest.py"
+    text = conftest.read_text()
+    conftest.write_text(text.replace('"""Your migrations, on the database at this URL."""', MIGRATIONS))
+    plain = [str(Path(sys.executable).parent / "pytest"), "-p", "no:cacheprovider", "-W", "ignore"]
+    passes([*plain, "--cluster-database-url", run_server.postgres.url()], tmp_path)
+    conftest.write_text(text)
     for options in (["--isolated", "--extend-select=I,UP,B,RUF"], ["--config", config]):
         passes([*python, "ruff", "check", "--no-cache", *options, "."], tmp_path)
     for options in (["--isolated"], ["--config", config]):
         passes([*python, "ruff", "format", "--no-cache", "--check", *options, "."], tmp_path)
-    passes([*python, "mypy", "--strict", "--cache-dir", os.devnull, "jobs", "tests"], tmp_path)
+    passes([*python, "mypy", "--strict", "--cache-dir", os.devnull, "jobs", "tests", "conftest.py"], tmp_path)
 
 
 def passes(command: Sequence[str], folder: Path) -> None:
