@@ -130,7 +130,7 @@ def bind(session: Any) -> Sync | Async:  # Any: callers without a type checker g
         return psycopg.AsyncPsycopg(session)
     if isinstance(session, type) or _library(session) == "cluster":
         raise _unusable(session)
-    if isinstance(session, Sync):  # or an Async, which has the same methods
+    if hasattr(session, "placeholder") and isinstance(session, Sync):  # or an Async, which has the same methods
         return session
     if hasattr(session, "exec_driver_sql"):
         is_async = inspect.iscoroutinefunction(session.exec_driver_sql)

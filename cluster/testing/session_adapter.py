@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -57,16 +58,18 @@ def _job_class() -> type[Any]:  # Any: its fields
 
 async def _check(open_session: Callable[[], Any], end: Callable[[Any, bool], Any], database: str) -> None:
     job_class = _job_class()
-    with psycopg.connect(database, autocommit=True) as look:
+    with psycopg.connect(database, autocommit=True, options="-c lock_timeout=10s") as look:
         migrate_schema(look)
         migrate_jobs(look, [job_class])
+        session = await _settled(open_session())
         try:
-            session = await _settled(open_session())
             await _check_rows(session, end)
             await _check_transactions(session, end, job_class, look)
             await _check_jobs(session, end, job_class)
             await _check_errors(session, end, job_class, look)
         finally:
+            with suppress(Exception):  # what is wrong with the adapter is told already
+                await _settled(end(session, False))
             look.execute(f"DROP TABLE IF EXISTS {_TABLE}")
             look.execute("DELETE FROM cluster.job_types WHERE name = 'SessionAdapterJob'")
 
