@@ -100,12 +100,16 @@ def cluster_database(_cluster_database: tuple[str, Cleaner]) -> Iterator[str]:
 
 @pytest.fixture
 def cluster_node(
-    cluster_database: str, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+    cluster_database: str,
+    cluster_jobs: list[type[Job]],
+    pytestconfig: pytest.Config,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[StartNode]:
     """Starts real nodes, with worker processes, on the test's database: `cluster_node()`, or `cluster_node(queues="email")`."""
     from cluster.testing.node_process import nodes
 
-    with nodes(cluster_database, pytestconfig.rootpath, tmp_path_factory.mktemp("nodes")) as start:
+    modules = ",".join(sorted({job_class.__module__ for job_class in cluster_jobs}))
+    with nodes(cluster_database, pytestconfig.rootpath, tmp_path_factory.mktemp("nodes"), jobs=modules) as start:
         yield start
 
 

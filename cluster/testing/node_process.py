@@ -76,13 +76,13 @@ class StartNode(Protocol):
 
 
 @contextmanager
-def nodes(database: str, app_dir: Path, folder: Path) -> Iterator[StartNode]:
-    """A function that starts one more; all are stopped at the end."""
+def nodes(database: str, app_dir: Path, folder: Path, **defaults: object) -> Iterator[StartNode]:
+    """A function that starts one more; all are stopped at the end. defaults: settings, if not given then."""
     numbers = count(1)
     with ExitStack() as stack:
 
         def start(**settings: object) -> NodeProcess:
-            node = NodeProcess(database, app_dir, folder / f"node-{next(numbers)}.log", settings)
+            node = NodeProcess(database, app_dir, folder / f"node-{next(numbers)}.log", defaults | settings)
             stack.callback(node.stop)
             node.wait_ready(database)
             return node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -15,10 +16,13 @@ import pytest
 
 from cluster.errors import EnqueueError
 from cluster.migration import migrate_jobs
-from cluster.testing import assert_enqueued, refute_enqueued
+from cluster.testing import assert_enqueued, assert_repeatable, refute_enqueued
+from tests.support.postgres import RunServer
 from tests.support.session_kinds import KINDS, settled
 
 PAGE = (Path(__file__).parents[2] / "docs/testing.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+FILES = {text.split("\n", 1)[0].removeprefix("# "): text for kind, text in BLOCKS if kind == "python"}
 
 
 @pytest.fixture
@@ -26,15 +30,42 @@ def page(conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module of the page's block. Any: of its names."""
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    for block in re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
-        exec(compile(block, "docs/testing.md", "exec", dont_inherit=True), vars(module))
+    exec(compile(FILES["jobs.py"], "docs/testing.md", "exec", dont_inherit=True), vars(module))
     migrate_jobs(conn, [module.WelcomeJob])
     return module
 
 
-def test_the_tests_of_the_page_pass(page: Any, conn: psycopg.Connection) -> None:
-    page.test_a_customer_is_welcomed_once(conn)
-    page.test_the_welcome_is_friendly()
+def test_the_project_of_the_page_passes_its_tests(run_server: RunServer, tmp_path: Path) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    ((_, command),) = [block for block in BLOCKS if block[0] == "sh"]
+    ran = subprocess.run(
+        ["sh", "-c", f"{command.strip()} -p no:cacheprovider -s -p no:randomly"],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "URL": run_server.postgres.url(),
+            "HOME": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    tests = "".join(FILES.values()).count("\ndef test_")
+    assert f"{tests} passed" in ran.stdout, ran.stdout + ran.stderr
+
+
+def test_the_bonus_is_shown_as_on_the_page(
+    conn: psycopg.Connection, page: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn.execute("CREATE TABLE customers (id bigint PRIMARY KEY, credit int NOT NULL)")
+    conn.execute("INSERT INTO customers VALUES (42, 1000)")
+    migrate_jobs(conn, [page.BonusJob])
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    with pytest.raises(AssertionError) as caught:
+        assert_repeatable(page.BonusJob(customer_id=42), database_url)
+    assert f"```text\n{caught.value}\n```" in PAGE
 
 
 @pytest.mark.parametrize(
