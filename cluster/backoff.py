@@ -30,6 +30,10 @@ LONGEST_DELAY = timedelta(days=36_525).total_seconds()
 def _checked(jitter: float, *durations: timedelta | None) -> None:
     if not 0 <= jitter <= 1:
         raise ValueError(f"jitter is a fraction from 0 to 1, not {jitter!r}")
+    for duration in durations:
+        given: object = duration  # callers without a type checker give anything
+        if given is not None and not isinstance(given, timedelta):
+            raise TypeError(f"a backoff takes a timedelta, such as timedelta(seconds=30), not {given!r}")
     if any(duration is not None and duration < timedelta(0) for duration in durations):
         raise ValueError("a backoff can't be negative")
 

@@ -51,6 +51,10 @@ def check_names(cls: type) -> None:
             # `max_attempt: int = 3` is a valid column, but hardly ever what was meant.
             _refuse_near_miss(cls, name, [option for option in OPTIONS if "_" in option])
     for name, value in vars(cls).items():
+        if name in PERFORM + HANDLE and not callable(value) and not hasattr(value, "__get__"):
+            raise JobDefinitionError(
+                f"{cls.__qualname__}.{name}: every job has a method of that name; the options are: {', '.join(OPTIONS)}"
+            )
         if name in annotations or name.startswith("_") or name in RESERVED:
             continue
         _refuse_near_miss(cls, name)
