@@ -41,9 +41,10 @@ def drain(
             ahead = node.due_in()
             if ahead is None or ahead > left:
                 break
-            travel(connection, ahead)
-            node.travelled_by(ahead)
-            left -= ahead
+            if ahead > timedelta(0):
+                travel(connection, ahead)
+                node.travelled_by(ahead)
+                left -= ahead
         if jobs is None:
             node.refuse_strangers()
         if not performed:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -50,13 +51,17 @@ class Performed(NamedTuple):
 
 
 class InlineNode:
-    """Registered while it is used. job_classes: None: all that are defined and have a table here."""
+    """Registered while it is used. job_classes: None: all that are defined and have a table here, but where two have the same."""
 
     def __init__(self, connection: Connection[Any], job_classes: Sequence[type[Job]] | None) -> None:
         self._connection = connection
         self._id = uuid4()
         self._travelled = travelled(connection)
-        self._types = _found(connection, defined_jobs() if job_classes is None else job_classes)
+        self._twins: dict[str, list[str]] = {}
+        """Names of classes that have one table, by that."""
+        self._types = _found(connection, self._defined_jobs() if job_classes is None else job_classes)
+        self._looked_at = datetime.min.replace(tzinfo=UTC)
+        """The database's time before it was last looked for what is due."""
         self._freed: dict[JobType, set[str]] = {job_type: set() for job_type in self._types}
         """Keys that have room again, of types whose limit holds per key: claims look after rows that wait for it."""
 
@@ -80,6 +85,7 @@ class InlineNode:
         has_worked = True
         while has_worked:
             has_worked = False
+            ((self._looked_at,),) = self._rows("SELECT now()")
             self._fire_schedules()
             for job_type in self._types:
                 self._promote(job_type)
@@ -96,16 +102,32 @@ class InlineNode:
         return self._perform(job_type, row)
 
     def due_in(self) -> timedelta | None:
-        """Until the next job or schedule is due. None: nothing ever will be by itself."""
+        """Until the next job or schedule is due, of those that were not at the last look. None: nothing ever will be by itself.
+        Below zero: it has become due since."""
+        since = [self._looked_at]
         waits = [
             self._rows(
                 f"SELECT min(run_at) - now() FROM {self._quoted(job_type)}"  # noqa: S608 - the name is quoted
-                " WHERE status IN ('scheduled', 'retry') AND run_at > now()"
+                " WHERE status IN ('scheduled', 'retry') AND run_at > %s",
+                since,
             )
             for job_type in self._types
         ]
-        waits.append(self._rows("SELECT min(wake_at) - now() FROM cluster.schedules WHERE wake_at > now()"))
+        waits.append(self._rows("SELECT min(wake_at) - now() FROM cluster.schedules WHERE wake_at > %s", since))
         return min((wait for ((wait,),) in waits if wait is not None), default=None)
+
+    def _defined_jobs(self) -> list[type[Job]]:
+        """Of this process; of a module that was loaded again the newest."""
+        newest = {(job_class.__module__, job_class.__qualname__): job_class for job_class in _subclasses(Job)}
+        by_table: dict[str, list[type[Job]]] = {}
+        for job_class in newest.values():
+            by_table.setdefault(definition(job_class).table, []).append(job_class)
+        self._twins = {
+            table: [f"{job_class.__module__}.{job_class.__qualname__}" for job_class in found]
+            for table, found in by_table.items()
+            if len(found) > 1
+        }
+        return [found[0] for table, found in by_table.items() if table not in self._twins]
 
     def refuse_strangers(self) -> None:
         """ClusterError: rows are due of which no class is known."""
@@ -114,9 +136,14 @@ class InlineNode:
             ((oid,),) = self._rows("SELECT %s::regclass::oid::bigint", [table.as_string()])
             due = f"SELECT count(*) FROM {table.as_string()} WHERE status = 'not_started'"  # noqa: S608 - quoted
             if oid not in known and self._rows(due) != [(0,)]:
-                raise ClusterError(
-                    f"jobs are due in {table.as_string()}, and no class of it is imported: import it first"
+                name = table.as_string()
+                twins = " and ".join(self._twins.get(name, ()))
+                why = (
+                    f"{twins} have that table: say which, by jobs=[…]"
+                    if twins
+                    else "no class of it is imported: import it first"
                 )
+                raise ClusterError(f"jobs are due in {name}, and {why}")
 
     # --- the statements of nodes ---
 
@@ -152,7 +179,6 @@ class InlineNode:
 
     def _shifted(self, answer: dict[str, Any], sign: int) -> dict[str, Any]:
         """The times of an answer, as they stand in rows."""
-        from datetime import datetime
 
         def moved(key: str, value: Any) -> Any:
             if key == "fire":
@@ -207,8 +233,6 @@ class InlineNode:
         }  # fmt: skip
         with self._connection.transaction():
             if verdict.said is not None:
-                import json
-
                 said = json.dumps({row[ID]: storable(verdict.said, "ascii")})
                 self._execute(statements.text("say_next").encode(), {"said": said})
             self._free(job_type, self._rows(job_type.statement("finish_jobs"), parameters))
@@ -268,11 +292,6 @@ class InlineNode:
 
     def _quoted(self, job_type: JobType) -> str:
         return tables.identifier(".".join(job_type.table)).as_string(self._connection)
-
-
-def defined_jobs() -> list[type[Job]]:
-    """Every job class of this process; of two with one table the one that was defined last."""
-    return list({definition(job_class).table: job_class for job_class in _subclasses(Job)}.values())
 
 
 def _subclasses(job_class: type[Job]) -> Iterator[type[Job]]:

@@ -16,7 +16,6 @@ import sqlalchemy
 from cluster import Cancel, ConstantBackoff, Cron, Every, Fail, Job, Snooze, migrate
 from cluster.errors import ClusterError
 from cluster.testing import assert_repeatable, drain, perform_job, travel
-from cluster.testing.inline_node import defined_jobs
 
 DAY = timedelta(days=1)
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -46,7 +45,7 @@ RAN = Ran()
 
 
 class PlainJob(Job):
-    table = "plain_jobs"
+    table = "drained_plain_jobs"
     number: int
     max_concurrency = None
 
@@ -56,7 +55,7 @@ class PlainJob(Job):
 
 
 class AsyncJob(Job):
-    table = "async_jobs"
+    table = "drained_async_jobs"
     takes: timedelta = timedelta(0)
     timeout = timedelta(milliseconds=50)
     max_attempts = 1
@@ -67,7 +66,7 @@ class AsyncJob(Job):
 
 
 class FlakyJob(Job):
-    table = "flaky_jobs"
+    table = "drained_flaky_jobs"
     backoff = ConstantBackoff(timedelta(minutes=10))
     concurrency_key = "customer"
     max_concurrency = 1
@@ -80,7 +79,7 @@ class FlakyJob(Job):
 
 
 class EndsJob(Job):
-    table = "ends_jobs"
+    table = "drained_ends_jobs"
     retention = timedelta(0)
     end: str
 
@@ -89,7 +88,7 @@ class EndsJob(Job):
 
 
 class ChainJob(Job):
-    table = "chain_jobs"
+    table = "drained_chain_jobs"
     database: str
     left: int
 
@@ -100,7 +99,7 @@ class ChainJob(Job):
 
 
 class ReportJob(Job):
-    table = "report_jobs"
+    table = "drained_report_jobs"
     schedule = {"daily": Cron("0 5 * * *", time_zone="Europe/Berlin"), "often": Every(hours=10)}  # noqa: RUF012
 
     def perform(self) -> None:
@@ -125,7 +124,7 @@ def test_what_is_due_runs_here_and_is_told_in_order(
         (1, 1, "succeeded", None),
         (3, 1, "succeeded", None),
     ]
-    assert value(conn, "SELECT status::text FROM plain_jobs WHERE id = 4") == "scheduled"
+    assert value(conn, "SELECT status::text FROM drained_plain_jobs WHERE id = 4") == "scheduled"
     assert value(conn, "SELECT array_agg(state) FROM cluster.nodes") == ["stopped"]
     assert [one.job.id for one in drain(database_url, within=timedelta(hours=2))] == [4]
 
@@ -148,7 +147,7 @@ def test_every_end_of_a_job_is_that_of_a_node(conn: psycopg.Connection, database
         EndsJob(end=end).perform_later(conn)
     statuses = [one.status for one in drain(database_url)]
     assert statuses == ["scheduled", "cancelled", "failed", "succeeded", "retry"]
-    assert value(conn, "SELECT array_agg(status::text ORDER BY id) FROM ends_jobs") == [
+    assert value(conn, "SELECT array_agg(status::text ORDER BY id) FROM drained_ends_jobs") == [
         "scheduled",
         "cancelled",
         "failed",
@@ -174,7 +173,7 @@ def test_a_transaction_that_is_rolled_back_takes_all_with_it(ran: list[Any], dat
         assert [one.status for one in drain(connection, within=DAY)] == ["succeeded"]
         assert ran
         connection.rollback()
-        assert value(connection, "SELECT count(*) FROM plain_jobs") == 0
+        assert value(connection, "SELECT count(*) FROM drained_plain_jobs") == 0
         assert value(connection, "SELECT count(*) FROM cluster.nodes") == 0
 
 
@@ -204,7 +203,9 @@ def test_what_can_not_be_drained_is_said(conn: psycopg.Connection, database_url:
     assert drain(database_url) == []
     with psycopg.connect(database_url) as connection:
         PlainJob(number=1).perform_later(connection)
-        with pytest.raises(ClusterError, match="a transaction is open that has written to plain_jobs: commit first"):
+        with pytest.raises(
+            ClusterError, match="a transaction is open that has written to drained_plain_jobs: commit first"
+        ):
             drain(database_url)
     conn.execute("SELECT cluster.create_job_table('stranger_jobs')")
     conn.execute(
@@ -254,8 +255,8 @@ def test_who_travels_finds_rows_older_and_schedules_nearer(conn: psycopg.Connect
     drain(database_url)
     PlainJob(number=2).perform_later(conn, delay=DAY)
     travel(conn, DAY)
-    assert value(conn, "SELECT status::text FROM plain_jobs WHERE id = 2") == "not_started"
-    assert value(conn, "SELECT now() - finished_at > '1 day' FROM plain_jobs WHERE id = 1") is True
+    assert value(conn, "SELECT status::text FROM drained_plain_jobs WHERE id = 2") == "not_started"
+    assert value(conn, "SELECT now() - finished_at > '1 day' FROM drained_plain_jobs WHERE id = 1") is True
     assert value(conn, "SELECT next_due_at < now() FROM cluster.schedules WHERE name LIKE '%often'") is True
     with pytest.raises(ClusterError, match="nobody travels back"):
         travel(conn, -DAY)
@@ -280,7 +281,7 @@ def bank(conn: psycopg.Connection, database_url: str, monkeypatch: pytest.Monkey
 class OnceJob(Job):
     """Says in the same transaction that it has done it."""
 
-    table = "once_jobs"
+    table = "drained_once_jobs"
     database: str
 
     def perform(self) -> None:
@@ -294,7 +295,7 @@ class OnceJob(Job):
 
 
 class TwiceJob(Job):
-    table = "twice_jobs"
+    table = "drained_twice_jobs"
     database: str
 
     async def perform(self) -> None:
@@ -306,7 +307,7 @@ class TwiceJob(Job):
 class CommitsJob(Job):
     """Whatever is between the two transactions is done by half."""
 
-    table = "commits_jobs"
+    table = "drained_commits_jobs"
     database: str
 
     def perform(self) -> None:
@@ -319,7 +320,7 @@ class CommitsJob(Job):
 class EngineJob(Job):
     """By SQLAlchemy, from a thread."""
 
-    table = "engine_jobs"
+    table = "drained_engine_jobs"
     database: str
 
     async def perform(self) -> None:
@@ -336,7 +337,7 @@ class EngineJob(Job):
 class ForeignJob(Job):
     """By another driver."""
 
-    table = "foreign_jobs"
+    table = "drained_foreign_jobs"
     database: str
 
     def perform(self) -> None:
@@ -390,6 +391,23 @@ def test_what_can_not_be_judged_is_said(bank: str, conn: psycopg.Connection) -> 
         assert_repeatable(OnceJob(database=bank), conn)  # type: ignore[arg-type]
 
 
-def test_of_two_classes_with_a_table_the_newest_counts() -> None:
-    newest = type("PlainJob", (Job,), {"table": "plain_jobs", "perform": lambda self: None})
-    assert [found for found in defined_jobs() if found.table == "plain_jobs"] == [newest]
+class TwinJob(Job):
+    table = "drained_twin_jobs"
+
+    def perform(self) -> None: ...
+
+
+class OtherTwinJob(Job):
+    table = "drained_twin_jobs"
+
+    def perform(self) -> None: ...
+
+
+def test_of_two_classes_with_one_table_none_is_guessed(conn: psycopg.Connection, database_url: str) -> None:
+    migrate(conn, [TwinJob])
+    TwinJob().perform_later(conn)
+    with pytest.raises(
+        ClusterError, match=r"in drained_twin_jobs, and .*\.TwinJob and .*OtherTwinJob have that table: say"
+    ):
+        drain(database_url)
+    assert [type(one.job) for one in drain(database_url, jobs=[OtherTwinJob])] == [OtherTwinJob]
