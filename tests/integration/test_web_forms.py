@@ -16,7 +16,7 @@ import pytest
 
 from cluster import Job, Secret
 from cluster.dashboard import User
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.integration.test_web import BASE, browsing, send, token, until_over
 from tests.support.rows import run
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from cluster import Job
 from cluster.dashboard import JobView, Scene, User
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from examples.attics.app import VIEW
 from examples.attics.jobs.initial_scrape import InitialScrapeJob
 from tests.integration.test_web import browsing, send
