@@ -14,7 +14,8 @@ from psycopg import Connection
 from cluster.errors import ClusterError
 from cluster.inline import aperform_now, perform_now
 from cluster.job import Job, definition
-from cluster.testing.inline_node import InlineNode, Performed, complete
+from cluster.testing.attempt import complete
+from cluster.testing.inline_node import InlineNode, Performed
 from cluster.testing.travel import Database, connected, travel
 
 

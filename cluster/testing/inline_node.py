@@ -6,17 +6,14 @@ no lease to keep and no process to lose.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import json
 import os
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
 from psycopg import Connection, Cursor
@@ -32,10 +29,10 @@ from cluster.error_text import storable
 from cluster.errors import ClusterError
 from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, LOCKED_AT, PRIORITY, QUEUE, RUN_AT, SCHEDULED_FOR, ZONE
 from cluster.job import Job, Row, definition
+from cluster.testing.attempt import attempted
 from cluster.testing.travel import job_tables, travelled
 from cluster.worker.perform import Attempt, Performer, Verdict, refuse_row
 
-T = TypeVar("T")
 _LEASE = timedelta(hours=1)
 _QUEUES = (statements.DEFAULT_QUEUE, None)
 _MOST_PROMOTED = 1000
@@ -95,6 +92,8 @@ class InlineNode:
 
     def perform(self, job: Job) -> Performed:
         """This job, whose row must be due. ClusterError: it can't be claimed."""
+        if not self._types:
+            raise ClusterError(f"table {definition(type(job)).table} does not exist: run `cluster migrate`")
         (job_type,) = self._types
         row = self._claim(job_type, only=job.id)
         if row is None:
@@ -269,7 +268,7 @@ class InlineNode:
             verdict = refuse_row(error)
         else:
             self._tell(job, row)
-            verdict = _attempted(Attempt(performer, job, row[ATTEMPTS], row[QUEUE].encode()))
+            verdict = attempted(Attempt(performer, job, row[ATTEMPTS], row[QUEUE].encode()))
         job.id = row[ID]
         status = self._finish(job_type, row, verdict)
         return Performed(job, row[ATTEMPTS], status, verdict.error)
@@ -315,56 +314,3 @@ def _found(connection: Connection[Any], job_classes: Sequence[type[Job]]) -> lis
         job_type.key = None if key is None else statements.Key(key, key_type)
         found.append(job_type)
     return found
-
-
-def _attempted(attempt: Attempt) -> Verdict:
-    """In a context of its own, so that nothing of it stays in the test's."""
-    context = contextvars.copy_context()
-    if attempt.performer.definition.is_async:
-        return context.run(complete, partial(_perform_async, attempt))
-    timeout = attempt.performer.timeout
-    timer = threading.Timer(timeout or 0.0, attempt.stop, ["timed_out"])
-    if timeout is not None:
-        timer.start()
-    try:
-        return context.run(attempt.perform_plain)
-    finally:
-        timer.cancel()
-
-
-async def _perform_async(attempt: Attempt) -> Verdict:
-    loop, task, timeout = asyncio.get_running_loop(), asyncio.current_task(), attempt.performer.timeout
-    assert task is not None
-    timer = None if timeout is None else loop.call_later(timeout, attempt.stop, "timed_out")
-    try:
-        return await attempt.perform(task)
-    finally:
-        if timer is not None:
-            timer.cancel()
-
-
-def complete(make: Callable[[], Awaitable[T]]) -> T:
-    """Awaits on a loop of its own; in a thread where this one has a loop that runs."""
-
-    async def awaited() -> T:
-        return await make()
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(awaited())
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(asyncio.run(awaited()))
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            errors.append(error)
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=[run])
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]

@@ -13,8 +13,8 @@ from psycopg import sql
 from cluster import tables
 from cluster.errors import ClusterError
 from cluster.job import Job, definition
+from cluster.testing.attempt import complete
 from cluster.testing.contents import Saved, differences, rows_of, steady, tables_of
-from cluster.testing.inline_node import complete
 from cluster.testing.interruption import Killed, Watch, watched
 
 

@@ -105,7 +105,7 @@ def run_pytest(folder: Path, *options: str, **variables: str) -> subprocess.Comp
         env=environment(variables),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=200,
         check=False,
     )
 
@@ -121,6 +121,8 @@ def databases(server: RunServer) -> set[str]:
         return {name for (name,) in rows}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_each_process_of_a_run_has_a_database_that_every_test_finds_as_the_first_one_did(
     run_server: RunServer, tmp_path: Path
 ) -> None:
@@ -177,6 +179,7 @@ def test_nothing_is_imported_before_a_fixture_is_asked_for_and_without_the_extra
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_run_has_a_server_of_its_own_and_removes_it_and_those_that_killed_runs_have_left(tmp_path: Path) -> None:
     killed = project(tmp_path / "killed", "import os\ndef test_it(cluster_database): os.kill(os.getpid(), 9)\n")
     process = subprocess.Popen(
@@ -186,6 +189,6 @@ def test_a_run_has_a_server_of_its_own_and_removes_it_and_those_that_killed_runs
     left = folder_of_run(process.pid)
     assert EmbeddedPostgres(left / "data").running
     again = project(tmp_path / "again", "def test_it(cluster_database): assert cluster_database\n")
-    ran = run_pytest(again, "-n", "2", TMPDIR=tempfile.gettempdir())
+    ran = run_pytest(again, TMPDIR=tempfile.gettempdir())
     assert "1 passed" in ran.stdout, ran.stdout + ran.stderr
     wait_until(lambda: not list(left.parent.glob(f"jobcluster-pytest-{os.getuid()}-{process.pid}")), "it is gone")

@@ -223,6 +223,8 @@ def test_what_can_not_be_drained_is_said(conn: psycopg.Connection, database_url:
 
 def test_one_job_runs_without_a_row_or_with_one(ran: list[Any], conn: psycopg.Connection, database_url: str) -> None:
     assert perform_job(EndsJob(end="cancel")) == Cancel("no more")
+    with pytest.raises(ClusterError, match="table drained_ends_jobs does not exist: run `cluster migrate`"):
+        perform_job(EndsJob(end="cancel"), database_url)
     with pytest.raises(ConnectionError):
         perform_job(FlakyJob(customer="a"))
     migrate(conn, [FlakyJob, PlainJob])

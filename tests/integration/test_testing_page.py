@@ -35,6 +35,8 @@ def page(conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_the_project_of_the_page_passes_its_tests(run_server: RunServer, tmp_path: Path) -> None:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
@@ -49,7 +51,7 @@ def test_the_project_of_the_page_passes_its_tests(run_server: RunServer, tmp_pat
         },
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=200,
         check=False,
     )
     tests = "".join(FILES.values()).count("\ndef test_")
