@@ -47,6 +47,13 @@ class Performed(NamedTuple):
     error: str | None
 
 
+class _Values(dict[str, Any]):
+    """Of a statement's parameters. What only a real node has to say is NULL."""
+
+    def __missing__(self, name: str) -> None:
+        return None
+
+
 class InlineNode:
     """Registered while it is used. job_classes: None: all that are defined and have a table here, but where two have the same."""
 
@@ -68,7 +75,6 @@ class InlineNode:
             {
                 "id": self._id, "hostname": "inline", "pid": os.getpid(), "version": "test", "queues": ["*"],
                 "jobs": [job_type.name for job_type in self._types], "lease": _LEASE, "slots": 1,
-                "session_pid": None, "listen_pid": None,
             },
         )  # fmt: skip
         return self
@@ -239,7 +245,8 @@ class InlineNode:
         return found[0][0] if found else verdict.status
 
     def _free(self, job_type: JobType, finished: list[tuple[Any, ...]]) -> None:
-        self._freed[job_type] |= {key for _, *keys in finished for key in keys if key is not None}
+        if job_type.key is not None:
+            self._freed[job_type] |= {row[1] for row in finished if row[1] is not None}
 
     def _why_not(self, job_type: JobType, job: Job) -> str:
         name, table = type(job).__name__, definition(type(job)).table
@@ -283,7 +290,8 @@ class InlineNode:
 
     def _execute(self, statement: bytes, parameters: Any) -> Cursor[Any]:
         # A cursor of ours: the connection's own may take other placeholders or return other rows.
-        return Cursor(self._connection, row_factory=tuple_row).execute(statement, parameters)
+        given = _Values(parameters) if isinstance(parameters, dict) else parameters
+        return Cursor(self._connection, row_factory=tuple_row).execute(statement, given)
 
     def _rows(self, statement: str | bytes, parameters: Any = None) -> list[tuple[Any, ...]]:
         text = statement.encode() if isinstance(statement, str) else statement
