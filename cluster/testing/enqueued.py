@@ -13,6 +13,7 @@ from cluster.errors import EnqueueError
 from cluster.insertion import quoted, quoted_column
 from cluster.job import Job, definition
 from cluster.job_checks import did_you_mean
+from cluster.secret import MASK
 from cluster.sessions import Ask, AsyncSession, Conversation, SyncSession, converse
 
 _SHOWN = 3
@@ -75,13 +76,14 @@ def _assert_found(
     found, waiting, nearest = row
     if found == count or (count is None and found):
         return
-    wanted = [f"{name}={value!r}" for name, value in values.items()]
+    hidden = dict.fromkeys(definition(job_class).secrets, MASK)
+    wanted = [f"{name}={hidden.get(name, value)!r}" for name, value in values.items()]
     wanted += [] if within is None else [f"within={within!r}"]
     said = (
         f"{found} of {waiting} waiting jobs in {definition(job_class).table} are {job_class.__name__}({', '.join(wanted)}),"
         f" not {'one or more' if count is None else count}"
     )
-    shown = "".join(f"\n  {json.dumps(each, ensure_ascii=False)}" for each in json.loads(nearest))
+    shown = "".join(f"\n  {json.dumps(each | hidden, ensure_ascii=False)}" for each in json.loads(nearest))
     raise AssertionError(f"{said}; the nearest:{shown}" if shown else said)
 
 

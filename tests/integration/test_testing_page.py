@@ -9,11 +9,12 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import psycopg
 import pytest
 
+from cluster import Job, Secret
 from cluster.errors import EnqueueError
 from cluster.migration import migrate_jobs
 from cluster.testing import assert_enqueued, assert_repeatable, refute_enqueued
@@ -117,6 +118,20 @@ def test_a_job_that_is_due_too_late_or_has_begun_or_is_one_too_many_is_not_found
         assert_enqueued(conn, page.WelcomeJob, count=2)
     conn.execute("SELECT cluster.cancel('welcome_jobs', 1)")
     refute_enqueued(conn, page.WelcomeJob)
+
+
+class TokenJob(Job):
+    token: Annotated[str, Secret()]
+
+    def perform(self) -> None: ...
+
+
+def test_secrets_are_not_shown(conn: psycopg.Connection) -> None:
+    migrate_jobs(conn, [TokenJob])
+    TokenJob(token="s3cret-word").perform_later(conn)
+    with pytest.raises(AssertionError) as caught:
+        assert_enqueued(conn, TokenJob, token="another-word")
+    assert "word" not in str(caught.value)
 
 
 def test_a_misspelt_field_is_refused_and_not_refuted(page: Any, conn: psycopg.Connection) -> None:
