@@ -267,12 +267,13 @@ class InlineNode:
     def _perform(self, job_type: JobType, row: tuple[Any, ...]) -> Performed:
         # Its stop, when its time is up, is an exception in this thread: the signal of a real worker is not ours to take.
         performer = replace(Performer.of(job_type.job_class), is_in_main=False)
+        own = row[COLUMNS : COLUMNS + len(job_type.definition.columns)]
         job: Job
         try:
-            job = performer.build(row[COLUMNS : COLUMNS + len(job_type.definition.columns)])
+            job = performer.build(own)
         except Exception as error:  # noqa: BLE001 - a value or a user's validator: this job's failure
             job = job_type.job_class.__new__(job_type.job_class)
-            verdict = refuse_row(error)
+            verdict = refuse_row(error, performer.secrets_of(own))
         else:
             self._tell(job, row)
             verdict = attempted(Attempt(performer, job, row[ATTEMPTS], row[QUEUE].encode()))

@@ -10,6 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
+import pydantic
 import pytest
 import sqlalchemy
 
@@ -153,6 +154,28 @@ def test_every_end_of_a_job_is_that_of_a_node(conn: psycopg.Connection, database
         "failed",
         "retry",
     ]
+
+
+class PickyJob(Job):
+    table = "drained_picky_jobs"
+    text: str
+
+    @pydantic.field_validator("text")
+    @classmethod
+    def not_bad(cls, value: str) -> str:
+        if value == "bad":
+            raise ValueError("that is bad")
+        return value
+
+    def perform(self) -> None: ...
+
+
+def test_a_row_that_its_class_refuses_is_failed(conn: psycopg.Connection, database_url: str) -> None:
+    migrate(conn, [PickyJob])
+    conn.execute("INSERT INTO drained_picky_jobs (text) VALUES ('bad')")
+    (performed,) = drain(database_url)
+    assert (performed.job.id, performed.status) == (1, "failed")
+    assert "the row does not fit its class" in (performed.error or "")
 
 
 async def test_async_jobs_run_beside_the_loop_of_an_async_test_and_time_out(
