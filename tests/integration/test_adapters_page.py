@@ -72,6 +72,9 @@ class AsyncpgSession:
         finally:
             await self.end(False)
 
+    def database(self) -> str | None:
+        return None
+
     async def end(self, commit: bool) -> None:
         transaction, self.transaction = self.transaction, None
         await (transaction.commit() if commit else transaction.rollback())
@@ -108,6 +111,9 @@ class GoodSession:
             return self.row(statement, values)
         finally:
             self.connection.rollback()
+
+    def database(self) -> str | None:
+        return self.connection.info.dbname
 
 
 class Commits(GoodSession):

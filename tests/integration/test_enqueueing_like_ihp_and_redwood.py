@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from cluster import Job, References
 from cluster.errors import EnqueueError, JobArgumentError, JobDefinitionError
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 
 
 class Letter(BaseModel):

@@ -13,7 +13,7 @@ import pytest
 from psycopg import errors
 
 from cluster import Job
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.support.nodes import NodeProcess, wait_for, write_jobs
 from tests.support.roles import EmailCustomersJob, Shop, blocks, shop_of_the_guide
 

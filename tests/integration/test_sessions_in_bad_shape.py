@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from cluster import Job
 from cluster.enqueueing import said_by_postgres
 from cluster.errors import EnqueueError, WaitTimeoutError
-from cluster.migrate import migrate_jobs
+from cluster.migration import migrate_jobs
 from tests.support.session_kinds import KINDS, Kind, async_orm, settled
 
 

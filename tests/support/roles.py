@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from cluster import Job, References
 from cluster.cli.app import app
-from cluster.migrate import migrate_jobs, migrate_schema
+from cluster.migration import migrate_jobs, migrate_schema
 
 PAGE = Path(__file__).parents[2] / "docs" / "production.md"
 
