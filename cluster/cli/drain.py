@@ -33,7 +33,7 @@ def _change(function: Literal["drain", "undrain"], node: str, reason: str | None
 
     from cluster.cli.audit import note
     from cluster.cli.database import connected, settings_with_database
-    from cluster.migrate import check_schema
+    from cluster.migration import check_schema
 
     with connected(settings_with_database().database_url) as connection:
         check_schema(connection, [])

@@ -25,7 +25,7 @@ def why(
     from cluster.cli.database import connected, settings_with_database
     from cluster.cli.job_tables import find_job_table
     from cluster.cli.tables import print_json
-    from cluster.migrate import check_schema
+    from cluster.migration import check_schema
 
     with connected(settings_with_database().database_url) as connection:
         check_schema(connection, [])
