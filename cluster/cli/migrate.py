@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from psycopg import Connection
 
     from cluster.job import Job
@@ -32,16 +34,24 @@ def migrate(
         typer.echo("no jobs package here and CLUSTER_JOBS is not set: schema cluster only", err=True)
     with connected(settings.direct_database_url) as connection:
         if dry_run:
-            _print_plan(connection, job_classes, adopt=adopt)
+            _print_plan(connection, job_classes, settings.jobs, adopt=adopt)
         else:
-            _apply(connection, job_classes, adopt=adopt)
+            _apply(connection, job_classes, settings.jobs, adopt=adopt)
 
 
-def _print_plan(connection: Connection[Any], job_classes: list[type[Job]], *, adopt: bool) -> None:
+def _print_plan(
+    connection: Connection[Any], job_classes: list[type[Job]], modules: Sequence[str], *, adopt: bool
+) -> None:
     from cluster import identity
     from cluster.migrate import planned_changes
+    from cluster.schedule_rows import left_schedules
 
     planned = planned_changes(connection, job_classes)
+    planned += [
+        left.removal.as_string(connection)
+        for left in left_schedules(connection, modules, job_classes)
+        if not left.is_served
+    ]
     if adopt and identity.is_recorded(connection) and identity.difference(connection):
         planned.append(identity.adopt_statement(connection))
     if not planned:
@@ -50,11 +60,12 @@ def _print_plan(connection: Connection[Any], job_classes: list[type[Job]], *, ad
         typer.echo(f"{statement.strip().removesuffix(';')};\n")
 
 
-def _apply(connection: Connection[Any], job_classes: list[type[Job]], *, adopt: bool) -> None:
+def _apply(connection: Connection[Any], job_classes: list[type[Job]], modules: Sequence[str], *, adopt: bool) -> None:
     from cluster import identity, tables
     from cluster.differences import differences
     from cluster.job import definition
     from cluster.migrate import migrate_jobs, migrate_schema
+    from cluster.schedule_rows import left_schedules
 
     connection.execute("SET default_transaction_read_only = off")  # a default of the role's, not a refusal
     done = [f"schema cluster: {name}" for name in migrate_schema(connection, _say)]
@@ -62,6 +73,10 @@ def _apply(connection: Connection[Any], job_classes: list[type[Job]], *, adopt: 
         done.append("this database is no copy any more: nodes may run its jobs")
     elif copied := identity.difference(connection):
         _say(f"nodes will not start: {copied}")
+    for left in left_schedules(connection, modules, job_classes):  # first: a new name for a class must not run twice
+        if not left.is_served:
+            connection.execute(left.removal)
+        done.append(left.sentence())
     for job_class in job_classes:
         table = definition(job_class).table
         is_new = tables.existing_columns(connection, table) is None

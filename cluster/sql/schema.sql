@@ -696,6 +696,7 @@ CREATE TABLE cluster.schedules (
     last_error text,
     missed bigint DEFAULT 0 NOT NULL,
     source text DEFAULT 'user'::text NOT NULL,
+    declared_in text,
     next_due_at timestamp with time zone,
     plan_from timestamp with time zone,
     not_before timestamp with time zone,
@@ -726,6 +727,8 @@ WITH (fillfactor='80');
 COMMENT ON TABLE cluster.schedules IS 'Each inserts job rows by cron or at intervals. From next_due_at on, columns belong to the cluster.';
 
 COMMENT ON COLUMN cluster.schedules.missed IS 'Occurrences that came while nobody was up, or while an earlier job ran, and have no job.';
+
+COMMENT ON COLUMN cluster.schedules.declared_in IS 'Of those of the code: the module of the class.';
 
 CREATE FUNCTION cluster.may_fire(schedule cluster.schedules) RETURNS boolean
     LANGUAGE sql IMMUTABLE

@@ -621,6 +621,7 @@ CREATE TABLE cluster.schedules (
     last_error    text,
     missed        bigint NOT NULL DEFAULT 0,
     source        text NOT NULL DEFAULT 'user' CONSTRAINT "source is user or code" CHECK (source IN ('user', 'code')),
+    declared_in   text,
     next_due_at   timestamptz,
     plan_from     timestamptz,
     not_before    timestamptz,
@@ -638,6 +639,7 @@ CREATE TABLE cluster.schedules (
     CONSTRAINT "a schedule is deactivated exactly while it is not active" CHECK ((state = 'deactivated') = (NOT active))
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE cluster.schedules IS 'Each inserts job rows by cron or at intervals. From next_due_at on, columns belong to the cluster.';
+COMMENT ON COLUMN cluster.schedules.declared_in IS 'Of those of the code: the module of the class.';
 COMMENT ON COLUMN cluster.schedules.missed IS 'Occurrences that came while nobody was up, or while an earlier job ran, and have no job.';
 CREATE INDEX schedules_wake ON cluster.schedules (wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX schedules_state ON cluster.schedules (state);
