@@ -84,7 +84,7 @@ class Left(NamedTuple):
         if self.is_served:
             return (
                 f"schedule {self.name}: left as it is, though no class in {self.module} declares it here:"
-                f" other nodes have such a class. If it is gone for good: cluster schedule remove {self.name}"
+                f" other nodes have such a class. If it is gone for good: {self.removal.as_string(None)}"
             )
         return f"schedule {self.name}: removed, since no class in {self.module} declares it any more; its history stays"
 

@@ -101,7 +101,7 @@ def fire(row: Due) -> dict[str, Any]:
         answer |= {"fire": [], "missed": missed + len(late)}
         return answer | _next(recurrence, recurrence.after(late[-1], late[-1]))
     holds = row.overlap in {"queue_one", "cancel_running"}
-    if row.misfire != "all" or holds:
+    if row.misfire != "all" or holds or row.state == "run_once_waiting":
         missed += len(late) - 1
         late = late[-1:]
     elif row.overlap == "skip" and (len(late) > 1 or row.now - recurrence.run_at(first) > GRACE):

@@ -59,6 +59,9 @@ BEGIN
         NEW.next_run_at := NULL;
         NEW.plan_from := now();
     END IF;
+    IF NEW.state = 'run_once_waiting' AND NEW.next_run_at IS NULL AND NEW.paused_at IS NULL THEN
+        NEW.plan_from := now();
+    END IF;
     IF NOT OLD.active THEN
         NEW.last_error := NULL;
         NEW.expect_from := NULL;
@@ -319,8 +322,10 @@ BEGIN
                array_agg((o ->> 'run_at')::timestamptz) AS runs, array_agg(f.job_values) AS job_values
         FROM unnest(firings) AS f, jsonb_array_elements(f.fire) AS o WHERE f.name <> ALL (busy)
     ) AS occurrences WHERE names IS NOT NULL;
-    UPDATE cluster.schedules AS s SET
-        next_due_at = f.next_due_at, next_run_at = f.next_run_at, not_before = NULL,
+    UPDATE cluster.schedules AS s SET  -- what runs once has nothing to come, whatever its job does
+        next_due_at = CASE WHEN s.state = 'run_once_waiting' AND f.fire <> '[]' AND f.name <> ALL (busy) THEN NULL ELSE f.next_due_at END,
+        next_run_at = CASE WHEN s.state = 'run_once_waiting' AND f.fire <> '[]' AND f.name <> ALL (busy) THEN NULL ELSE f.next_run_at END,
+        not_before = NULL,
         state = CASE WHEN s.state = 'sleeping' THEN 'active' ELSE s.state END,
         last_run_at = CASE WHEN f.name = ANY (busy) OR f.fire = '[]' THEN s.last_run_at ELSE now() END,
         missed = s.missed + f.missed + CASE WHEN f.name = ANY (busy) THEN jsonb_array_length(f.fire) ELSE 0 END,

@@ -84,15 +84,19 @@ def test_an_interval_of_a_second_fires_on_its_grid_and_a_row_takes_effect_within
     assert samples["cluster_schedule_lag_seconds_count"] >= 4
 
 
-def test_a_cron_that_came_while_nobody_was_up_is_planned_from_its_insert_and_a_wrong_one_is_deactivated(
+def test_a_cron_that_came_while_nobody_was_up_is_planned_from_its_insert_and_wrong_ones_are_deactivated(
     conn: psycopg.Connection, run_node: RunNode
 ) -> None:
     run_node(JOBS)
     schedule(conn, cron="H 5 1 1 *", time_zone="Europe/Berlin")
     wait_for(conn, "SELECT next_run_at > now() AND plan_from IS NULL FROM cluster.schedules")
     schedule(conn, "odd", cron="61 * * * *")
-    wait_for(conn, "SELECT state = 'deactivated' FROM cluster.schedules WHERE name = 'odd'")
+    schedule(conn, "never", cron="0 0 30 2 *")
+    schedule(conn, "shaky", cron="*/5 * * * *", jitter="6 minutes")
+    wait_for(conn, "SELECT count(*) = 3 FROM cluster.schedules WHERE state = 'deactivated'")
     assert value(conn, "last_error", "odd").startswith("cron '61 * * * *': minute '61': allowed are 0-59")
+    assert value(conn, "last_error", "never") == "cron '0 0 30 2 *' never matches: there is no such day"
+    assert value(conn, "last_error", "shaky").startswith("jitter must not be longer than the shortest interval")
     assert run(conn, "SELECT count(*) FROM tick_jobs") == [(0,)]
 
 
