@@ -14,6 +14,7 @@ from typing import LiteralString
 
 import psycopg
 
+from cluster.errors import ExitCode
 from tests.fault.harness import SETTLE, Stage
 from tests.support.nodes import log_tails, wait_until
 from tests.support.postgres import make_run_folder
@@ -140,15 +141,17 @@ def _torment(stage: Stage, seconds: float, say: Callable[[str], None]) -> tuple[
     living = list(stage.nodes)
     while time.monotonic() - begun < seconds:
         stage.wait(max(0.0, begun + (kills + 1) * BETWEEN_KILLS - time.monotonic()))
-        ended = [node.number for node in living if node.exit_code is not None]
-        assert not ended, f"nodes {ended} have ended by themselves\n{log_tails()}"
+        for node in [node for node in living if node.exit_code is not None]:
+            assert node.exit_code == ExitCode.DATABASE_UNREACHABLE, f"node {node.number} has ended\n{log_tails()}"
+            living.remove(node)  # it came while Postgres was away: its supervisor starts another
+            living.append(stage.add_node())
         node = living.pop(0)
         node.kill_all()
         kills += 1
-        living.append(stage.add_node())
         if time.monotonic() - begun > (restarts + 1) * seconds / 3 and restarts < 2:
             stage.server.restart("immediate")
             restarts += 1
+        living.append(stage.add_node())
         say(f"{time.monotonic() - begun:.0f} s: node {node.number} killed, Postgres restarted {restarts} times")
     return kills, restarts
 
