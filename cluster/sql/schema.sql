@@ -1279,7 +1279,10 @@ BEGIN
             SELECT min(r.due_at) FROM cluster.schedule_runs AS r
             WHERE r.name = s.name AND r.due_at > job.scheduled_for AND r.job_id IS NOT NULL AND r.finished_at IS NULL) END,
         overdue_since = CASE WHEN verdict <> 'succeeded' OR job.scheduled_for < s.expect_from THEN s.overdue_since END
-    WHERE s.name = job.schedule AND s.job_table::oid = TG_RELID;
+    WHERE s.name = job.schedule AND s.job_table::oid = TG_RELID
+      -- One more success is no news. Where something may wait for it, only columns that no fire writes say so: one may be under way.
+      AND (verdict = 'succeeded' AND said IS NULL AND s.last_outcome = 'succeeded' AND s.state = 'active' AND s.expect_within IS NULL
+           AND (s.overlap = 'allow' OR s.overlap = 'skip' AND s.misfire <> 'all')) IS NOT TRUE;
     RETURN NULL;
 END $$;
 

@@ -218,6 +218,22 @@ def test_a_schedule_without_a_success_in_time_is_overdue_until_there_is_one(
     assert value(conn, "expect_from") is None
 
 
+def test_one_more_success_is_no_news_to_a_schedule_for_which_nothing_waits(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    run_node(JOBS)
+    schedule(conn, every="1 hour")
+    for name, columns in {"watched": {"expect_within": "1 hour"}, "queues": {"overlap": "queue_one"}}.items():
+        schedule(conn, name, every="1 hour", **columns)
+    versions = "SELECT name, xmin::text FROM cluster.schedules"
+    for finished in (3, 6):
+        with conn.transaction():
+            conn.execute("SELECT cluster.run_schedule(name) FROM cluster.schedules")
+            before = set(run(conn, versions))
+        wait_runs(conn, finished, "outcome = 'succeeded'")
+    assert {name for name, _ in set(run(conn, versions)) - before} == {"queues", "watched"}
+
+
 def test_a_schedule_that_was_changed_while_it_was_computed_is_left_to_the_next_look(conn: psycopg.Connection) -> None:
     conn.execute("SELECT cluster.create_job_table('tick_jobs')")
     schedule(conn, every="1 hour")
