@@ -17,7 +17,7 @@ BIN := .venv/bin
 DEV := .venv/.installed-dev
 DEMO := .venv/.installed-demo
 
-.PHONY: help demo observe test test-systemd test-image fmt lint types fault soak bench schema dashboards clean
+.PHONY: help demo observe test test-systemd test-image fmt lint types fault soak soak-schedules bench schema dashboards clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ fault: $(DEV) ## Kill, stop and cut off nodes, workers and servers; go through a
 
 soak: $(DEV) ## Run for half an hour, while something is wrong every other minute
 	$(BIN)/python -m tests.fault --soak $(if $(PG),--pg-bin "$(PG)")
+
+soak-schedules: $(DEV) ## Fire 200 schedules a second for ten minutes, while nodes are killed and Postgres is restarted
+	$(BIN)/python -m tests.fault --schedules $(if $(PG),--pg-bin "$(PG)")
 
 bench: $(DEV) ## Measure
 	$(BIN)/python -m bench

@@ -30,6 +30,7 @@ from bench.scenarios import (
     nodes,
     offered,
     scheduled,
+    schedules,
     sessions,
     snapshot,
     steady,
@@ -54,9 +55,10 @@ SCENARIOS: dict[str, Callable[[Bench, Results], None]] = {
     "memory": memory.run,
     "snapshot": snapshot.run,
     "crowd": crowd.run,
+    "schedules": schedules.run,
     "sessions": sessions.run,
 }
-ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot", "crowd", "sessions"}
+ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot", "crowd", "schedules", "sessions"}
 """These take minutes each."""
 
 
@@ -125,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, metavar="R", help="rounds (each scenario has its own number)")
     add("--jobs", type=int, metavar="N", help=f"jobs of a drain ({JOBS}; memory {memory.JOBS}, large {large.FRESH})")
     add("--probes", type=int, default=defaults.probes, metavar="N", help="jobs whose start is timed (%(default)s)")
-    add("--seconds", type=float, metavar="D", help="length of idle, many, offered, long, snapshot (each has its own)")
+    add(
+        "--seconds",
+        type=float,
+        metavar="D",
+        help="length of idle, many, offered, long, snapshot, schedules (each has its own)",
+    )
     add("--rows", type=int, default=defaults.rows, metavar="N", help="other rows in the table of large (%(default)s)")
     add("--processes", type=int, metavar="N", help="CLUSTER_PROCESSES of the nodes")
     add("--concurrency", type=int, metavar="N", help="CLUSTER_CONCURRENCY of the nodes")

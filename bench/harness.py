@@ -37,6 +37,7 @@ from bench.jobs.long import LongJob
 from bench.jobs.long_limited import LimitedLongJob
 from bench.jobs.noop import NoopJob
 from bench.jobs.probe import LimitedProbeJob, ProbeJob
+from bench.jobs.tick import TickJob
 from bench.results import REPOSITORY
 from cluster.embedded import EmbeddedPostgres, free_port, wheel_bin_dir
 from cluster.job import Job, definition
@@ -44,7 +45,7 @@ from cluster.migration import migrate_jobs, migrate_schema
 
 NODE_COMMAND = [sys.executable, "-m", "cluster", "--app-dir", str(REPOSITORY), "run"]
 JOB_CLASSES: list[type[Job]] = [
-    NoopJob, LimitedJob, ProbeJob, LimitedProbeJob, CountedJob, LimitedCountedJob, LongJob, LimitedLongJob, *IDLE_CLASSES
+    NoopJob, LimitedJob, ProbeJob, LimitedProbeJob, CountedJob, LimitedCountedJob, LongJob, LimitedLongJob, TickJob, *IDLE_CLASSES
 ]  # fmt: skip
 SERVER_SETTINGS = {"shared_buffers": "256MB", "max_wal_size": "4GB", "checkpoint_timeout": "15min"}
 """Everything else is Postgres's default: every commit reaches the disk. Named in README.md."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from cluster.blockers import Say, quiet
 from cluster.errors import ClusterError
 from cluster.job import Job, definition
 from cluster.migration import migrate_jobs, migrate_schema
+from cluster.schedule_rows import left_schedules
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -29,11 +30,11 @@ def migrate(
     jobs: classes, and names of modules and packages that have some; None: those of CLUSTER_JOBS, or package `jobs`.
     say: told meanwhile whom it waits for. ClusterError: it can't go on; what it did before stays, and is in the error's notes.
     """
-    classes = _classes(jobs)
+    classes, modules = _classes(jobs)
     done: list[str] = []
     with _connected(database) as connection:
         try:
-            done.extend(steps(connection, classes, say))
+            done.extend(steps(connection, classes, modules, say))
         except ClusterError as error:
             for sentence in done:
                 error.add_note(f"done before: {sentence}")
@@ -42,15 +43,27 @@ def migrate(
 
 
 def steps(
-    connection: Connection[Any], job_classes: Iterable[type[Job]], say: Say, *, adopt: bool = False
+    connection: Connection[Any],
+    job_classes: Sequence[type[Job]],
+    modules: Sequence[str],
+    say: Say,
+    *,
+    adopt: bool = False,
 ) -> Iterator[str]:
-    """Migrates, and gives each sentence once that is committed. connection: in autocommit. adopt: see identity."""
+    """Migrates, and gives each sentence once that is committed.
+
+    connection: in autocommit. modules: see left_schedules. adopt: see identity.
+    """
     connection.execute("SET default_transaction_read_only = off")  # a default of the role's, not a refusal
     yield from (f"schema cluster: {name}" for name in migrate_schema(connection, say))
     if adopt and identity.adopt(connection):
         yield "this database is no copy any more: nodes may run its jobs"
     elif copied := identity.difference(connection):
         say(f"nodes will not start: {copied}")
+    for left in left_schedules(connection, modules, job_classes):  # first: a new name for a class must not run twice
+        if not left.is_served:
+            connection.execute(left.removal)
+        yield left.sentence()
     for job_class in job_classes:
         table = definition(job_class).table
         is_new = tables.existing_columns(connection, table) is None
@@ -79,7 +92,8 @@ def _sentences(table: str, statements: list[str]) -> list[str]:
     return list(dict.fromkeys(said))
 
 
-def _classes(jobs: Iterable[type[Job] | str] | None) -> list[type[Job]]:
+def _classes(jobs: Iterable[type[Job] | str] | None) -> tuple[list[type[Job]], list[str]]:
+    """The classes, and the modules that were looked into for them."""
     from cluster.discovery import import_jobs
 
     if isinstance(jobs, str):
@@ -87,11 +101,10 @@ def _classes(jobs: Iterable[type[Job] | str] | None) -> list[type[Job]]:
     if jobs is None:
         from cluster.settings import load_settings
 
-        names = load_settings().jobs
-        return import_jobs(names) if names else []
+        jobs = load_settings().jobs
     given = list(jobs)
-    named = [one for one in given if isinstance(one, str)]
-    return [one for one in given if not isinstance(one, str)] + (import_jobs(named) if named else [])
+    modules = [one for one in given if isinstance(one, str)]
+    return [one for one in given if not isinstance(one, str)] + (import_jobs(modules) if modules else []), modules
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -134,16 +134,42 @@ class Recurrence:
         return _plain(self.cron, self.name)
 
     def _next_match(self, moment: datetime) -> datetime | None:
-        minute, hour, *_ = self._expression.split()
+        return _next_match(self._expression, self._zone, moment)
+
+    def _shortest_interval(self) -> timedelta:
+        """Of cron: as far as some occurrences tell."""
+        if self.every is not None:
+            return self.every
+        start = datetime(2024, 1, 1, tzinfo=UTC)
+        first = self._next_match(start)
+        if first is None:
+            raise RecurrenceError(f"cron {self.cron!r} never matches: there is no such day")
+        if self.jitter == NEVER:
+            return LONGEST
+        found = [first]
+        while len(found) < 50 and (due := self._next_match(found[-1])) is not None:
+            found.append(due)
+        return min((b - a for a, b in pairwise(found)), default=LONGEST)
+
+
+@dataclass(frozen=True)
+class _Wall:
+    """When the clock of a zone shows a time that matches. expression: five fields, without aliases and `H`."""
+
+    expression: str
+    zone: ZoneInfo
+
+    def after(self, moment: datetime) -> datetime | None:
+        minute, hour, *_ = self.expression.split()
         if minute.startswith("*") or hour.startswith("*"):
             return self._by_elapsed_time(moment)
         return self._at_fixed_times(moment)
 
     def _at_fixed_times(self, moment: datetime) -> datetime | None:
         """What a change of the clock leaves out is due at its end, what it repeats the first time."""
-        for wall in CronSim(self._expression, _wall(moment.astimezone(self._zone))):
-            due = wall.replace(tzinfo=self._zone).astimezone(UTC)
-            if _wall(due.astimezone(self._zone)) != wall:
+        for wall in CronSim(self.expression, _wall(moment.astimezone(self.zone))):
+            due = wall.replace(tzinfo=self.zone).astimezone(UTC)
+            if _wall(due.astimezone(self.zone)) != wall:
                 due = self._end_of_gap(wall)
             if due > moment:
                 return due
@@ -151,15 +177,15 @@ class Recurrence:
 
     def _end_of_gap(self, wall: datetime) -> datetime:
         """The moment at which the clock was put forward beyond `wall`, a time that it never showed."""
-        before = wall.replace(tzinfo=self._zone, fold=1).astimezone(UTC)
-        after = wall.replace(tzinfo=self._zone, fold=0).astimezone(UTC)
+        before = wall.replace(tzinfo=self.zone, fold=1).astimezone(UTC)
+        after = wall.replace(tzinfo=self.zone, fold=0).astimezone(UTC)
         return self._change_between(min(before, after) - timedelta(seconds=1), max(before, after))
 
     def _by_elapsed_time(self, moment: datetime) -> datetime | None:
         """Whenever the clock shows a matching time: twice where it is put back, not at all where it is put forward."""
         while True:
             offset = self._offset(moment + _TICK)
-            wall = next(CronSim(self._expression, _wall(moment.astimezone(UTC) + offset)), None)
+            wall = next(CronSim(self.expression, _wall(moment.astimezone(UTC) + offset)), None)
             if wall is None:
                 return None
             due = wall.replace(tzinfo=UTC) - offset
@@ -190,24 +216,15 @@ class Recurrence:
         return datetime.fromtimestamp(last, UTC)
 
     def _offset(self, moment: datetime) -> timedelta:
-        offset = moment.astimezone(self._zone).utcoffset()
+        offset = moment.astimezone(self.zone).utcoffset()
         assert offset is not None
         return offset
 
-    def _shortest_interval(self) -> timedelta:
-        """Of cron: as far as some occurrences tell."""
-        if self.every is not None:
-            return self.every
-        start = datetime(2024, 1, 1, tzinfo=UTC)
-        first = self._next_match(start)
-        if first is None:
-            raise RecurrenceError(f"cron {self.cron!r} never matches: there is no such day")
-        if self.jitter == NEVER:
-            return LONGEST
-        found = [first]
-        while len(found) < 50 and (due := self._next_match(found[-1])) is not None:
-            found.append(due)
-        return min((b - a for a, b in pairwise(found)), default=LONGEST)
+
+@lru_cache(10_000)
+def _next_match(expression: str, zone: ZoneInfo, moment: datetime) -> datetime | None:
+    """Of all schedules with this cron. moment: in UTC."""
+    return _Wall(expression, zone).after(moment)
 
 
 def in_words(interval: timedelta) -> str:

@@ -1,12 +1,13 @@
 """From the schedules that a class declares to their rows: the SQL that `migrate` and `schedule reload` run.
 
 Rows of source `code` belong to the class, but for what stops them: that is the operators'. Rows of source `user` are left alone.
+When a class is gone its rows go as well: see `left_schedules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from psycopg import Connection, sql
 from psycopg.types.json import Jsonb
@@ -19,7 +20,7 @@ from cluster.tables import identifier
 
 _COLUMNS = (
     "job_values", "cron", "every", "time_zone", "starts_at", "ends_at", "jitter", "overlap", "misfire", "expect_within", "on_error",
-    "run_once",
+    "run_once", "declared_in",
 )  # fmt: skip
 
 
@@ -67,10 +68,52 @@ def schedule_changes(
             )
 
 
+class Left(NamedTuple):
+    """A schedule of the code whose class is nowhere among those that were found, though its module was among those looked into."""
+
+    name: str
+    module: str
+    is_served: bool
+    """By a node that has none of the classes that were found: they may be another application's, whose module has the same name."""
+
+    @property
+    def removal(self) -> sql.Composed:
+        return sql.SQL("DELETE FROM cluster.schedules WHERE name = {} AND source = 'code'").format(self.name)
+
+    def sentence(self) -> str:
+        if self.is_served:
+            return (
+                f"schedule {self.name}: left as it is, though no class in {self.module} declares it here:"
+                f" other nodes have such a class. If it is gone for good: {self.removal.as_string(None)}"
+            )
+        return f"schedule {self.name}: removed, since no class in {self.module} declares it any more; its history stays"
+
+
+def left_schedules(connection: Connection[Any], modules: Sequence[str], job_classes: Sequence[type[Job]]) -> list[Left]:
+    """modules: in which these classes were found, with the modules below them. Schedules of other modules are left alone."""
+    if connection.execute("SELECT to_regclass('cluster.schedules')").fetchone() == (None,):
+        return []
+    query = """
+        SELECT s.name, s.declared_in, EXISTS (
+            SELECT FROM cluster.nodes AS n JOIN cluster.job_types AS t ON t.name = ANY (n.jobs)
+            WHERE t.job_table = s.job_table AND n.state IN ('live', 'draining') AND NOT n.jobs && %(classes)s::text[])
+        FROM cluster.schedules AS s
+        WHERE s.source = 'code'
+          AND NOT EXISTS (SELECT FROM unnest(%(tables)s::text[]) AS t WHERE to_regclass(t) = s.job_table)
+          AND EXISTS (SELECT FROM unnest(%(modules)s::text[]) AS m WHERE s.declared_in = m OR starts_with(s.declared_in, m || '.'))
+        ORDER BY s.name"""
+    parameters = {
+        "classes": [job_class.__name__ for job_class in job_classes],
+        "tables": [identifier(definition(job_class).table).as_string(connection) for job_class in job_classes],
+        "modules": list(modules),
+    }
+    return [Left(*row) for row in connection.execute(query, parameters)]
+
+
 def _row(job_class: type[Job], name: str, schedule: Schedule) -> dict[str, Any]:
     """The columns that the class decides, in order."""
-    row = {column: getattr(schedule, column, None) for column in _COLUMNS[1:]}
-    return {"job_values": _job_values(job_class, name, schedule)} | row
+    row = {column: getattr(schedule, column, None) for column in _COLUMNS[1:-1]}
+    return {"job_values": _job_values(job_class, name, schedule), **row, "declared_in": job_class.__module__}
 
 
 def _job_values(job_class: type[Job], name: str, schedule: Schedule) -> dict[str, Any]:
@@ -105,8 +148,12 @@ def _present(connection: Connection[Any], table: str, names: list[str]) -> dict[
     return {row[0]: row[1:] for row in connection.execute(query).fetchall()}
 
 
-def reload_schedules(connection: Connection[Any], job_classes: Iterable[type[Job]]) -> tuple[int, int]:
+def reload_schedules(
+    connection: Connection[Any], job_classes: Sequence[type[Job]], modules: Sequence[str] = ()
+) -> tuple[int, int]:
     """Makes the rows those of these classes, and lets what has stopped go on. Returns how many changed, and how many go on.
+
+    modules: see left_schedules.
 
     ClusterError: another reload is running; one that has not ended after a minute is none any more.
     """
@@ -119,6 +166,9 @@ def reload_schedules(connection: Connection[Any], job_classes: Iterable[type[Job
     changed = 0
     try:
         with connection.transaction():
+            for left in left_schedules(connection, modules, job_classes):
+                if not left.is_served:
+                    changed += connection.execute(left.removal).rowcount
             for job_class in job_classes:
                 table = identifier(definition(job_class).table).as_string(connection)
                 for statement in list(schedule_changes(connection, job_class, table, has_rows=True)):

@@ -12,12 +12,12 @@ from typing import Any
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana import job_type, nodes, overview, postgres, sql
+from grafana import job_type, nodes, overview, postgres, schedules, sql
 
 FOLDER = Path(__file__).parent
 RULES = FOLDER / "prometheus" / "rules.yaml"
 PROMETHEUS_RULE = FOLDER.parent / "deploy" / "k8s" / "components" / "prometheus-rule" / "rules.yaml"
-DASHBOARDS = (overview, job_type, nodes, postgres, sql)
+DASHBOARDS = (overview, job_type, nodes, schedules, postgres, sql)
 HEAD = """\
 # Written by `python -m grafana.build` from grafana/prometheus/rules.yaml: change that.
 apiVersion: monitoring.coreos.com/v1

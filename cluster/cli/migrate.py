@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from psycopg import Connection
 
     from cluster.job import Job
@@ -31,16 +33,24 @@ def migrate(
         typer.echo("no jobs package here and CLUSTER_JOBS is not set: schema cluster only", err=True)
     with connected(settings.direct_database_url) as connection:
         if dry_run:
-            _print_plan(connection, job_classes, adopt=adopt)
+            _print_plan(connection, job_classes, settings.jobs, adopt=adopt)
         else:
-            _apply(connection, job_classes, adopt=adopt)
+            _apply(connection, job_classes, settings.jobs, adopt=adopt)
 
 
-def _print_plan(connection: Connection[Any], job_classes: list[type[Job]], *, adopt: bool) -> None:
+def _print_plan(
+    connection: Connection[Any], job_classes: list[type[Job]], modules: Sequence[str], *, adopt: bool
+) -> None:
     from cluster import identity
     from cluster.migration import planned_changes
+    from cluster.schedule_rows import left_schedules
 
     planned = planned_changes(connection, job_classes)
+    planned += [
+        left.removal.as_string(connection)
+        for left in left_schedules(connection, modules, job_classes)
+        if not left.is_served
+    ]
     if adopt and identity.is_recorded(connection) and identity.difference(connection):
         planned.append(identity.adopt_statement(connection))
     if not planned:
@@ -49,13 +59,13 @@ def _print_plan(connection: Connection[Any], job_classes: list[type[Job]], *, ad
         typer.echo(f"{statement.strip().removesuffix(';')};\n")
 
 
-def _apply(connection: Connection[Any], job_classes: list[type[Job]], *, adopt: bool) -> None:
+def _apply(connection: Connection[Any], job_classes: list[type[Job]], modules: Sequence[str], *, adopt: bool) -> None:
     """Each sentence is printed as soon as it is true: what comes next may fail."""
     from cluster.differences import differences
     from cluster.migrating import steps
 
     has_done = False
-    for sentence in steps(connection, job_classes, _say, adopt=adopt):
+    for sentence in steps(connection, job_classes, modules, _say, adopt=adopt):
         typer.echo(sentence)
         has_done = True
     differing = differences(connection, job_classes)

@@ -151,7 +151,7 @@ def reload() -> None:
     settings = settings_with_database()
     job_classes = imported_jobs(settings) if settings.jobs else []
     with opened() as connection:
-        changed, going_on = reload_schedules(connection, job_classes)
+        changed, going_on = reload_schedules(connection, job_classes, settings.jobs)
     typer.echo(f"reloaded: {changed} changed, {going_on} go on that had stopped")
 
 

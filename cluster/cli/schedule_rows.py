@@ -84,6 +84,8 @@ def upcoming(row: Row) -> Iterator[datetime]:
         return
     times = recurrence(row)
     due = row["next_due_at"]
+    if due is None and row["plan_from"] is None:  # runs once, and its job is there
+        return
     if due is None:
         yield from times.following(row["plan_from"] or datetime.now(UTC))
     else:

@@ -1,5 +1,5 @@
 """Deletes finished jobs that are older than their type keeps them, in small batches, node rows that ended a day ago, old
-occurrences of schedules, and what people did more than a year ago.
+occurrences of schedules, and what people did more than a year ago; deactivates schedules whose class is gone.
 
 Walks every table along its primary key, a window at a time, so that no index is needed that each finish would have to write. A walk
 begins only when something can have expired, and each step is taken by one node: `cluster.prune_walks` knows where it stands.
@@ -81,6 +81,7 @@ class Pruner:
                 await connection.execute(statements.statement("prune_nodes"))
                 await connection.execute(statements.statement("prune_schedule_runs"))
                 await connection.execute(statements.statement("prune_audit"))
+                await self._deactivate_unserved(connection)
                 await connection.execute(statements.statement("plan_pruning"))
                 for table in self._tables.values():  # what could not be deleted, whether a walk comes by or not
                     if table.hold.is_over and (due := table.aside.due()):
@@ -95,6 +96,11 @@ class Pruner:
                 await self._guarded(connection, table, self._take_step(connection, table))
         self._is_walking = row is not None
         return PAUSE if self._is_walking else self._interval
+
+    async def _deactivate_unserved(self, connection: AsyncConnection[Any]) -> None:
+        cursor = await connection.execute(statements.statement("deactivate_unserved"))
+        for name, error in await cursor.fetchall():
+            events.schedule_failed(name, error)
 
     async def _guarded(self, connection: AsyncConnection[Any], table: _Table, doing: Awaitable[object]) -> None:
         """What fails is tried again later: by another node, which may be luckier, or by this one once its hold is over."""

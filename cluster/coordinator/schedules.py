@@ -27,8 +27,8 @@ from cluster.coordinator.trouble import Pace
 from cluster.errors import RecurrenceError
 from cluster.recurrence import Recurrence
 
-BATCH = 200
-"""Schedules of one statement."""
+BATCH = 500
+"""Schedules of one statement. Each takes Postgres about 35 µs, and each statement a commit."""
 MOST_MISSED = 1000
 """Occurrences of one schedule that are made up for, where all are; the latest."""
 LONGEST_TURN = 0.1
@@ -101,7 +101,7 @@ def fire(row: Due) -> dict[str, Any]:
         answer |= {"fire": [], "missed": missed + len(late)}
         return answer | _next(recurrence, recurrence.after(late[-1], late[-1]))
     holds = row.overlap in {"queue_one", "cancel_running"}
-    if row.misfire != "all" or holds:
+    if row.misfire != "all" or holds or row.state == "run_once_waiting":
         missed += len(late) - 1
         late = late[-1:]
     elif row.overlap == "skip" and (len(late) > 1 or row.now - recurrence.run_at(first) > GRACE):
@@ -188,11 +188,11 @@ class Scheduler:
         self, connection: AsyncConnection[Any], due: list[Due], plans: list[dict[str, Any]], fires: list[dict[str, Any]]
     ) -> int:
         """Returns how many it could deal with."""
+        fired = await self._fire(connection, fires)
         planned = await _rows(connection, "plan_schedules", plans=Jsonb(plans)) if plans else []
         for name, error in planned:
             if error is not None:
                 events.schedule_failed(name, error)
-        fired = await self._fire(connection, fires)
         held = {name for name, result, *_ in fired if result == "held"}
         await self._cancel(
             connection, [row.name for row in due if row.name in held and row.overlap == "cancel_running"]

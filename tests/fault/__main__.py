@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.fault.firing import MINUTES, fire_for_long
 from tests.fault.harness import run
 from tests.fault.limits import prove_limits
 from tests.fault.requirements import missing
@@ -34,6 +35,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--soak", type=int, nargs="?", const=2 * len(ALL), metavar="MINUTES",
         help="instead: the long run, in which something else is wrong every other minute; default: %(const)s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--schedules", type=float, nargs="?", const=MINUTES, metavar="MINUTES",
+        help="instead: the long run of schedules, with a node killed every ten seconds; default: %(const)s",
     )  # fmt: skip
     parser.add_argument("--pg-bin", type=Path, help="bin directory of the Postgres to test with")
     parser.add_argument("--keep", action="store_true", help="leave the folder of each run behind")
@@ -57,6 +62,10 @@ def main(arguments: list[str]) -> int:
         came = soak(options.soak, options.pg_bin, lambda line: print(line, flush=True))
         print(came)
         return int(came.broken)
+    if options.schedules:
+        account = fire_for_long(options.schedules, options.pg_bin, lambda line: print(line, flush=True))
+        print(account)
+        return int(account.broken)
     unknown = set(options.scenario) - SCENARIOS.keys()
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")

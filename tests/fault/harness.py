@@ -264,10 +264,10 @@ class Stage:
         self.producer.stop()
         self._over.touch()
         self._loaded_until = boottime()
-        wait_until(self._end_schedules, "no schedule comes any more", SETTLE)
-        wait_until(self._all_final, "every job is at its end", SETTLE, self._unfinished)
+        wait_until(self.end_schedules, "no schedule comes any more", SETTLE)
+        wait_until(self.all_final, "every job is at its end", SETTLE, self._unfinished)
 
-    def _end_schedules(self) -> bool:
+    def end_schedules(self) -> bool:
         """Once they have made up for what they missed. Those that run late are given time."""
         with contextlib.suppress(psycopg.OperationalError), self.connect() as connection:
             ended = "UPDATE cluster.schedules SET paused_at = now() WHERE paused_at IS NULL AND next_run_at > now()"
@@ -276,7 +276,7 @@ class Stage:
             return left is None
         return False
 
-    def _all_final(self) -> bool:
+    def all_final(self) -> bool:
         return not self._unfinished()
 
     def _unfinished(self) -> str:

@@ -15,7 +15,7 @@ import pytest
 from bench.cli import main
 from bench.page import write_page
 from bench.results import REPOSITORY, Results, Run
-from bench.scenarios import crowd, sessions
+from bench.scenarios import crowd, schedules, sessions
 from cluster.embedded import EmbeddedPostgres
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # the first test waits for the run
@@ -148,3 +148,17 @@ def test_enqueueing_is_measured_on_each_kind_of_session(
         measures = figures_of(document, "sessions", kind)
         assert measures.keys() == {"INSERT", "perform_later", "perform_many"}
         assert measures["perform_later"]["ratio"] > 0
+
+
+def test_a_few_schedules_are_measured(
+    postgres: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "NUMBER", 5)
+    monkeypatch.setattr(schedules, "OCCURRENCES", 1)
+    monkeypatch.setattr(schedules, "_at_once_by_cron", lambda *_: None)  # that would take a minute
+    options = ["--seconds", "1.2", "--processes", "1", "--database-url", postgres.url(), "--output", str(tmp_path)]
+    path = main(["schedules", *options])
+    document = json.loads(path.read_text())
+    for variant in (schedules.FEW, schedules.AT_ONCE):
+        assert 0 < figures_of(document, "schedules", variant)["p99"]["median"] < 30_000
+    assert {"transactions", "list_due_schedules"} <= figures_of(document, "schedules", schedules.NOT_DUE).keys()

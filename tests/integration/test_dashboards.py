@@ -27,7 +27,8 @@ DASHBOARDS = sorted((FOLDER / "dashboards").glob("*.json"))
 ALL = {"cluster": ".*", "job_type": ".*", "queue": ".*", "node": ".*"}
 """Variables as Grafana fills them in for "All"."""
 AT_REST = {
-    "Clock", "Draining", "Heartbeat age", "Held back", "Listening connections made anew", "Lost", "Nodes", "Silent", "Stopped",
+    "Clock", "Draining", "Heartbeat age", "Held back", "Listening connections made anew", "Lost", "More than a second late",
+    "Nodes", "Silent", "Stopped",
 }  # fmt: skip
 """Panels that may show nothing but 0 here."""
 
@@ -78,6 +79,14 @@ INSERT INTO mail_jobs (run_at) VALUES (now() + interval '1 hour');
 INSERT INTO mail_jobs (run_at) SELECT now() - interval '1 minute' FROM generate_series(1, 3000);
 INSERT INTO flaky_jobs (number) SELECT n FROM generate_series(1, 20) AS n;
 SELECT cluster.pause('later'), cluster.pause('nobodys_jobs'::regclass);
+INSERT INTO cluster.schedules (name, job_table, every, overlap)
+    VALUES ('fires', 'mail_jobs', '1 s', 'allow'), ('waits', 'mail_jobs', '1 s', 'skip');
+INSERT INTO cluster.schedules (name, job_table, job_values, every, expect_within)
+    VALUES ('overdue', 'odd_jobs', '{"label": "later", "queue": "later"}', '1 s', '1 s');
+INSERT INTO cluster.schedules (name, job_table, every, active) VALUES ('idle', 'mail_jobs', '1 hour', false);
+INSERT INTO cluster.schedules (name, job_table, every) VALUES ('stopped', 'mail_jobs', '1 hour');
+INSERT INTO cluster.schedules (name, job_table, every, on_error) VALUES ('refused', 'nobodys_jobs', '1 s', 'keep');
+ALTER TABLE nobodys_jobs ADD CHECK (schedule IS NULL) NOT VALID;
 """
 TABLES = "mail_jobs, flaky_jobs, long_jobs, odd_jobs, brief_jobs, nobodys_jobs"
 
@@ -140,6 +149,8 @@ def test_every_panel_finds_data_in_a_cluster_with_a_mixed_load_and_faults(
             "(cluster_jobs_rescued_total offset 2s) > 0",
             'ALERTS{alertname="ClusterClaimsLost", alertstate="firing"}',
             "cluster_trouble offset 2s",
+            "(cluster_schedules_overdue offset 2s) > 0",
+            'increase(cluster_schedule_fires_total{result="skipped"}[20s] offset 2s) > 0',
         ):
             wait_until(lambda awaited=awaited: bool(prometheus.now(awaited)), f"Prometheus has {awaited}", 30)  # type: ignore[misc]
         wrong = [fault for asked in queries() for fault in faults_in_prometheus(prometheus, asked, began)]
@@ -151,13 +162,14 @@ def test_every_panel_finds_data_in_a_cluster_with_a_mixed_load_and_faults(
 
 
 def make_faults(conn: psycopg.Connection, nodes: list[NodeProcess]) -> None:
-    """Attempts that fail in every way, a refused outcome, killed workers, a lost node, a row that is gone when its job ends."""
+    """Attempts that fail in every way, a refused outcome, killed workers, a lost node, a row that is gone, a stopped schedule."""
     refuse(
         conn, "odd_jobs", "(OLD.status, NEW.label) = ('running', 'odd') OR (NEW.status, NEW.label) = ('running', 'bad')"
     )
     run(conn, "INSERT INTO odd_jobs (label) VALUES ('odd'), ('bad'), ('fine')")
     run(conn, "INSERT INTO odd_jobs (label, queue) VALUES ('paused', 'later')")
     run(conn, "INSERT INTO flaky_jobs (number) SELECT n FROM generate_series(1, 20) AS n")
+    run(conn, "UPDATE cluster.schedules SET state = 'stopped' WHERE name = 'stopped'")
     run(conn, "INSERT INTO brief_jobs DEFAULT VALUES")
     wait_for(conn, "DELETE FROM brief_jobs WHERE status = 'running' RETURNING true")
     run(conn, "INSERT INTO long_jobs (queue) SELECT 'doomed' FROM generate_series(1, 2)")

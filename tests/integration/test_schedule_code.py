@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import psycopg
@@ -137,3 +141,102 @@ class ClockJob(Job):
     assert words[3:9] == list(map(str, parts))
     minutes = int(words[1]) + 60 * int(words[2])
     assert (int(words[11]) + 60 * int(words[10]) - minutes) % 1440 == 345
+
+
+CODE = """
+from cluster import Every, Job
+
+class {name}(Job):
+    schedule = Every(hours=1)
+    async def perform(self): ...
+"""
+
+
+class Application:
+    """A folder with a package of job classes, one module each."""
+
+    def __init__(self, folder: Path, url: str, package: str = "jobs") -> None:
+        self._folder, self._package = folder, folder / package
+        self._environment = {**os.environ, "CLUSTER_DATABASE_URL": url, "CLUSTER_JOBS": package}
+        self._package.mkdir(parents=True)
+        (self._package / "__init__.py").touch()
+
+    def has(self, *names: str) -> None:
+        """These classes and no others."""
+        for path in self._package.glob("*job.py"):
+            path.unlink()
+        for name in names:
+            (self._package / f"{name.lower()}.py").write_text(CODE.format(name=name))
+
+    def run(self, *words: str, **environment: str) -> str:
+        """The output of a command that succeeds."""
+        command = [sys.executable, "-m", "cluster", *words]
+        done = subprocess.run(
+            command, cwd=self._folder, env=self._environment | environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def application(database_url: str, tmp_path: Path) -> Application:
+    return Application(tmp_path / "app", database_url)
+
+
+def test_schedules_of_a_class_that_has_left_the_code_are_removed_at_migrate_and_their_history_stays(
+    conn: psycopg.Connection, application: Application
+) -> None:
+    application.has("StockJob", "ReportJob")
+    application.run("migrate")
+    conn.execute("SELECT cluster.run_schedule('ReportJob')")
+    conn.execute("INSERT INTO cluster.schedules (name, job_table, every) VALUES ('by hand', 'report_jobs', '1 hour')")
+    application.has("StockJob")
+    assert "DELETE FROM cluster.schedules WHERE name = 'ReportJob'" in application.run("migrate", "--dry-run")
+    assert len(rows(conn)) == 3
+    said = application.run("migrate")
+    assert "schedule ReportJob: removed, since no class in jobs.reportjob declares it any more" in said
+    assert [row[0] for row in rows(conn)] == ["StockJob", "by hand"]
+    assert run(conn, "SELECT name, job_id IS NOT NULL FROM cluster.schedule_runs") == [("ReportJob", True)]
+
+
+def test_a_reload_removes_them_as_well(conn: psycopg.Connection, application: Application) -> None:
+    application.has("StockJob", "ReportJob")
+    application.run("migrate")
+    application.has("StockJob")
+    assert application.run("schedule", "reload").startswith("reloaded: 1 changed")
+    assert [row[0] for row in rows(conn)] == ["StockJob"]
+
+
+def test_migrating_a_part_of_the_code_or_another_application_leaves_the_schedules_of_the_rest(
+    conn: psycopg.Connection, application: Application, database_url: str, tmp_path: Path
+) -> None:
+    application.has("StockJob", "ReportJob")
+    application.run("migrate")
+    application.run("migrate", CLUSTER_JOBS="jobs.stockjob")
+    other = Application(tmp_path / "other", database_url, "jobs_of_others")
+    other.has("MailJob")
+    other.run("migrate")
+    other.run("schedule", "reload")
+    assert [row[0] for row in rows(conn)] == ["MailJob", "ReportJob", "StockJob"]
+
+
+def test_what_nodes_without_any_of_our_classes_serve_is_left_and_named(
+    conn: psycopg.Connection, application: Application, database_url: str, tmp_path: Path
+) -> None:
+    """Another application whose package has the same name. An older version of ours serves our other classes too."""
+    other = Application(tmp_path / "other", database_url)
+    other.has("MailJob")
+    other.run("migrate")
+    application.has("StockJob", "ReportJob")
+    nodes = """INSERT INTO cluster.nodes (id, hostname, pid, version, queues, jobs, slots, lease_until)
+        SELECT gen_random_uuid(), 'here', 1, '0.1.0', '{}', string_to_array(jobs, ' '), 1, now() + interval '1 hour'
+        FROM unnest(%s::text[]) AS jobs"""
+    conn.execute(nodes, [["MailJob", "StockJob ReportJob"]])
+    assert "schedule MailJob: left as it is, though no class in jobs.mailjob declares it here" in application.run(
+        "migrate"
+    )
+    application.has("StockJob")
+    said = application.run("migrate")
+    assert "schedule ReportJob: removed" in said
+    assert "schedule MailJob: left as it is" in said
+    assert [row[0] for row in rows(conn)] == ["MailJob", "StockJob"]

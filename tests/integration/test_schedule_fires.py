@@ -84,15 +84,19 @@ def test_an_interval_of_a_second_fires_on_its_grid_and_a_row_takes_effect_within
     assert samples["cluster_schedule_lag_seconds_count"] >= 4
 
 
-def test_a_cron_that_came_while_nobody_was_up_is_planned_from_its_insert_and_a_wrong_one_is_deactivated(
+def test_a_cron_that_came_while_nobody_was_up_is_planned_from_its_insert_and_wrong_ones_are_deactivated(
     conn: psycopg.Connection, run_node: RunNode
 ) -> None:
     run_node(JOBS)
     schedule(conn, cron="H 5 1 1 *", time_zone="Europe/Berlin")
     wait_for(conn, "SELECT next_run_at > now() AND plan_from IS NULL FROM cluster.schedules")
     schedule(conn, "odd", cron="61 * * * *")
-    wait_for(conn, "SELECT state = 'deactivated' FROM cluster.schedules WHERE name = 'odd'")
+    schedule(conn, "never", cron="0 0 30 2 *")
+    schedule(conn, "shaky", cron="*/5 * * * *", jitter="6 minutes")
+    wait_for(conn, "SELECT count(*) = 3 FROM cluster.schedules WHERE state = 'deactivated'")
     assert value(conn, "last_error", "odd").startswith("cron '61 * * * *': minute '61': allowed are 0-59")
+    assert value(conn, "last_error", "never") == "cron '0 0 30 2 *' never matches: there is no such day"
+    assert value(conn, "last_error", "shaky").startswith("jitter must not be longer than the shortest interval")
     assert run(conn, "SELECT count(*) FROM tick_jobs") == [(0,)]
 
 
@@ -212,6 +216,22 @@ def test_a_schedule_without_a_success_in_time_is_overdue_until_there_is_one(
     conn.execute("SELECT cluster.resume('tick_jobs'::regclass)")
     wait_for(conn, "SELECT overdue_since IS NULL AND last_outcome = 'succeeded' FROM cluster.schedules")
     assert value(conn, "expect_from") is None
+
+
+def test_one_more_success_is_no_news_to_a_schedule_for_which_nothing_waits(
+    conn: psycopg.Connection, run_node: RunNode
+) -> None:
+    run_node(JOBS)
+    schedule(conn, every="1 hour")
+    for name, columns in {"watched": {"expect_within": "1 hour"}, "queues": {"overlap": "queue_one"}}.items():
+        schedule(conn, name, every="1 hour", **columns)
+    versions = "SELECT name, xmin::text FROM cluster.schedules"
+    for finished in (3, 6):
+        with conn.transaction():
+            conn.execute("SELECT cluster.run_schedule(name) FROM cluster.schedules")
+            before = set(run(conn, versions))
+        wait_runs(conn, finished, "outcome = 'succeeded'")
+    assert {name for name, _ in set(run(conn, versions)) - before} == {"queues", "watched"}
 
 
 def test_a_schedule_that_was_changed_while_it_was_computed_is_left_to_the_next_look(conn: psycopg.Connection) -> None:

@@ -22,7 +22,7 @@ from tests.support.exported import exported_metrics
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "grafana"
 RULES = (FOLDER / "prometheus" / "rules.yaml").read_text(encoding="utf-8")
-UIDS = [f"jobcluster-{name}" for name in ("overview", "job-type", "nodes", "postgres", "sql")]
+UIDS = [f"jobcluster-{name}" for name in ("overview", "job-type", "nodes", "schedules", "postgres", "sql")]
 ANNOTATION_KEYS = {"step", "titleFormat", "textFormat", "useValueForTime"}
 """That Grafana's data source reads, and the SDK does not know."""
 

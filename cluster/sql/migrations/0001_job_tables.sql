@@ -621,6 +621,7 @@ CREATE TABLE cluster.schedules (
     last_error    text,
     missed        bigint NOT NULL DEFAULT 0,
     source        text NOT NULL DEFAULT 'user' CONSTRAINT "source is user or code" CHECK (source IN ('user', 'code')),
+    declared_in   text,
     next_due_at   timestamptz,
     plan_from     timestamptz,
     not_before    timestamptz,
@@ -638,6 +639,7 @@ CREATE TABLE cluster.schedules (
     CONSTRAINT "a schedule is deactivated exactly while it is not active" CHECK ((state = 'deactivated') = (NOT active))
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE cluster.schedules IS 'Each inserts job rows by cron or at intervals. From next_due_at on, columns belong to the cluster.';
+COMMENT ON COLUMN cluster.schedules.declared_in IS 'Of those of the code: the module of the class.';
 COMMENT ON COLUMN cluster.schedules.missed IS 'Occurrences that came while nobody was up, or while an earlier job ran, and have no job.';
 CREATE INDEX schedules_wake ON cluster.schedules (wake_at) WHERE wake_at IS NOT NULL;
 CREATE INDEX schedules_state ON cluster.schedules (state);
@@ -744,6 +746,9 @@ BEGIN
         NEW.next_run_at := NULL;
         NEW.plan_from := now();
     END IF;
+    IF NEW.state = 'run_once_waiting' AND NEW.next_run_at IS NULL AND NEW.paused_at IS NULL THEN
+        NEW.plan_from := now();
+    END IF;
     IF NOT OLD.active THEN
         NEW.last_error := NULL;
         NEW.expect_from := NULL;
@@ -831,28 +836,31 @@ CREATE TRIGGER tell AFTER INSERT OR UPDATE ON cluster.schedules FOR EACH ROW
     WHEN (NEW.wake_at IS NOT NULL) EXECUTE FUNCTION cluster.announce_schedule();
 
 -- Inserts the jobs of occurrences of schedules with the same table and the same columns, and stores the occurrences. Callers have
--- locked the schedules, so nobody else stores one meanwhile. occurrences: name, due_at, run_at, values; those that are stored are left
--- out. Where the table's own triggers let no row come, the occurrence is stored without one. Returns how many were stored.
-CREATE FUNCTION cluster.insert_occurrences(job_table regclass, occurrences jsonb) RETURNS bigint LANGUAGE plpgsql AS $$
+-- locked the schedules, so nobody else stores one meanwhile. Of each occurrence: its schedule's name, its time, the job's run_at and
+-- values; those that are stored are left out. Where the table's own triggers let no row come, the occurrence is stored without one.
+-- Returns how many were stored.
+CREATE FUNCTION cluster.insert_occurrences(job_table regclass, names text[], dues timestamptz[], runs timestamptz[], job_values jsonb[])
+RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     stored bigint;
-    columns text := (SELECT string_agg(', ' || quote_ident(key), '' ORDER BY key) FROM jsonb_object_keys(occurrences -> 0 -> 'values') AS key);
-    picked text := (SELECT string_agg(', v.' || quote_ident(key), '' ORDER BY key) FROM jsonb_object_keys(occurrences -> 0 -> 'values') AS key);
+    columns text := (SELECT string_agg(', ' || quote_ident(key), '' ORDER BY key) FROM jsonb_object_keys(job_values[1]) AS key);
+    picked text := (SELECT string_agg(', v.' || quote_ident(key), '' ORDER BY key) FROM jsonb_object_keys(job_values[1]) AS key);
 BEGIN
     EXECUTE format($sql$
         WITH occurrence AS MATERIALIZED (
-            SELECT o.* FROM jsonb_to_recordset($1) AS o (name text, due_at timestamptz, run_at timestamptz, values jsonb)
+            SELECT o.* FROM unnest($1, $2, $3, $4) AS o (name, due_at, run_at, values)
             WHERE NOT EXISTS (SELECT FROM cluster.schedule_runs AS r WHERE r.name = o.name AND r.due_at = o.due_at)
         ), made AS (
             INSERT INTO %1$s (schedule, scheduled_for, run_at%2$s)
-            SELECT o.name, o.due_at, o.run_at%3$s FROM occurrence AS o, LATERAL jsonb_populate_record(NULL::%1$s, o.values) AS v
+            SELECT o.name, o.due_at, o.run_at%3$s FROM occurrence AS o%4$s
             ORDER BY o.run_at
             RETURNING id, schedule, scheduled_for
         )
         INSERT INTO cluster.schedule_runs (name, due_at, job_id, job_table, finished_at, outcome)
-        SELECT o.name, o.due_at, made.id, %4$s::oid, CASE WHEN made.id IS NULL THEN now() END, CASE WHEN made.id IS NULL THEN 'refused' END
+        SELECT o.name, o.due_at, made.id, %5$s::oid, CASE WHEN made.id IS NULL THEN now() END, CASE WHEN made.id IS NULL THEN 'refused' END
         FROM occurrence AS o LEFT JOIN made ON made.schedule = o.name AND made.scheduled_for = o.due_at
-        $sql$, job_table, columns, picked, job_table::oid) USING occurrences;
+        $sql$, job_table, columns, picked, CASE WHEN picked IS NOT NULL THEN format(', jsonb_populate_record(NULL::%s, o.values) AS v', job_table) END,
+        job_table::oid) USING names, dues, runs, job_values;
     GET DIAGNOSTICS stored = ROW_COUNT;
     RETURN stored;
 END $$;
@@ -862,27 +870,27 @@ CREATE FUNCTION cluster.may_pass(sqlstate text) RETURNS boolean LANGUAGE sql IMM
     SELECT left(sqlstate, 2) IN ('08', '40', '53', '55', '57', '58') OR sqlstate = '42501'
 $$;
 
+-- A schedule that is due and locked, and what is to become of it. was_due_at: next_run_at as it was. fire: [{due_at, run_at}]. holds: while
+-- an earlier job is not finished it waits for that, and is not left out.
+CREATE TYPE cluster.firing AS (
+    name text, job_values jsonb, overlap text, on_error text, was_due_at timestamptz, fire jsonb, next_due_at timestamptz,
+    next_run_at timestamptz, missed bigint, holds boolean
+);
+
 -- What is due, as a node has computed it: for each schedule the occurrences to fire, and what comes next. One transaction: a schedule
--- that somebody has changed, fired or locked meanwhile is left out. A table or a row that refuses takes nobody with it: its schedule is
--- deactivated with the error, or waits for two seconds if that may pass. Lock order: schedules by name; jobs are only inserted.
--- plans: name, revision, due_at (next_due_at as it was), fire [{due_at, run_at}], next_due_at, next_run_at, missed, holds: while an
--- earlier job is not finished it waits for that, and is not left out.
--- Returns for each: fired, skipped (an earlier job is not finished), held (the same, and it waits for that), failed or postponed; lag in
--- seconds, of the first occurrence.
+-- that somebody has changed, fired or locked meanwhile is left out. Lock order: schedules by name; jobs are only inserted.
+-- plans: name, revision, due_at (next_due_at as it was), fire, next_due_at, next_run_at, missed, holds.
+-- Returns for each: fired, skipped (an earlier job is not finished), held (the same, and it waits for that), missed, failed or postponed;
+-- lag in seconds, of the first occurrence.
 CREATE FUNCTION cluster.fire_schedules(plans jsonb)
 RETURNS TABLE (schedule text, result text, lag float8, error text) LANGUAGE plpgsql AS $$
 DECLARE
     batch record;
-    one record;
-    busy text[];
-    code text;
-    message text;
-    of_batch text;
 BEGIN
     FOR batch IN
-        SELECT chosen.job_table, jsonb_agg(to_jsonb(chosen) ORDER BY chosen.name) AS plans FROM (
-            SELECT s.name, s.job_table, s.job_values AS values, s.overlap, s.on_error, s.next_run_at AS was_due_at, p.fire, p.next_due_at,
-                   p.next_run_at, p.missed, coalesce(p.holds, false) AS holds
+        SELECT chosen.job_table, array_agg(chosen.firing) AS firings FROM (
+            SELECT s.job_table, s.job_values, ROW(s.name, s.job_values, s.overlap, s.on_error, s.next_run_at, p.fire, p.next_due_at,
+                                                  p.next_run_at, p.missed, coalesce(p.holds, false))::cluster.firing AS firing
             FROM jsonb_to_recordset(plans) AS p (name text, revision bigint, due_at timestamptz, fire jsonb, next_due_at timestamptz,
                                                  next_run_at timestamptz, missed bigint, holds boolean)
             JOIN cluster.schedules AS s ON s.name = p.name
@@ -890,91 +898,101 @@ BEGIN
               AND cluster.may_fire(s)
             ORDER BY s.name FOR NO KEY UPDATE OF s SKIP LOCKED
         ) AS chosen
-        GROUP BY chosen.job_table::oid, chosen.job_table, (SELECT array_agg(key ORDER BY key) FROM jsonb_object_keys(chosen.values) AS key)
+        GROUP BY chosen.job_table::oid, chosen.job_table,
+                 CASE WHEN job_values <> '{}' THEN (SELECT array_agg(key ORDER BY key) FROM jsonb_object_keys(chosen.job_values) AS key) END
     LOOP
-        busy := '{}';
-        BEGIN
-            busy := cluster.busy_schedules(batch.job_table, batch.plans);
-            PERFORM cluster.fire_batch(batch.job_table, batch.plans, busy);
-            RETURN QUERY SELECT p.name, CASE WHEN p.name <> ALL (busy) THEN CASE WHEN p.fire = '[]' THEN 'missed' ELSE 'fired' END
-                                WHEN p.holds THEN 'held' ELSE 'skipped' END,
-                                extract(epoch FROM clock_timestamp() - p.was_due_at)::float8, NULL::text
-                         FROM jsonb_to_recordset(batch.plans) AS p (name text, holds boolean, was_due_at timestamptz, fire jsonb);
-            CONTINUE;
-        EXCEPTION WHEN OTHERS THEN
-            GET STACKED DIAGNOSTICS of_batch = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
-        END;
-        FOR one IN SELECT value AS plan, value ->> 'name' AS name, value ->> 'on_error' AS on_error FROM jsonb_array_elements(batch.plans) LOOP
-            BEGIN
-                IF NOT EXISTS (SELECT FROM pg_class WHERE oid = batch.job_table) THEN
-                    RAISE EXCEPTION 'its job table was dropped' USING ERRCODE = 'undefined_table';
-                ELSIF jsonb_array_length(batch.plans) = 1 OR cluster.may_pass(of_batch) THEN
-                    RAISE EXCEPTION '%', message USING ERRCODE = of_batch;
-                END IF;
-                PERFORM cluster.fire_batch(batch.job_table, jsonb_build_array(one.plan), busy);
-                RETURN QUERY SELECT one.name, 'fired', extract(epoch FROM clock_timestamp() - (one.plan ->> 'was_due_at')::timestamptz)::float8,
-                                    NULL::text;
-            EXCEPTION WHEN OTHERS THEN
-                GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
-                IF cluster.may_pass(code) THEN
-                    UPDATE cluster.schedules AS s SET not_before = now() + interval '2 seconds', last_error = message WHERE s.name = one.name;
-                ELSIF one.on_error = 'keep' THEN
-                    UPDATE cluster.schedules AS s SET last_error = message, last_outcome = 'failed', missed = s.missed + 1,
-                        next_due_at = (one.plan ->> 'next_due_at')::timestamptz, next_run_at = (one.plan ->> 'next_run_at')::timestamptz,
-                        expect_from = coalesce(s.expect_from, s.next_due_at)
-                    WHERE s.name = one.name;
-                ELSE
-                    UPDATE cluster.schedules AS s SET state = 'deactivated', last_error = message, last_outcome = 'failed',
-                        expect_from = coalesce(s.expect_from, s.next_due_at)
-                    WHERE s.name = one.name;
-                END IF;
-                RETURN QUERY SELECT one.name, CASE WHEN cluster.may_pass(code) THEN 'postponed' ELSE 'failed' END, NULL::float8, message;
-            END;
-        END LOOP;
+        RETURN QUERY SELECT * FROM cluster.fire_part(batch.job_table, batch.firings);
     END LOOP;
 END $$;
 
+-- Fires schedules of one table and the same columns. What refuses takes nobody with it: it is looked for by halves. A schedule alone with
+-- an error is deactivated, or goes on without its job if its on_error says so, or waits for two seconds where the error may pass.
+CREATE FUNCTION cluster.fire_part(job_table regclass, firings cluster.firing[])
+RETURNS TABLE (schedule text, result text, lag float8, error text) LANGUAGE plpgsql AS $$
+DECLARE
+    busy text[];
+    code text;
+    message text;
+    half integer := cardinality(firings) / 2;
+    is_there boolean := EXISTS (SELECT FROM pg_class WHERE oid = job_table);
+BEGIN
+    BEGIN
+        IF NOT is_there THEN
+            RAISE EXCEPTION 'its job table was dropped' USING ERRCODE = 'undefined_table';
+        END IF;
+        busy := cluster.busy_schedules(job_table, firings);
+        PERFORM cluster.fire_batch(job_table, firings, busy);
+        RETURN QUERY SELECT f.name, CASE WHEN f.name <> ALL (busy) THEN CASE WHEN f.fire = '[]' THEN 'missed' ELSE 'fired' END
+                                    WHEN f.holds THEN 'held' ELSE 'skipped' END,
+                            extract(epoch FROM clock_timestamp() - f.was_due_at)::float8, NULL::text
+                     FROM unnest(firings) AS f;
+        RETURN;
+    EXCEPTION WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS code = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+    END;
+    IF half > 0 AND is_there AND NOT cluster.may_pass(code) THEN
+        RETURN QUERY SELECT * FROM cluster.fire_part(job_table, firings[:half]);
+        RETURN QUERY SELECT * FROM cluster.fire_part(job_table, firings[half + 1:]);
+        RETURN;
+    END IF;
+    IF cluster.may_pass(code) THEN
+        UPDATE cluster.schedules AS s SET not_before = now() + interval '2 seconds', last_error = message
+        FROM unnest(firings) AS f WHERE s.name = f.name;
+    ELSE
+        UPDATE cluster.schedules AS s SET last_error = message, last_outcome = 'failed', expect_from = coalesce(s.expect_from, s.next_due_at),
+            state = CASE f.on_error WHEN 'keep' THEN s.state ELSE 'deactivated' END,
+            missed = s.missed + CASE f.on_error WHEN 'keep' THEN 1 ELSE 0 END,
+            next_due_at = CASE f.on_error WHEN 'keep' THEN f.next_due_at ELSE s.next_due_at END,
+            next_run_at = CASE f.on_error WHEN 'keep' THEN f.next_run_at ELSE s.next_run_at END
+        FROM unnest(firings) AS f WHERE s.name = f.name;
+    END IF;
+    RETURN QUERY SELECT f.name, CASE WHEN cluster.may_pass(code) THEN 'postponed' ELSE 'failed' END, NULL::float8, message
+                 FROM unnest(firings) AS f;
+END $$;
+
 -- Names of those whose overlap matters and that have a job which is not finished. The job's row decides: it may be gone without a word.
-CREATE FUNCTION cluster.busy_schedules(job_table regclass, plans jsonb) RETURNS text[] LANGUAGE plpgsql STABLE AS $$
+CREATE FUNCTION cluster.busy_schedules(job_table regclass, firings cluster.firing[]) RETURNS text[] LANGUAGE plpgsql STABLE AS $$
 DECLARE
     busy text[];
 BEGIN
     EXECUTE format($sql$
         SELECT coalesce(array_agg(DISTINCT r.name), '{}') FROM cluster.schedule_runs AS r
-        WHERE r.finished_at IS NULL AND r.job_table = %2$s::oid
-          AND r.name = ANY (ARRAY(SELECT p.name FROM jsonb_to_recordset($1) AS p (name text, overlap text) WHERE p.overlap <> 'allow'))
+        WHERE r.finished_at IS NULL AND r.job_table = %2$s::oid AND r.name = ANY ($1)
           AND EXISTS (SELECT FROM %1$s AS job WHERE job.id = r.job_id AND job.finished_at IS NULL)
-        $sql$, job_table, job_table::oid) INTO busy USING plans;
+        $sql$, job_table, job_table::oid)
+    INTO busy USING ARRAY(SELECT f.name FROM unnest(firings) AS f WHERE f.overlap <> 'allow');
     RETURN busy;
 END $$;
 
 -- The schedules of one table: jobs and occurrences of those that are not busy, and what comes next for all but those that wait.
-CREATE FUNCTION cluster.fire_batch(job_table regclass, plans jsonb, busy text[]) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    occurrences jsonb := (
-        SELECT jsonb_agg(f.value || jsonb_build_object('name', p.name, 'values', p.values))
-        FROM jsonb_to_recordset(plans) AS p (name text, values jsonb, fire jsonb), jsonb_array_elements(p.fire) AS f
-        WHERE p.name <> ALL (busy));
+CREATE FUNCTION cluster.fire_batch(job_table regclass, firings cluster.firing[], busy text[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF occurrences IS NOT NULL THEN
-        PERFORM cluster.insert_occurrences(job_table, occurrences);
+    PERFORM cluster.insert_occurrences(job_table, names, dues, runs, job_values) FROM (
+        SELECT array_agg(f.name) AS names, array_agg((o ->> 'due_at')::timestamptz) AS dues,
+               array_agg((o ->> 'run_at')::timestamptz) AS runs, array_agg(f.job_values) AS job_values
+        FROM unnest(firings) AS f, jsonb_array_elements(f.fire) AS o WHERE f.name <> ALL (busy)
+    ) AS occurrences WHERE names IS NOT NULL;
+    UPDATE cluster.schedules AS s SET  -- what runs once has nothing to come, whatever its job does
+        next_due_at = CASE WHEN s.state = 'run_once_waiting' AND f.fire <> '[]' AND f.name <> ALL (busy) THEN NULL ELSE f.next_due_at END,
+        next_run_at = CASE WHEN s.state = 'run_once_waiting' AND f.fire <> '[]' AND f.name <> ALL (busy) THEN NULL ELSE f.next_run_at END,
+        not_before = NULL,
+        state = CASE WHEN s.state = 'sleeping' THEN 'active' ELSE s.state END,
+        last_run_at = CASE WHEN f.name = ANY (busy) OR f.fire = '[]' THEN s.last_run_at ELSE now() END,
+        missed = s.missed + f.missed + CASE WHEN f.name = ANY (busy) THEN jsonb_array_length(f.fire) ELSE 0 END,
+        expect_from = CASE WHEN s.expect_within IS NOT NULL THEN coalesce(s.expect_from, s.next_due_at) END
+    FROM unnest(firings) AS f
+    WHERE s.name = f.name AND (f.name <> ALL (busy) OR NOT f.holds);
+    IF busy = '{}' THEN
+        RETURN;
     END IF;
     INSERT INTO cluster.schedule_runs (name, due_at, job_table, finished_at, outcome)
-    SELECT p.name, (f.value ->> 'due_at')::timestamptz, job_table, now(), 'skipped'
-    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean, fire jsonb), jsonb_array_elements(p.fire) AS f
-    WHERE p.name = ANY (busy) AND NOT p.holds ON CONFLICT DO NOTHING;
-    UPDATE cluster.schedules AS s SET
-        next_due_at = p.next_due_at, next_run_at = p.next_run_at, not_before = NULL,
-        state = CASE WHEN s.state = 'sleeping' THEN 'active' ELSE s.state END,
-        last_run_at = CASE WHEN p.name = ANY (busy) OR p.fire = '[]' THEN s.last_run_at ELSE now() END,
-        missed = s.missed + p.missed + CASE WHEN p.name = ANY (busy) THEN jsonb_array_length(p.fire) ELSE 0 END,
-        expect_from = CASE WHEN s.expect_within IS NOT NULL THEN coalesce(s.expect_from, s.next_due_at) END
-    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean, fire jsonb, next_due_at timestamptz, next_run_at timestamptz, missed bigint)
-    WHERE s.name = p.name AND (p.name <> ALL (busy) OR NOT p.holds);
+    SELECT f.name, (o ->> 'due_at')::timestamptz, job_table, now(), 'skipped'
+    FROM unnest(firings) AS f, jsonb_array_elements(f.fire) AS o
+    WHERE f.name = ANY (busy) AND NOT f.holds ON CONFLICT DO NOTHING;
     -- Told by the end of the job; should that go unheard, a minute later.
     UPDATE cluster.schedules AS s SET not_before = now() + interval '1 minute'
-    FROM jsonb_to_recordset(plans) AS p (name text, holds boolean)
-    WHERE s.name = p.name AND p.name = ANY (busy) AND p.holds;
+    FROM unnest(firings) AS f
+    WHERE s.name = f.name AND f.name = ANY (busy) AND f.holds;
 END $$;
 
 -- Runs a schedule's job now, whatever its state; the occurrences to come stay where they are. Returns the job's id, NULL: a trigger of the
@@ -989,8 +1007,7 @@ BEGIN
         RAISE EXCEPTION 'there is no schedule %', quote_literal(schedule) USING ERRCODE = 'no_data_found';
     END IF;
     moment := clock_timestamp();
-    PERFORM cluster.insert_occurrences(chosen.job_table, jsonb_build_array(jsonb_build_object(
-        'name', chosen.name, 'due_at', moment, 'run_at', now(), 'values', chosen.job_values)));
+    PERFORM cluster.insert_occurrences(chosen.job_table, ARRAY[schedule], ARRAY[moment], ARRAY[now()], ARRAY[chosen.job_values]);
     UPDATE cluster.schedules AS s SET last_run_at = now() WHERE s.name = schedule;
     RETURN (SELECT r.job_id FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = moment);
 END $$;
@@ -1023,9 +1040,9 @@ BEGIN
         RETURN;
     END IF;
     DELETE FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = ANY (dues);
-    PERFORM cluster.insert_occurrences(chosen.job_table, (
-        SELECT jsonb_agg(jsonb_build_object('name', schedule, 'due_at', o.due, 'run_at', now(), 'values', chosen.job_values))
-        FROM unnest(dues) AS o (due)));
+    PERFORM cluster.insert_occurrences(chosen.job_table, array_fill(schedule, sizes), dues, array_fill(now(), sizes),
+                                       array_fill(chosen.job_values, sizes))
+    FROM (SELECT ARRAY[cardinality(dues)] AS sizes) AS of_all;
     RETURN QUERY SELECT r.due_at, r.job_id FROM cluster.schedule_runs AS r WHERE r.name = schedule AND r.due_at = ANY (dues) ORDER BY 1;
 END $$;
 
@@ -1086,7 +1103,10 @@ BEGIN
             SELECT min(r.due_at) FROM cluster.schedule_runs AS r
             WHERE r.name = s.name AND r.due_at > job.scheduled_for AND r.job_id IS NOT NULL AND r.finished_at IS NULL) END,
         overdue_since = CASE WHEN verdict <> 'succeeded' OR job.scheduled_for < s.expect_from THEN s.overdue_since END
-    WHERE s.name = job.schedule AND s.job_table::oid = TG_RELID;
+    WHERE s.name = job.schedule AND s.job_table::oid = TG_RELID
+      -- One more success is no news. Where something may wait for it, only columns that no fire writes say so: one may be under way.
+      AND (verdict = 'succeeded' AND said IS NULL AND s.last_outcome = 'succeeded' AND s.state = 'active' AND s.expect_within IS NULL
+           AND (s.overlap = 'allow' OR s.overlap = 'skip' AND s.misfire <> 'all')) IS NOT TRUE;
     RETURN NULL;
 END $$;
 
