@@ -109,7 +109,7 @@ def test_the_screenshots_of_the_docs_show_pages_of_today(
         page.wait_for_load_state("load")
         path = folder / f"{name}.png"
         page.screenshot(path=path)
-        Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(path, optimize=True)
         assert path.stat().st_size < 150_000, name
         kept = ROOT / "docs/images" / path.name
         assert kept.is_file(), "make screenshots"
