@@ -64,6 +64,18 @@ def test_pages_rows_and_actions_are_reached_by_keys(desk: Page, conn: psycopg.Co
     heading(desk, "Schedules")
 
 
+def test_a_job_and_all_that_match_are_retried_by_keys(desk: Page, address: str, conn: psycopg.Connection) -> None:
+    desk.goto(f"{address}email_customers_jobs/1000")
+    desk.keyboard.press("r")
+    said(desk, "Job 1000 begins again")
+    desk.keyboard.press("m")
+    expect(desk.get_by_label("Queue")).to_be_focused()
+    desk.goto(f"{address}email_customers_jobs?status=failed")
+    desk.keyboard.press("R")
+    heading(desk, "Retry 286 jobs?")
+    assert run(conn, "SELECT status::text FROM email_customers_jobs WHERE id = 1000") == [("not_started",)]
+
+
 def test_the_keys_are_listed_with_those_of_the_page_and_can_be_switched_off(desk: Page, address: str) -> None:
     desk.goto(f"{address}schedules")
     desk.keyboard.press("?")

@@ -99,6 +99,7 @@ async def test_the_page_of_a_schedule_has_its_history_with_its_jobs(
     text = (await web.get(page("stock"))).text
     ((number,),) = run(conn, "SELECT id FROM mail_jobs")
     assert f'href="/jobs/mail_jobs/{number}"' in text
+    assert 'href="/jobs/schedules/show?name=stock"' in (await web.get(f"/mail_jobs/{number}")).text
     assert text.count('class="status skipped"') == 49
     assert "daily" in text
     (address,) = re.findall(r'rel="next" href="/jobs(/schedules/show\?[^"]+)"', text)
