@@ -80,11 +80,13 @@ async def history(connection: Connection, name: str, before: datetime | None) ->
 
 
 async def service(connection: Connection) -> dict[str, Any]:
-    """Of reloads: since when one has been running, and when the last one ended."""
-    row = await (
-        await connection.execute("SELECT reloading_since, reloaded_at, booted_at FROM cluster.schedule_service")
-    ).fetchone()
-    return row or {"reloading_since": None, "reloaded_at": None, "booted_at": None}
+    """Of reloads: since when one has been running, and when the last one ended. One that has not ended after a minute is none."""
+    query = """
+    SELECT CASE WHEN reloading_since > now() - interval '1 minute' THEN reloading_since END AS reloading_since, reloaded_at
+    FROM cluster.schedule_service
+    """
+    row = await (await connection.execute(query)).fetchone()
+    return row or {"reloading_since": None, "reloaded_at": None}
 
 
 async def privileges(connection: Connection) -> Mapping[str, bool]:
