@@ -25,8 +25,8 @@ from cluster.dashboard.live import Live
 from cluster.dashboard.schedule_rows import names as schedule_names
 from cluster.dashboard.views import Views, base_of, user_of
 from cluster.dashboard.why import oldest_waiting, why
-from cluster.selection import STATUSES, WAITING
 from cluster.dashboard.words import schedule_path
+from cluster.selection import STATUSES, WAITING
 
 
 class Pages:
