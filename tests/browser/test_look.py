@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     "overview": "", "jobs": "email_customers_jobs", "failed": "email_customers_jobs?status=failed",
     "job": "email_customers_jobs/1000", "new": "report_jobs/new", "bulk": "email_customers_jobs/bulk/retry?status=failed",
-    "errors": "errors", "queues": "queues", "nodes": "nodes", "audit": "audit", "schedules": "schedules",
+    "errors": "errors", "queues": "queues", "nodes": "nodes", "node": "nodes/00000000-0000-0000-0000-000000000001",
+    "audit": "audit", "schedules": "schedules",
     "schedule": "schedules/show?name=stock", "schedule-broken": "schedules/show?name=thumbnails",
     "schedule-code": "schedules/show?name=ReportJob.daily", "schedule-long": f"schedules/show?name={LONG}",
     "schedule-edit": "schedules/edit?name=newsletter", "schedule-type": "schedules/new",
