@@ -17,7 +17,7 @@ BIN := .venv/bin
 DEV := .venv/.installed-dev
 DEMO := .venv/.installed-demo
 
-.PHONY: help demo observe test test-systemd test-image fmt lint types fault soak soak-schedules bench schema dashboards clean
+.PHONY: help demo observe screenshots test test-systemd test-image fmt lint types fault soak soak-schedules bench schema dashboards clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ lint: $(DEV) ## Check style, formatting and who imports whom
 
 types: $(DEV) ## Check the types
 	$(BIN)/mypy
+
+screenshots: $(DEV) ## Take the pictures of the dashboard anew that the documentation shows; needs chromium
+	KEEP_SCREENSHOTS=1 $(BIN)/pytest -m browser -k screenshots $(PYTEST_OPTIONS) tests/browser
 
 fault: $(DEV) ## Kill, stop and cut off nodes, workers and servers; go through all there is
 	$(BIN)/pytest -n $(shell getconf _NPROCESSORS_ONLN) -m "fault or exhaustive" $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS)

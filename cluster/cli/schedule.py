@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, LiteralString
 import typer
 
 from cluster.cli import schedule_change
-from cluster.cli.schedule_rows import ICONS, find, since, state_of, when
+from cluster.cli.schedule_rows import find, since
+from cluster.schedule_words import ICONS, state_of, upcoming, when
 
 if TYPE_CHECKING:
-    from cluster.cli.schedule_rows import Row
+    from cluster.schedule_words import Row
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,7 +106,7 @@ def next_(
     from itertools import islice
     from zoneinfo import ZoneInfo
 
-    from cluster.cli.schedule_rows import opened, upcoming
+    from cluster.cli.schedule_rows import opened
     from cluster.cli.tables import print_json
 
     with opened() as connection:

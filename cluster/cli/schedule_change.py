@@ -12,7 +12,7 @@ from cluster.errors import ClusterError
 if TYPE_CHECKING:
     from psycopg import Connection
 
-    from cluster.cli.schedule_rows import Row
+    from cluster.schedule_words import Row
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The schedule's name.", show_default=False)]
 Values = Annotated[
@@ -165,11 +165,8 @@ def backfill(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show them.")] = False,
 ) -> None:
     """Run occurrences of the past. Those that have run are left alone."""
-    from datetime import timedelta
-    from itertools import islice, takewhile
-
     from cluster.cli.enqueue import moment
-    from cluster.cli.schedule_rows import recurrence
+    from cluster.schedule_words import between
 
     if missing + failed + everything > 1:
         raise typer.BadParameter("give one of --missing, --failed and --all", param_hint="--missing")
@@ -179,20 +176,13 @@ def backfill(
     which = "all" if everything or (failed and missing) else "failed" if failed else "missing"
     with opened() as connection:
         row = find(connection, name)
-        following = recurrence(row).following(first - timedelta(microseconds=1), row["next_due_at"])
-        dues = list(islice(takewhile(lambda due: due <= last, following), MOST + 1))
-        if len(dues) > MOST:
-            raise ClusterError(f"these are more than {MOST} occurrences: backfill them in parts")
+        dues = between(row, first, last)
         found = connection.execute(
             "SELECT * FROM cluster.backfill_schedule(%s, %s, %s, %s)", [name, dues, which, dry_run]
         )
         for due_at, job_id in found.fetchall():
             inserted = "" if dry_run else f"  {row['job_table']} {job_id}"
             typer.echo(f"{due_at.astimezone():%Y-%m-%d %H:%M:%S %z}{inserted}")
-
-
-MOST = 10_000
-"""Occurrences of one backfill."""
 
 
 def _given(
@@ -234,7 +224,7 @@ def _check_times(row: Row) -> None:
     """RecurrenceError: names the field of a cron, and what is allowed there."""
     from datetime import timedelta
 
-    from cluster.cli.schedule_rows import recurrence
+    from cluster.schedule_words import recurrence
 
     optional = dict.fromkeys(("cron", "every", "starts_at", "ends_at"))
     recurrence({"jitter": timedelta(0), **optional, **row})
@@ -260,7 +250,8 @@ def _tell(connection: Connection[Any], name: str, done: str) -> None:
     """With its next run, as far as that is known: of a cron a node finds it."""
     from itertools import islice
 
-    from cluster.cli.schedule_rows import since, upcoming, when
+    from cluster.cli.schedule_rows import since
+    from cluster.schedule_words import upcoming, when
 
     row = find(connection, name)
     first = next(islice(upcoming(row), 1), None)

@@ -23,6 +23,7 @@ from cluster.dashboard.deeds import Deeds
 from cluster.dashboard.guard import Guard
 from cluster.dashboard.job_views import JobView, JobViews
 from cluster.dashboard.pages import Pages
+from cluster.dashboard.schedules import Schedules
 from cluster.dashboard.views import FOLDER, Views
 from cluster.job import Job
 
@@ -44,6 +45,7 @@ def dashboard(
     database = Database(given if callable(given) else lambda: given, job_views.shown)
     pages = Pages(database, views, job_views)
     deeds = Deeds(database, views, job_views)
+    schedules = Schedules(database, views, deeds)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -64,6 +66,16 @@ def dashboard(
         Route("/nodes/{node:uuid}", deeds.node, methods=["POST"]),
         Route("/queues", pages.queues),
         Route("/queues", deeds.queue, methods=["POST"]),
+        Route("/schedules", schedules.index),
+        Route("/schedules", schedules.do, methods=["POST"]),
+        Route("/schedules/show", schedules.schedule),
+        Route("/schedules/new", schedules.new_form),
+        Route("/schedules/edit", schedules.edit_form),
+        Route("/schedules/save", schedules.save, methods=["POST"]),
+        Route("/schedules/check", schedules.check, methods=["POST"]),
+        Route("/schedules/backfill", schedules.backfill_form),
+        Route("/schedules/backfill", schedules.backfill, methods=["POST"]),
+        Route("/palette", pages.palette),
         Route("/audit", pages.audit),
         Route("/bulk/{run}", deeds.show_run),
         Route("/bulk/{run}", deeds.stop_run, methods=["POST"]),

@@ -8,7 +8,8 @@ from typing import Literal
 from urllib.parse import urlencode
 
 from cluster.dashboard.overview import Node, Situation, Summary
-from cluster.dashboard.words import age, number
+from cluster.dashboard.words import age, number, schedule_path
+from cluster.error_text import last_line
 
 Severity = Literal["bad", "warning", "note"]
 _ORDER: tuple[Severity, ...] = ("bad", "warning", "note")
@@ -18,6 +19,9 @@ LATE = 300.0
 LONG_TRANSACTION = 600.0
 FAILING = 0.2
 """The share of jobs that fail from which a type is named; five have to have failed."""
+
+MOST_SCHEDULES = 5
+"""Schedules that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ def findings(situation: Situation) -> list[Finding]:
         *_of_trouble(situation),
         *_of_pauses(situation),
         *_of_transactions(situation),
+        *_of_schedules(situation),
     ]
     return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
 
@@ -136,6 +141,25 @@ def _of_transactions(situation: Situation) -> Iterator[Finding]:
             "warning", f"A transaction is open for {age(situation.oldest_transaction)}: Postgres can't clean up, and claims"
             " become slow. See pg_stat_activity.",
         )  # fmt: skip
+
+
+def _of_schedules(situation: Situation) -> Iterator[Finding]:
+    """Overdue ones, and those that their job or an error has deactivated; one that somebody switched off is no news."""
+    overdue = [each for each in situation.schedules if each["overdue_seconds"] is not None]
+    off = [each for each in situation.schedules if each["overdue_seconds"] is None and each["last_error"]]
+    for each in overdue[:MOST_SCHEDULES]:
+        since = (
+            f"Schedule {each['name']} is overdue: no success for {age(each['overdue_seconds'])} longer than expected"
+        )
+        why = " It is deactivated." if each["state"] == "deactivated" else ""
+        yield Finding("bad", f"{since}.{why}", schedule_path(each["name"]), "Schedule")
+    for each in off[:MOST_SCHEDULES]:
+        text = f"Schedule {each['name']} is deactivated: {last_line(each['last_error'])[:160]}"
+        yield Finding("warning", text, schedule_path(each["name"]), "Schedule")
+    for kind, found in (("overdue", overdue), ("deactivated", off)):
+        if len(found) > MOST_SCHEDULES:
+            text = f"{number(len(found) - MOST_SCHEDULES)} more schedules are {kind}."
+            yield Finding("warning", text, f"schedules?state={kind}", "Schedules")
 
 
 def _served(name: str, queue: str, situation: Situation) -> bool:

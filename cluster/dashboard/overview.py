@@ -84,6 +84,8 @@ class Situation:
     trouble: list[dict[str, Any]]
     paused: list[dict[str, Any]]
     oldest_transaction: float | None
+    schedules: list[dict[str, Any]] = field(default_factory=list)
+    """Those that are overdue or deactivated: name, state, last_error, overdue_seconds."""
 
     @property
     def living(self) -> list[Node]:
@@ -97,8 +99,9 @@ async def look(connection: Connection) -> Situation:
     trouble = await _rows(connection, statements.statement("show_trouble"))
     paused = await _rows(connection, sql.SQL(_PAUSED_QUEUES))
     ((oldest, _),) = await _tuples(connection, statements.statement("find_oldest_transaction"))
+    schedules = await _rows(connection, sql.SQL(_LATE_SCHEDULES))
     types = [await _summary(connection, table) for table in tables]
-    return Situation(types, [Node(**node) for node in nodes], trouble, paused, oldest)
+    return Situation(types, [Node(**node) for node in nodes], trouble, paused, oldest, schedules)
 
 
 async def look_at_nodes(connection: Connection) -> list[Node]:
@@ -106,6 +109,11 @@ async def look_at_nodes(connection: Connection) -> list[Node]:
 
 
 _PAUSED_QUEUES = "SELECT name, paused_at, paused_reason FROM cluster.queues WHERE paused_at IS NOT NULL ORDER BY name"
+
+_LATE_SCHEDULES = """
+SELECT name, state, last_error, extract(epoch FROM now() - overdue_since)::float8 AS overdue_seconds FROM cluster.schedules
+WHERE overdue_since IS NOT NULL OR state = 'deactivated' ORDER BY overdue_since, name LIMIT 100
+"""
 
 _NEWEST = """
 SELECT count(*) FILTER (WHERE status IN ('failed', 'timed_out')) AS failed,

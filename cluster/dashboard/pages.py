@@ -22,8 +22,10 @@ from cluster.dashboard.job_tables import Column, JobTable, all_tables, columns_o
 from cluster.dashboard.job_views import JobViews, Scene
 from cluster.dashboard.lists import Filter, job_id
 from cluster.dashboard.live import Live
+from cluster.dashboard.schedule_rows import names as schedule_names
 from cluster.dashboard.views import Views, base_of, user_of
 from cluster.dashboard.why import oldest_waiting, why
+from cluster.dashboard.words import schedule_path
 from cluster.selection import STATUSES, WAITING
 
 
@@ -118,6 +120,15 @@ class Pages:
             situation = await overview.look(connection)
         ready = sum((summary.ready for summary in situation.types), Counter[str]())
         return self._views.show(request, "queues.html", paused=situation.paused, ready=dict(sorted(ready.items())))
+
+    async def palette(self, request: Request) -> Response:
+        """For the script: where one can go, beyond the pages that every page names."""
+        async with self._database.reading() as connection:
+            tables = await all_tables(connection)
+            names = await schedule_names(connection)
+        entries = [{"kind": "job type", "title": table.name, "path": table.path} for table in tables]
+        entries += [{"kind": "schedule", "title": name, "path": schedule_path(name)} for name in names]
+        return JSONResponse({"entries": entries})
 
     async def audit(self, request: Request) -> Response:
         before = job_id(request.query_params.get("before", ""))

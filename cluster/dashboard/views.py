@@ -33,6 +33,8 @@ class Views:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self.templates.filters |= {
+            "clock": words.clock, "took": words.took, "meaning": words.meaning, "schedule_state": words.schedule_mark,
+            "schedule_path": words.schedule_path,
             "age": words.age, "moment": words.moment, "number": words.number, "short": words.short, "status": words.status_mark,
         }  # fmt: skip
 

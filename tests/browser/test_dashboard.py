@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from tests.support.nodes import running_node
 from tests.support.rows import run
@@ -30,50 +25,6 @@ class LetterJob(Job):
         if self.fails:
             raise ValueError(f"reader {self.reader} has no address")
 """
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def address(database_url: str, tmp_path: Path) -> Iterator[str]:
-    """Of a dashboard."""
-    with (
-        subprocess.Popen(
-            [sys.executable, "-m", "cluster", "dashboard", "--auth", "none", "--port", "0"],
-            cwd=tmp_path, env=os.environ | {"CLUSTER_DATABASE_URL": database_url}, stderr=subprocess.PIPE, text=True,
-        ) as process,
-    ):  # fmt: skip
-        assert process.stderr is not None
-        try:
-            yield process.stderr.readline().split()[1]
-        finally:
-            process.kill()
-
-
-@pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    """On which nothing may go wrong: no error of a script, nothing that the policy forbids, no request to another host."""
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
-    page = context.new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on(
-        "request", lambda request: None if request.url.startswith("http://127.0.0.1:") else wrong.append(request.url)
-    )
-    yield page
-    context.close()
-    assert wrong == []
 
 
 def test_an_incident_is_seen_live_and_exactly_those_jobs_are_retried(

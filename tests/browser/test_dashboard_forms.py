@@ -6,11 +6,9 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser.test_dashboard import address, browser
 from tests.support.rows import run
 
 pytestmark = [pytest.mark.browser, pytest.mark.needs("chromium")]
-__all__ = ["address", "browser"]
 
 TABLES = """
 CREATE TABLE customers (id integer PRIMARY KEY, name text);

@@ -8,11 +8,9 @@ import psycopg
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.test_dashboard import SOURCE, address, browser, page
+from tests.browser.test_dashboard import SOURCE
 from tests.support.nodes import running_node, wait_until
 from tests.support.rows import run
-
-__all__ = ["address", "browser", "page"]  # fixtures
 
 pytestmark = [pytest.mark.browser, pytest.mark.needs("chromium")]
 
