@@ -54,10 +54,10 @@ def dashboard(
 
 
 def application(settings: Settings) -> ASGIApp:
-    """Below the prefix; the root leads there."""
+    """Below the prefix; the root leads there. /livez says that it lives, to anybody: it is for probes."""
     from starlette.applications import Starlette
-    from starlette.responses import RedirectResponse
-    from starlette.routing import Mount, Route
+    from starlette.responses import PlainTextResponse, RedirectResponse
+    from starlette.routing import BaseRoute, Mount, Route
 
     from cluster.dashboard import dashboard as made
 
@@ -68,15 +68,13 @@ def application(settings: Settings) -> ASGIApp:
         secret=settings.dashboard_secret,
     )
     prefix = settings.dashboard_prefix
-    if not prefix:
-        return inner
-    # Relative, so that they hold behind any proxy.
-    routes = [
-        Route("/", lambda _: RedirectResponse(f"{prefix[1:]}/")),
-        Route(prefix, lambda _: RedirectResponse(f"{prefix.rpartition('/')[2]}/")),
-        Mount(prefix, inner),
-    ]
-    return Starlette(routes=routes, lifespan=inner.router.lifespan_context)
+    routes: list[BaseRoute] = [Route("/livez", lambda _: PlainTextResponse("ok\n"))]
+    if prefix:  # relative, so that they hold behind any proxy
+        routes += [
+            Route("/", lambda _: RedirectResponse(f"{prefix[1:]}/")),
+            Route(prefix, lambda _: RedirectResponse(f"{prefix.rpartition('/')[2]}/")),
+        ]
+    return Starlette(routes=[*routes, Mount(prefix, inner)], lifespan=inner.router.lifespan_context)
 
 
 def _auth(settings: Settings) -> Authenticate:
