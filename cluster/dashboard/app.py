@@ -65,6 +65,7 @@ def dashboard(
         Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static"),
         Route("/", pages.overview),
         Route("/live", pages.watch),
+        Route("/charts", pages.charts),
         Route("/errors", pages.errors),
         Route("/nodes", pages.nodes),
         Route("/nodes/{node:uuid}", pages.node),

@@ -14,7 +14,9 @@ from cluster.job_checks import STANDARD_COLUMNS
 from cluster.secret import MARK
 from cluster.statements import Key
 
-PAGES = frozenset({"queues", "errors", "schedules", "nodes", "audit", "static", "live", "bulk", "pause", "resume"})
+PAGES = frozenset(
+    {"queues", "errors", "schedules", "nodes", "audit", "static", "live", "charts", "bulk", "pause", "resume"}
+)
 """Names of pages: a table of such a name goes by its full one."""
 _PLAIN = re.compile(r"[\w.$ -]+")
 
