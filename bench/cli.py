@@ -17,6 +17,7 @@ from bench.harness import JOBS, Bench, Options, open_bench, postgres_facts
 from bench.results import DOCS, FOLDER, Results, Run
 from bench.scenarios import (
     crowd,
+    dashboard,
     drain,
     enqueue,
     floor,
@@ -55,8 +56,9 @@ SCENARIOS: dict[str, Callable[[Bench, Results], None]] = {
     "snapshot": snapshot.run,
     "crowd": crowd.run,
     "sessions": sessions.run,
+    "dashboard": dashboard.run,
 }
-ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot", "crowd", "sessions"}
+ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot", "crowd", "sessions", "dashboard"}
 """These take minutes each."""
 
 
@@ -125,8 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, metavar="R", help="rounds (each scenario has its own number)")
     add("--jobs", type=int, metavar="N", help=f"jobs of a drain ({JOBS}; memory {memory.JOBS}, large {large.FRESH})")
     add("--probes", type=int, default=defaults.probes, metavar="N", help="jobs whose start is timed (%(default)s)")
-    add("--seconds", type=float, metavar="D", help="length of idle, many, offered, long, snapshot (each has its own)")
-    add("--rows", type=int, default=defaults.rows, metavar="N", help="other rows in the table of large (%(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        metavar="D",
+        help="length of idle, many, offered, long, snapshot, dashboard (each has its own)",
+    )
+    add("--rows", type=int, metavar="N", help=f"rows in the table ({dashboard.ROWS}; large {large.ROWS})")
     add("--processes", type=int, metavar="N", help="CLUSTER_PROCESSES of the nodes")
     add("--concurrency", type=int, metavar="N", help="CLUSTER_CONCURRENCY of the nodes")
     add("--pg-bin", type=Path, metavar="DIR", help="programs of another Postgres than the embedded one")

@@ -25,8 +25,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # the first test wait
 def result_file(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of one small run."""
     folder = tmp_path_factory.mktemp("bench")
-    options = ["--repeats", "1", "--jobs", "300", "--probes", "5", "--seconds", "0.5", "--processes", "1"]
-    command = [sys.executable, "-m", "bench", "floor", "drain", "latency", "offered", "types", *options]
+    options = [
+        "--repeats",
+        "1",
+        "--jobs",
+        "300",
+        "--probes",
+        "5",
+        "--seconds",
+        "0.5",
+        "--processes",
+        "1",
+        "--rows",
+        "3000",
+    ]
+    command = [sys.executable, "-m", "bench", "floor", "drain", "latency", "offered", "types", "dashboard", *options]
     command += ["--database-url", postgres.url(), "--output", str(folder)]
     shown = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
     assert shown.returncode == 0, shown.stderr
@@ -63,6 +76,10 @@ def test_a_run_says_where_and_when_it_was_made(document: Any) -> None:
         ("offered", "LISTEN/NOTIFY client, 500 jobs/s", {"p50", "p99", "inserted"}),
         ("offered", "1 jobs/s", {"p50", "p99", "inserted"}),
         ("offered", "5,000 jobs/s", {"p50", "p99", "inserted"}),
+        ("dashboard", "/", {"p50", "p95", "size"}),
+        ("dashboard", "/{table}/{id}", {"p50", "p95", "size"}),
+        ("dashboard", "/{table} error none match", {"p50", "p95", "size"}),
+        ("dashboard", "50 viewers", {"transactions", "events to each"}),
         ("types", "2 job types", {"p50", "p99"}),
         ("types", "52 job types", {"p50", "p99"}),
     ],

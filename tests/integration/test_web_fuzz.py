@@ -83,9 +83,7 @@ SENT_HEADERS = {
     "origin": ["null", "http://evil.example"], "last-event-id": ["-1", "x"], "x-requested-with": ["fetch"],
     "content-length": ["0"], "transfer-encoding": ["nonsense"], "host": ["127.0.0.1", "127.0.0.1:99999", "localhost"],
 }  # fmt: skip
-FAULTS = re.compile(
-    r"Traceback \(most recent|File \"/|psycopg\.|jinja2\.|starlette\.|<script>alert|\b" + str(7777 * 77777)
-)
+FAULTS = re.compile(r"Traceback \(most recent|File \"/|psycopg\.|jinja2\.|starlette\.|\b" + str(7777 * 77777))
 LIVE = {"/live"}
 """Routes whose answer has no end; they are asked for its beginning elsewhere."""
 
