@@ -100,12 +100,13 @@ def run(bench: Bench, results: Results) -> None:
             migrate_jobs(connection, [CountedJob, NoopJob])
             _fill(connection, rows)
             with _serving(bench, url) as server:
-                for page in _pages(url, server):
-                    _measure(results, server, page)
+                times = min(TIMES, bench.options.probes)
+                for page in _pages(url, server, min(MOST_PAGES, 4 * times)):
+                    _measure(results, server, page, times)
                 for viewers in VIEWERS:
                     _watch(bench, connection, results, server, viewers)
                 migrate_jobs(connection, IDLE_CLASSES)
-                _measure(results, server, Page(f"/, {2 + len(IDLE_CLASSES)} job types", f"{server.base}/"))
+                _measure(results, server, Page(f"/, {2 + len(IDLE_CLASSES)} job types", f"{server.base}/"), times)
 
 
 def _fill(connection: Connection, rows: int) -> None:
@@ -164,14 +165,14 @@ def _serving(bench: Bench, url: str) -> Iterator[Server]:
 # --- pages ---
 
 
-def _pages(url: str, server: Server) -> list[Page]:
+def _pages(url: str, server: Server, most: int) -> list[Page]:
     """Found along the links, none twice. A route with parameters that nothing leads to is not among them."""
     routes = [route for route in dashboard(NoAuth(), database_url=url).routes if isinstance(route, Route)]
     table = f"{server.base}/{table_of(CountedJob)}"
     plain = [route.path for route in routes if "{" not in route.path]
     left = deque([f"{server.base}{path}" for path in plain] + [f"{table}{chosen}" for chosen in FILTERS])
     found: dict[str, Page] = {}
-    while left and len(found) < MOST_PAGES:
+    while left and len(found) < most:
         address = left.popleft()
         kind = _kind(routes, address.removeprefix(server.base))
         if kind is None or kind in found:
@@ -201,10 +202,10 @@ def _kind(routes: list[Route], address: str) -> str | None:
     return " ".join([route.path, *sorted(fields)])
 
 
-def _measure(results: Results, server: Server, page: Page) -> None:
+def _measure(results: Results, server: Server, page: Page, count: int) -> None:
     times, size = [], 0
     server.connect_anew()
-    for turn in range(WARM_UP + TIMES):
+    for turn in range(WARM_UP + count):
         begun = time.perf_counter()
         status, text = server.get(page.address)
         took = (time.perf_counter() - begun) * 1000

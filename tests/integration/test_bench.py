@@ -77,7 +77,7 @@ def test_a_run_says_where_and_when_it_was_made(document: Any) -> None:
         ("offered", "1 jobs/s", {"p50", "p99", "inserted"}),
         ("offered", "5,000 jobs/s", {"p50", "p99", "inserted"}),
         ("dashboard", "/", {"p50", "p95", "size"}),
-        ("dashboard", "/{table}/{id}", {"p50", "p95", "size"}),
+        ("dashboard", "/queues", {"p50", "p95", "size"}),
         ("dashboard", "/{table} error none match", {"p50", "p95", "size"}),
         ("dashboard", "50 viewers", {"transactions", "events to each"}),
         ("types", "2 job types", {"p50", "p99"}),
