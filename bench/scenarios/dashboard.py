@@ -157,7 +157,9 @@ def _serving(bench: Bench, url: str) -> Iterator[Server]:
             line = process.stderr.readline()
             if not line.startswith("dashboard: "):
                 raise RuntimeError(f"the dashboard did not start: {line}{process.stderr.read()}")
-            yield Server(process.pid, line.split()[1])
+            server = Server(process.pid, line.split()[1])
+            yield server
+            server.connect_anew()
         finally:
             process.kill()
 

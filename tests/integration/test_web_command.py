@@ -90,7 +90,7 @@ def test_two_of_them_with_one_secret_behind_a_proxy_take_each_others_forms(
         "CLUSTER_DASHBOARD_GROUPS_HEADER": "X-Forwarded-Groups", "CLUSTER_DASHBOARD_ROLES": "@on-call=operator,*=viewer",
     }  # fmt: skip
 
-    def ask(address: str, path: str, form: dict[str, str] | None = None, **headers: str) -> str:
+    def ask(address: str, path: str, headers: dict[str, str], form: dict[str, str] | None = None) -> str:
         body = urlencode(form).encode() if form else None
         request = urllib.request.Request(address + path, body, headers)
         with urllib.request.urlopen(request, timeout=20) as answer:
@@ -103,9 +103,9 @@ def test_two_of_them_with_one_secret_behind_a_proxy_take_each_others_forms(
         serving(tmp_path, database_url, **settings) as (_, two),
     ):
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            ask(one, "mail_jobs/1")
-        token = json.loads(ask(one, "mail_jobs/1", **ann))["token"]
-        assert "is cancelled" in ask(two, "mail_jobs/1/cancel", {"token": token}, **ann)
+            ask(one, "mail_jobs/1", {})
+        token = json.loads(ask(one, "mail_jobs/1", ann))["token"]
+        assert "is cancelled" in ask(two, "mail_jobs/1/cancel", ann, {"token": token})
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            ask(two, "mail_jobs/1/retry", {"token": token}, **ann | {"x-forwarded-groups": "sales"})
+            ask(two, "mail_jobs/1/retry", ann | {"x-forwarded-groups": "sales"}, {"token": token})
     assert conn.execute("SELECT who, action FROM cluster.audit").fetchall() == [("ann", "cancel")]
