@@ -52,7 +52,7 @@ def believe(scope: Scope, proxies: Addresses) -> Scope:
     if peer(request) not in proxies:
         return scope
     state = dict(scope.get("state") or {})
-    named = [part.strip() for part in request.headers.get("x-forwarded-for", "").split(",")]
+    named = [part.strip() for part in ",".join(request.headers.getlist("x-forwarded-for")).split(",")]
     strangers = [host for host in named if host and host not in proxies]
     if strangers:
         state["address"] = strangers[-1][:LONGEST_NAME]

@@ -119,6 +119,8 @@ async def test_behind_a_proxy_that_is_believed_each_address_has_its_own_tries() 
         assert await tried(STRANGER) == 429
         assert await tried(f"203.0.113.9, {STRANGER}") == 429, "what a browser says itself stands before the proxy's"
         assert await tried("198.51.100.1") == 200
+        both = [("x-forwarded-for", "198.51.100.1"), ("x-forwarded-for", STRANGER), *basic("s3cret").items()]
+        assert (await web.get(STYLE, headers=both)).status_code == 429, "the last one is the proxy's"
 
 
 async def test_what_anybody_else_says_of_its_address_changes_nothing() -> None:
