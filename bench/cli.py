@@ -17,6 +17,7 @@ from bench.harness import JOBS, Bench, Options, open_bench, postgres_facts
 from bench.results import DOCS, FOLDER, Results, Run
 from bench.scenarios import (
     crowd,
+    dashboard,
     drain,
     enqueue,
     floor,
@@ -57,8 +58,9 @@ SCENARIOS: dict[str, Callable[[Bench, Results], None]] = {
     "crowd": crowd.run,
     "schedules": schedules.run,
     "sessions": sessions.run,
+    "dashboard": dashboard.run,
 }
-ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot", "crowd", "schedules", "sessions"}
+ONLY_WHEN_NAMED = {"long", "large", "memory", "snapshot", "crowd", "schedules", "sessions", "dashboard"}
 """These take minutes each."""
 
 
@@ -131,9 +133,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         metavar="D",
-        help="length of idle, many, offered, long, snapshot, schedules (each has its own)",
+        help="length of idle, many, offered, long, snapshot, schedules, dashboard (each has its own)",
     )
-    add("--rows", type=int, default=defaults.rows, metavar="N", help="other rows in the table of large (%(default)s)")
+    add("--rows", type=int, metavar="N", help=f"rows in the table ({dashboard.ROWS}; large {large.ROWS})")
     add("--processes", type=int, metavar="N", help="CLUSTER_PROCESSES of the nodes")
     add("--concurrency", type=int, metavar="N", help="CLUSTER_CONCURRENCY of the nodes")
     add("--pg-bin", type=Path, metavar="DIR", help="programs of another Postgres than the embedded one")

@@ -65,7 +65,7 @@ class Options:
     jobs: int | None = None
     probes: int = 200
     seconds: float | None = None
-    rows: int = 1_000_000
+    rows: int | None = None
     processes: int | None = None
     concurrency: int | None = None
     pg_bin: Path | None = None
@@ -113,6 +113,10 @@ class Bench:
         """How many to drain."""
         return self.options.jobs or usual
 
+    def rows_or(self, usual: int) -> int:
+        """How many other rows there are."""
+        return self.options.rows or usual
+
     def seconds(self, usual: float) -> float:
         """How long to look."""
         return self.options.seconds or usual
@@ -123,6 +127,12 @@ class Bench:
         for number in range(1, count + 1):
             self._console.print(f"{what}: round {number} of {count}", style="dim", highlight=False)
             yield number
+
+    @contextmanager
+    def other_database(self) -> Iterator[str]:
+        """On the same server, empty, and dropped afterwards. Its URL."""
+        with _database(self.url, "other") as url:
+            yield url
 
     # --- nodes ---
 
@@ -147,13 +157,15 @@ class Bench:
         finally:
             node.stop()
 
+    def environment(self, url: str = "") -> dict[str, str]:
+        """Default settings, whatever the caller's environment says. url: of another database."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
+        return environment | {"CLUSTER_DATABASE_URL": url or self.url}
+
     def _environment(
         self, module: str, port: int, worker_processes: int | None, concurrency: int | None
     ) -> dict[str, str]:
-        """Default settings, whatever the caller's environment says."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("CLUSTER_")}
-        environment |= {
-            "CLUSTER_DATABASE_URL": self.url,
+        environment = self.environment() | {
             "CLUSTER_JOBS": f"bench.jobs.{module}",
             "CLUSTER_HTTP_HOST": "127.0.0.1",
             "CLUSTER_HTTP_PORT": str(port),
@@ -310,8 +322,8 @@ def _server_url(options: Options, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _database(server_url: str) -> Iterator[str]:
-    name = f"jobcluster_bench_{os.getpid()}"
+def _database(server_url: str, suffix: str = "") -> Iterator[str]:
+    name = f"jobcluster_bench_{os.getpid()}{suffix}"
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
         try:

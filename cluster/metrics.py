@@ -102,6 +102,11 @@ class BatchHistogram(Collector):
             found[labels[0]] = count + sum(counts), value + total[0]
         return found
 
+    def series(self) -> Iterator[tuple[tuple[str, ...], list[int], float]]:
+        """Labels, how many values are in each bucket, and the sum of all."""
+        for labels, (counts, total) in self._series.items():
+            yield labels, counts, total[0]
+
     def describe(self) -> list[Metric]:
         return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]
 

@@ -16,6 +16,7 @@ OWN_TABLES = {
     "nodes": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "drains": ("SELECT", "INSERT", "DELETE"),
     "prune_walks": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "minutes": ("SELECT", "INSERT", "UPDATE", "DELETE"),
     "turns": ("SELECT", "UPDATE"),
     "schedule_service": ("SELECT", "UPDATE"),
     "schedules": ("SELECT", "UPDATE"),

@@ -24,7 +24,9 @@ from cluster.container import LEAST_WORKER_MEMORY, worker_processes, worker_shar
 from cluster.errors import SettingsError
 
 PREFIX = "CLUSTER_"
-SECRETS = frozenset({"database_url", "direct_database_url", "dashboard_password"})
+SECRETS = frozenset({"database_url", "direct_database_url", "dashboard_password", "dashboard_secret"})
+LEAST_SECRET = 16
+"""Characters."""
 LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE")
 
 _UNITS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -100,9 +102,21 @@ def _path_prefix(value: str) -> str:
 
 def _dashboard_auth(value: str) -> str:
     module, _, attribute = value.partition(":")
-    if value in ("basic", "none") or (_MODULE.fullmatch(module) and attribute.isidentifier()):
+    if value in ("basic", "header", "none") or (_MODULE.fullmatch(module) and attribute.isidentifier()):
         return value
-    raise ValueError("should be basic, none or a function of yours such as app.auth:authenticate")
+    raise ValueError("should be basic, header, none or a function of yours such as app.auth:authenticate")
+
+
+def _long_enough(value: str) -> str:
+    if 0 < len(value) < LEAST_SECRET:
+        raise ValueError(f"should have {LEAST_SECRET} characters or more, such as those of: openssl rand -hex 32")
+    return value
+
+
+def _header(value: str) -> str:
+    if value and not re.fullmatch(r"[A-Za-z0-9-]+", value):
+        raise ValueError("should be the name of a header, such as X-Forwarded-User")
+    return value
 
 
 def _lower(value: object) -> object:
@@ -206,14 +220,32 @@ class Settings(BaseSettings):
     Default: /jobs."""
 
     dashboard_auth: Annotated[str, AfterValidator(_dashboard_auth)] = "basic"
-    """Who may use the dashboard: `basic` (user and password), `none` (on loopback only) or your own function,
-    such as `app.auth:authenticate`. Default: basic."""
+    """Who may use the dashboard: `basic` (user and password), `header` (whom a proxy names), `none` (on loopback
+    only) or your own function, such as `app.auth:authenticate`. Default: basic."""
 
     dashboard_user: str = ""
     """User name for `basic`; the dashboard refuses to start without. Default: none."""
 
     dashboard_password: str = Field(default="", repr=False)
     """Password for `basic`; the dashboard refuses to start without. Default: none. A secret."""
+
+    dashboard_secret: Annotated[str, AfterValidator(_long_enough)] = Field(default="", repr=False)
+    """With which the dashboard signs its forms: the same in all processes that serve it, 16 characters or more.
+    Default: none, and each process takes its own forms only. A secret."""
+
+    dashboard_proxies: str = ""
+    """Addresses and networks of proxies before the dashboard, comma-separated: only their X-Forwarded-Prefix,
+    X-Forwarded-For and user header are believed. Default: none."""
+
+    dashboard_user_header: Annotated[str, AfterValidator(_header)] = "X-Forwarded-User"
+    """Header in which a proxy names the user, for `header`. Default: X-Forwarded-User."""
+
+    dashboard_groups_header: Annotated[str, AfterValidator(_header)] = ""
+    """Header in which a proxy names the user's groups, comma-separated, for `header`. Default: none."""
+
+    dashboard_roles: Names = ()
+    """Roles for `header`: by user (`ann=admin`), by group (`@ops=operator`) and for all others (`*=viewer`), who are
+    kept out without it. Default: none, and all are viewers."""
 
     recycle_jobs: int | None = Field(default=None, ge=1)
     """Jobs after which a worker process is replaced; like the other two, between jobs, one process at a time.
@@ -362,6 +394,12 @@ def database_url() -> str:
     return load_settings(own).database_url
 
 
+def dashboard_settings() -> Settings:
+    """Those of the environment that are the dashboard's, whatever else is set there: it may be a part of an application."""
+    own = (f"{PREFIX}DASHBOARD_", "CREDENTIALS_DIRECTORY")
+    return load_settings({name: value for name, value in os.environ.items() if name.startswith(own)})
+
+
 def mask_url(url: str) -> str:
     """The URL or conninfo string with every secret in it as `***`.
 
@@ -499,7 +537,7 @@ def _problem(detail: dict[str, Any], given: Mapping[str, _Given]) -> str:
 
 
 def _shown_setting(name: str, value: object) -> str:
-    if name == "dashboard_password":
+    if name in ("dashboard_password", "dashboard_secret"):
         return "***" if value else ""
     return mask_url(str(value)) if name in SECRETS else _shown(value)
 

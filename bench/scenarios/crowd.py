@@ -65,6 +65,7 @@ def _nodes(url: str, stack: ExitStack, connection: psycopg.Connection, number: i
                 "hostname": "host",
                 "pid": 1,
                 "version": "0",
+                "code": "",
                 "queues": ["*"],
                 "jobs": [NoopJob.__name__],
                 "before": None,

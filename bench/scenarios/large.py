@@ -12,6 +12,7 @@ from bench.jobs.counted import CountedJob
 from bench.results import Results
 
 FRESH = 20_000
+ROWS = 1_000_000
 SECONDS_TO_DRAIN = 300
 EMPTY = "empty table"
 # Rows of each kind have the number 0. What waits is behind the fresh rows, what is scheduled would be before them.
@@ -24,7 +25,7 @@ KINDS: dict[str, LiteralString] = {
 
 def run(bench: Bench, results: Results) -> None:
     """20,000 fresh jobs beside 1,000,000 rows that are scheduled, finished or waiting."""
-    rows = results.parameters["rows"] = bench.options.rows
+    rows = results.parameters["rows"] = bench.rows_or(ROWS)
     for _ in bench.rounds("large", 1):
         rate, claim = _measure(bench, None)
         _add(results, EMPTY, rate, claim)
@@ -70,7 +71,7 @@ def _fill(bench: Bench, table: sql.Identifier, columns: LiteralString) -> None:
     """Past the triggers, which would refuse rows that have finished."""
     bench.connection.execute(sql.SQL("ALTER TABLE {} DISABLE TRIGGER USER").format(table))
     insert = sql.SQL("INSERT INTO {} " + columns + " FROM generate_series(1, %s)").format(table)
-    bench.connection.execute(insert, [bench.options.rows])
+    bench.connection.execute(insert, [bench.rows_or(ROWS)])
     bench.connection.execute(sql.SQL("ALTER TABLE {} ENABLE TRIGGER USER").format(table))
 
 

@@ -23,7 +23,8 @@ def dashboard(
     host: Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="As CLUSTER_DASHBOARD_HOST.")] = None,
     port: Annotated[int | None, typer.Option("--port", metavar="PORT", help="As CLUSTER_DASHBOARD_PORT.")] = None,
     auth: Annotated[
-        str | None, typer.Option("--auth", metavar="AUTH", help="As CLUSTER_DASHBOARD_AUTH: basic, none or a function.")
+        str | None,
+        typer.Option("--auth", metavar="AUTH", help="As CLUSTER_DASHBOARD_AUTH: basic, header, none or a function."),
     ] = None,
 ) -> None:
     """Serve the dashboard: what waits, runs and fails, and what to do about it."""
@@ -53,24 +54,33 @@ def dashboard(
 
 
 def application(settings: Settings) -> ASGIApp:
-    """Below the prefix; the root leads there."""
+    """Below the prefix; the root leads there. /livez says that it lives, to anybody: it is for probes."""
     from starlette.applications import Starlette
-    from starlette.responses import RedirectResponse
-    from starlette.routing import Mount, Route
+    from starlette.responses import PlainTextResponse, RedirectResponse
+    from starlette.routing import BaseRoute, Mount, Route
 
     from cluster.dashboard import dashboard as made
 
-    inner = made(_auth(settings), database_url=settings.read_database_url)
+    inner = made(
+        _auth(settings),
+        database_url=settings.read_database_url,
+        proxies=settings.dashboard_proxies,
+        secret=settings.dashboard_secret,
+    )
     prefix = settings.dashboard_prefix
-    if not prefix:
-        return inner
-    to_prefix = Route("/", lambda _: RedirectResponse(f"{prefix}/"))
-    return Starlette(routes=[to_prefix, Mount(prefix, inner)], lifespan=inner.router.lifespan_context)
+    routes: list[BaseRoute] = [Route("/livez", lambda _: PlainTextResponse("ok\n"))]
+    if prefix:  # relative, so that they hold behind any proxy
+        routes += [
+            Route("/", lambda _: RedirectResponse(f"{prefix[1:]}/")),
+            Route(prefix, lambda _: RedirectResponse(f"{prefix.rpartition('/')[2]}/")),
+        ]
+    return Starlette(routes=[*routes, Mount(prefix, inner)], lifespan=inner.router.lifespan_context)
 
 
 def _auth(settings: Settings) -> Authenticate:
     """SettingsError: nobody could be kept out."""
-    from cluster.dashboard import BasicAuthStatic, NoAuth
+    from cluster.dashboard import BasicAuthStatic, NoAuth, ProxyHeader
+    from cluster.dashboard.proxy import roles_of
 
     match settings.dashboard_auth:
         case "none":
@@ -87,6 +97,18 @@ def _auth(settings: Settings) -> Authenticate:
                     " or CLUSTER_DASHBOARD_AUTH=none on this machine alone"
                 )
             return BasicAuthStatic(settings.dashboard_user, settings.dashboard_password)
+        case "header":
+            if not settings.dashboard_proxies:
+                raise SettingsError(
+                    f"CLUSTER_DASHBOARD_AUTH=header believes {settings.dashboard_user_header} of a proxy: name its addresses with"
+                    " CLUSTER_DASHBOARD_PROXIES, such as 10.0.0.0/8"
+                )
+            return ProxyHeader(
+                settings.dashboard_proxies,
+                header=settings.dashboard_user_header,
+                roles=roles_of(settings.dashboard_roles),
+                groups_header=settings.dashboard_groups_header or None,
+            )
         case own:
             return _own(own)
 

@@ -7,8 +7,9 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
     from cluster.settings import Settings
 
 # Where a developer waits for a reload, and nobody else should reach the probes; the environment may say otherwise.
-DEFAULTS = {"CLUSTER_SHUTDOWN_TIMEOUT": "5s", "CLUSTER_HTTP_HOST": "127.0.0.1", "CLUSTER_LOG_JOBS": "all"}
+DEFAULTS = {
+    "CLUSTER_SHUTDOWN_TIMEOUT": "5s", "CLUSTER_HTTP_HOST": "127.0.0.1", "CLUSTER_LOG_JOBS": "all",
+    "CLUSTER_DASHBOARD_AUTH": "none",
+}  # fmt: skip
+DASHBOARD_PORT = 8484
+"""Not 8080, which the app's own server may want."""
+OF_THE_DASHBOARD = ("jinja2", "starlette", "uvicorn")
 
 
 def dev(
@@ -33,7 +40,7 @@ def dev(
         ),
     ] = None,
 ) -> None:
-    """Run a node that reloads, and a Postgres if none is set.
+    """Run a node that reloads, the dashboard, and a Postgres if none is set.
 
     cluster dev -- uvicorn app:app --reload
     """
@@ -43,14 +50,16 @@ def dev(
     _require_watchfiles()
     environment = DEFAULTS | dict(os.environ)
     settings = load_settings(environment)
-    session = DevSession(command or [], Path.cwd())
+    session = DevSession(command or [], Path.cwd(), has_dashboard=all(map(find_spec, OF_THE_DASHBOARD)))
     server = None if settings.database_configured else _project_server()
     with session.signals_noted(), _running(server, session):
-        environment |= _addresses(settings, server)
+        environment |= _addresses(settings, server, session.has_dashboard)
         if server is not None:
             session.say(f"database: psql '{server.url()}'")
         if environment["CLUSTER_HTTP_PORT"] != "0":
             session.say(f"metrics:  http://127.0.0.1:{environment['CLUSTER_HTTP_PORT']}/metrics")
+        if not session.has_dashboard:
+            session.say("no dashboard, which is not installed: pip install 'jobcluster[dashboard]'")
         code = asyncio.run(session.run(environment))
     raise typer.Exit(code)
 
@@ -75,22 +84,26 @@ def _running(server: EmbeddedPostgres | None, session: DevSession) -> Iterator[N
         yield
 
 
-def _addresses(settings: Settings, server: EmbeddedPostgres | None) -> dict[str, str]:
-    """What the node and the app's server find in their environment."""
+def _addresses(settings: Settings, server: EmbeddedPostgres | None, has_dashboard: bool) -> dict[str, str]:
+    """What the node, the dashboard and the app's server find in their environment."""
     url = settings.database_url if server is None else server.url()
     # Empty: only libpq's own variables are set, and children read them as well.
     found = {"DATABASE_URL": url, "CLUSTER_DATABASE_URL": url} if url else {}
-    return found | {"CLUSTER_HTTP_PORT": str(_http_port(settings))}
+    found["CLUSTER_HTTP_PORT"] = str(_port(settings, "http", settings.http_port))
+    if has_dashboard:
+        found["CLUSTER_DASHBOARD_PORT"] = str(_port(settings, "dashboard", DASHBOARD_PORT))
+    return found
 
 
-def _http_port(settings: Settings) -> int:
+def _port(settings: Settings, server: Literal["http", "dashboard"], default: int) -> int:
     """The default, or a free one where that is taken. A port that somebody asked for is not replaced."""
     from cluster.embedded import free_port
 
-    source = {variable: source for variable, _, source, _ in settings.describe()}["CLUSTER_HTTP_PORT"]
-    if source != "default" or _is_free(settings.http_host, settings.http_port):
-        return settings.http_port
-    return free_port()
+    name = f"{server}_port"
+    source = {variable: source for variable, _, source, _ in settings.describe()}[f"CLUSTER_{name.upper()}"]
+    if source != "default":
+        return int(getattr(settings, name))
+    return default if _is_free(getattr(settings, f"{server}_host"), default) else free_port()
 
 
 def _is_free(host: str, port: int) -> bool:

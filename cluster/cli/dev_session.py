@@ -27,9 +27,13 @@ SKIPPED_FOLDERS = frozenset({"tests", "__pycache__", "node_modules", "site-packa
 
 
 class DevSession:
-    """Owns the node's process and the app's; both are started and ended here only."""
+    """Owns the processes of the node, the dashboard and the app; all are started and ended here only.
 
-    def __init__(self, command: list[str], app_dir: Path) -> None:
+    has_dashboard: it is installed.
+    """
+
+    def __init__(self, command: list[str], app_dir: Path, *, has_dashboard: bool) -> None:
+        self.has_dashboard = has_dashboard
         self._command = command
         self._app_dir = app_dir.resolve()
         self._environment: dict[str, str] = {}
@@ -38,6 +42,7 @@ class DevSession:
         self._node: Process | None = None
         self._ending: Process | None = None
         """The node that was told to end: its end is no news."""
+        self._dashboard: Process | None = None
         self._app: Process | None = None
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
@@ -114,6 +119,9 @@ class DevSession:
                 tasks.create_task(self._follow_node(self._node))
             elif not self._changed.is_set():
                 self.say("waiting for a change")
+            if self.has_dashboard and self._dashboard is None:
+                self._dashboard = await self._start(sys.executable, "-m", "cluster", "dashboard")
+                tasks.create_task(self._follow_dashboard(self._dashboard))
             if self._command and self._app is None:
                 # Now that the tables are there.
                 tasks.create_task(self._run_app())
@@ -132,6 +140,12 @@ class DevSession:
         if self._ending is not node:
             self._node = None
             self.say(f"the node ended with exit code {code}: waiting for a change")
+
+    async def _follow_dashboard(self, dashboard: Process) -> None:
+        """It needs no job code, so it stays as it is when that changes; without it, all else goes on."""
+        code = await dashboard.wait()
+        if not self._stop.is_set():
+            self.say(f"the dashboard ended with exit code {code}: it comes back with the next start")
 
     async def _run_app(self) -> None:
         try:
@@ -153,6 +167,8 @@ class DevSession:
     async def _end_all(self) -> None:
         if self._app is not None:
             await self._end_app(self._app)
+        if self._dashboard is not None:
+            await _end(self._dashboard, SECONDS_FOR_THE_APP)
         await self._end_node()
 
     async def _end_app(self, app: Process) -> None:

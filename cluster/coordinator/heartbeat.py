@@ -56,6 +56,7 @@ class Heartbeat:
         self,
         settings: Settings,
         version: str,
+        code: str,
         jobs: Sequence[str],
         load: Callable[[], Load],
         registered: Callable[[Lease], None],
@@ -80,6 +81,7 @@ class Heartbeat:
         self._settings = settings
         self._interval = settings.heartbeat_interval.total_seconds()
         self._version = version
+        self._code = code
         self._jobs = list(jobs)
         self._load = load
         self._registered = registered
@@ -160,7 +162,8 @@ class Heartbeat:
         await connection.execute(
             statements.statement("register_node"),
             {**self._values(), "id": lease.node, "hostname": socket.gethostname(), "pid": os.getpid(),
-             "version": self._version, "queues": list(self._settings.queues), "jobs": self._jobs, "before": self._before},
+             "version": self._version, "code": self._code, "queues": list(self._settings.queues), "jobs": self._jobs,
+             "before": self._before},
         )  # fmt: skip
         self.lease, self._before = lease, lease.node
         self._registered(lease)

@@ -24,6 +24,7 @@ from cluster import events, metrics, migration, statements
 from cluster.coordinator.backlog import Backlog
 from cluster.coordinator.census import Census
 from cluster.coordinator.claim import DEADLINE, Claimer
+from cluster.coordinator.code_hash import code_hash
 from cluster.coordinator.deletion_cost import deletion_cost
 from cluster.coordinator.doorbell import Doorbell
 from cluster.coordinator.finish import Finisher
@@ -33,6 +34,7 @@ from cluster.coordinator.http import Health, serve
 from cluster.coordinator.job_types import JobType, job_types
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.loop import Wakeup, repeat
+from cluster.coordinator.minutes import Minutes
 from cluster.coordinator.placement import STOP_GRACE
 from cluster.coordinator.pool import Pool
 from cluster.coordinator.prune import Pruner
@@ -205,7 +207,7 @@ class Node:
             settings.poll_interval.total_seconds(),
         )  # fmt: skip
         self._heartbeat = Heartbeat(
-            settings, _VERSION, self._by_name, self._load,
+            settings, _VERSION, code_hash(job_classes, app_dir), self._by_name, self._load,
             registered=self._registered, renewed=self._pool.renewed, fenced=self._fenced,
             deregistered=self._deregistered, told_to_drain=self._told_to_drain,
         )  # fmt: skip
@@ -222,6 +224,7 @@ class Node:
             lambda: self._heartbeat.lease,
         )  # fmt: skip
         self._census = Census(self._finishes, self._troubles, lambda: self._heartbeat.lease)
+        self._minutes = Minutes(self._finishes, lambda: self._heartbeat.lease)
         self._work_off = None if tell is None else WorkOff(
             self._claims, self._backlogs, queues, self._troubles, self._placement, self._finisher,
             lambda: self._health.ready, tell, self._stop.set,
@@ -266,6 +269,7 @@ class Node:
                     services.create_task(repeat("rescue", self._rescuer.tick, self._rescuer.wakeup)),
                     services.create_task(repeat("reconcile", self._reconciler.tick, self._reconciler.wakeup)),
                     services.create_task(repeat("schedules", self._scheduler.tick, self._scheduler.wakeup)),
+                    services.create_task(repeat("minutes", self._minutes.tick, self._minutes.wakeup)),
                     services.create_task(repeat("census", self._census.tick, self._census.wakeup)),
                 ]
                 if self._work_off is not None:
@@ -337,6 +341,8 @@ class Node:
                 await stopping
                 await self._finisher.drained()
                 await self._release_unknown()
+                with contextlib.suppress(TransientDatabaseError, psycopg.Error):
+                    await self._minutes.tick()  # or each deploy would be a gap in the charts
 
     async def _release_unknown(self) -> None:
         """The answer to a claim may have been lost: nothing may be left running under this node's name."""

@@ -8,5 +8,6 @@ from __future__ import annotations
 from cluster.dashboard.app import dashboard
 from cluster.dashboard.auth import BasicAuth, BasicAuthStatic, NoAuth, User
 from cluster.dashboard.job_views import JobView, Scene
+from cluster.dashboard.proxy import ProxyHeader
 
-__all__ = ["BasicAuth", "BasicAuthStatic", "JobView", "NoAuth", "Scene", "User", "dashboard"]
+__all__ = ["BasicAuth", "BasicAuthStatic", "JobView", "NoAuth", "ProxyHeader", "Scene", "User", "dashboard"]

@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from cluster.configuration import default_database_url
+from cluster.dashboard.addresses import Addresses
 from cluster.dashboard.auth import Authenticate, BasicAuth
 from cluster.dashboard.database import SECONDS, SECONDS_TO_COUNT, Database
 from cluster.dashboard.deeds import Deeds
@@ -26,6 +27,7 @@ from cluster.dashboard.pages import Pages
 from cluster.dashboard.schedules import Schedules
 from cluster.dashboard.views import FOLDER, Views
 from cluster.job import Job
+from cluster.settings import dashboard_settings
 
 
 def dashboard(
@@ -33,14 +35,19 @@ def dashboard(
     *,
     jobs: Sequence[JobView | type[Job] | str] | None = None,
     database_url: str | Callable[[], str] | None = None,
+    proxies: str | None = None,
+    secret: str | None = None,
 ) -> Starlette:
     """An ASGI application, to be mounted below any path.
 
     auth: who may look and act; None: BasicAuth. jobs: the types that it shows, each a class, the name of its table or a
     JobView; None or empty: all that there are. database_url: None: that of `cluster.configure`, or of the environment.
+    proxies: addresses whose X-Forwarded-Prefix and X-Forwarded-For are believed; None: CLUSTER_DASHBOARD_PROXIES.
+    secret: with which forms are signed, so that other processes take them; None: CLUSTER_DASHBOARD_SECRET.
     """
+    settings = dashboard_settings()
     given = default_database_url() if database_url is None else database_url
-    views = Views()
+    views = Views(settings.dashboard_secret if secret is None else secret)
     job_views = JobViews(jobs, views.templates)
     database = Database(given if callable(given) else lambda: given, job_views.shown)
     pages = Pages(database, views, job_views)
@@ -60,6 +67,7 @@ def dashboard(
         Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static"),
         Route("/", pages.overview),
         Route("/live", pages.watch),
+        Route("/charts", pages.charts),
         Route("/errors", pages.errors),
         Route("/nodes", pages.nodes),
         Route("/nodes/{node:uuid}", pages.node),
@@ -96,7 +104,13 @@ def dashboard(
     return Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Guard, authenticate=BasicAuth() if auth is None else auth)],
+        middleware=[
+            Middleware(
+                Guard,
+                authenticate=BasicAuth() if auth is None else auth,
+                proxies=Addresses(settings.dashboard_proxies if proxies is None else proxies),
+            )
+        ],
         exception_handlers={psycopg.Error: failed.of_database, HTTPException: failed.of_request},
     )
 

@@ -14,8 +14,9 @@ from typing import Literal
 
 from starlette.requests import Request
 
+from cluster.dashboard.addresses import address_of
 from cluster.errors import SettingsError
-from cluster.settings import load_settings
+from cluster.settings import dashboard_settings
 
 Role = Literal["viewer", "operator", "admin"]
 """A viewer looks; an operator does all but deleting; an admin does everything."""
@@ -23,6 +24,8 @@ Role = Literal["viewer", "operator", "admin"]
 FAILURES, WINDOW = 10, 60.0
 """So many wrong passwords from one address within these seconds; then nobody gets in from there until they are over."""
 MOST_ADDRESSES = 10_000
+OF_PROXIES = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-prefix", "x-real-ip"})
+"""Headers that no browser sends."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class TooManyFailures(Exception):  # noqa: N818 - a state, not a fault of ours
 
 
 class NoAuth:
-    """Everybody is an admin. Only for requests from this machine; open: for all, since something before it asks who they are."""
+    """Everybody is an admin. Only for requests from this machine; open: for all, since something before it asks who they are.
+
+    What a proxy on this machine passes on is not from here.
+    """
 
     def __init__(self, *, open: bool = False) -> None:  # noqa: A002 - the word for it
         self._open = open
@@ -66,6 +72,7 @@ class NoAuth:
     def __call__(self, request: Request) -> User | None:
         client = request.client.host if request.client else ""
         is_local = client in ("127.0.0.1", "::1") and _host(request) in ("127.0.0.1", "::1", "localhost")
+        is_local = is_local and OF_PROXIES.isdisjoint(request.headers.keys())
         return User("anybody", "admin") if self._open or is_local else None
 
 
@@ -78,6 +85,9 @@ def _host(request: Request) -> str:
 class BasicAuthStatic:
     """One user with a password, in HTTP's basic scheme."""
 
+    challenge = 'Basic realm="jobs", charset="UTF-8"'
+    """What a stranger is asked for."""
+
     def __init__(self, user: str, password: str, *, role: Role = "admin") -> None:
         if not user or not password:
             raise SettingsError("the dashboard needs a user and a password")
@@ -89,7 +99,7 @@ class BasicAuthStatic:
         given = _basic(request.headers.get("authorization", ""))
         if given is None:
             return None
-        address = request.client.host if request.client else ""
+        address = address_of(request)
         self._failures.check(address)
         if hmac.compare_digest(given, self._expected):
             return self._user
@@ -101,7 +111,7 @@ class BasicAuth(BasicAuthStatic):
     """User and password from CLUSTER_DASHBOARD_USER and CLUSTER_DASHBOARD_PASSWORD. SettingsError: one of them is not set."""
 
     def __init__(self, *, role: Role = "admin") -> None:
-        settings = load_settings()
+        settings = dashboard_settings()
         if not settings.dashboard_user or not settings.dashboard_password:
             raise SettingsError("set CLUSTER_DASHBOARD_USER and CLUSTER_DASHBOARD_PASSWORD: nobody gets in without")
         super().__init__(settings.dashboard_user, settings.dashboard_password, role=role)

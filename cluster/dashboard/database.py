@@ -1,13 +1,17 @@
 """Connections of the dashboard: few, each transaction bounded in time, so that no page can hold up a node.
 
-The pool opens with the first request, in its event loop: an application that is mounted has no start of its own.
+The pool opens with the first request, in its event loop, and closes with that loop at the latest: an application that is mounted
+has neither a start nor an end of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
+from asyncio import Task
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakSet
 
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
@@ -42,6 +46,8 @@ class Database:
         self.url = url
         self._shown = shown
         self._pool: AsyncConnectionPool[Connection] | None = None
+        self._keeper: Task[None] | None = None
+        """Of the pool: lives as long as the pool's event loop."""
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Connection]:
@@ -62,8 +68,9 @@ class Database:
             yield connection
 
     async def close(self) -> None:
-        if self._pool is not None:
-            await self._pool.close()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
 
     @asynccontextmanager
     async def _transaction(self, begin: str) -> AsyncIterator[Connection]:
@@ -80,16 +87,42 @@ class Database:
             await connection.commit()
 
     async def _opened(self) -> AsyncConnectionPool[Connection]:
-        if self._pool is None:
-            self._pool = AsyncConnectionPool(
-                self.url,
-                connection_class=Connection,
-                kwargs={
-                    "autocommit": True, "row_factory": dict_row, "prepare_threshold": None, "client_encoding": "utf-8",
-                    "application_name": "cluster dashboard", "connect_timeout": 3,
-                },
-                min_size=0, max_size=CONNECTIONS, open=False, name="dashboard", max_idle=60, reconnect_timeout=5,
-                check=AsyncConnectionPool.check_connection,
-            )  # fmt: skip
+        if self._pool is None or self._keeper is None or self._keeper.done():
+            made: WeakSet[Connection] = WeakSet()
+            self._pool = _new_pool(self.url, made)
             await self._pool.open()
+            self._keeper = asyncio.create_task(_keep(self._pool, made))
         return self._pool
+
+
+def _new_pool(url: Callable[[], str], made: WeakSet[Connection]) -> AsyncConnectionPool[Connection]:
+    """made: every connection of it."""
+
+    async def note(connection: Connection) -> None:
+        made.add(connection)
+
+    return AsyncConnectionPool(
+        url,
+        connection_class=Connection,
+        kwargs={
+            "autocommit": True, "row_factory": dict_row, "prepare_threshold": None, "client_encoding": "utf-8",
+            "application_name": "cluster dashboard", "connect_timeout": 3,
+        },
+        configure=note, min_size=0, max_size=CONNECTIONS, open=False, name="dashboard", max_idle=60, reconnect_timeout=5,
+        check=AsyncConnectionPool.check_connection,
+    )  # fmt: skip
+
+
+async def _keep(pool: AsyncConnectionPool[Connection], made: WeakSet[Connection]) -> None:
+    """Until it is cancelled: by `close`, or with all that runs when the loop ends.
+
+    So are the pool's own workers then, and what it holds is closed here.
+    """
+    try:
+        await asyncio.Event().wait()
+    finally:
+        try:
+            await pool.close()
+        finally:
+            for connection in list(made):
+                await connection.close()

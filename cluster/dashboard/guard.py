@@ -6,16 +6,20 @@ import hashlib
 import hmac
 import secrets
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.dashboard.auth import Authenticate, TooManyFailures, User, user_of
+from cluster.dashboard.addresses import Addresses, believe
+from cluster.dashboard.auth import Authenticate, BasicAuthStatic, TooManyFailures, User, user_of
 
 TOKEN_LIFE = 12 * 3600
 """Seconds for which a form that was opened may be sent."""
+MESSAGE_LIFE = 30
+"""Seconds for which a page says what was done: a reload later on says it no more."""
 READING = ("GET", "HEAD")
 
 HEADERS = {
@@ -31,10 +35,13 @@ HEADERS = {
 
 
 class Tokens:
-    """What a form carries, so that only our pages can have made it: its user and the time, signed with a key of this process."""
+    """What a form carries, so that only our pages can have made it: its user and the time, signed.
 
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
+    secret: what the key is made of, the same in all processes that serve the same pages. Empty: the key is this process's own.
+    """
+
+    def __init__(self, secret: str = "") -> None:
+        self._key = hashlib.sha256(secret.encode()).digest() if secret else secrets.token_bytes(32)
 
     def new(self, user: User) -> str:
         now = str(int(time.time()))
@@ -47,28 +54,50 @@ class Tokens:
         if not is_ours or int(made) < time.time() - TOKEN_LIFE:
             raise HTTPException(403, "This form is too old, or not from here. Go back, reload the page and try again.")
 
+    def seal(self, message: str) -> str:
+        """What the next page says first, in its address: another process may show it."""
+        text = urlsafe_b64encode(f"{time.time():.0f}\n{message}".encode()).decode()
+        return f"{text}.{self._hash('said', text)}"
+
+    def opened(self, sealed: str) -> str:
+        """What was said; empty: nothing by us, or a while ago."""
+        text, _, signature = sealed.partition(".")
+        if not hmac.compare_digest(signature.encode(), self._hash("said", text).encode()):
+            return ""
+        made, _, message = urlsafe_b64decode(text).decode().partition("\n")
+        return message if int(made) > time.time() - MESSAGE_LIFE else ""
+
     def _sign(self, user: User, made: str) -> str:
-        return hmac.new(self._key, f"{user.name}\n{made}".encode(), hashlib.sha256).hexdigest()
+        return self._hash("form", user.name, made)
+
+    def _hash(self, *parts: str) -> str:
+        return hmac.new(self._key, "\n".join(parts).encode(), hashlib.sha256).hexdigest()
 
 
 class Guard:
     """ASGI middleware; `request.state.user` is who asks."""
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
+    def __init__(self, app: ASGIApp, authenticate: Authenticate, proxies: Addresses) -> None:
         self._app = app
         self._authenticate = authenticate
+        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
 
+        has_begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
                 added = HEADERS | {"cache-control": "no-store"}
                 message["headers"] += [(k.encode(), v.encode()) for k, v in added.items() if k.encode() not in present]
+                has_begun = True
             await send(message)
 
+        scope = believe(scope, self._proxies)
         request = Request(scope)
         try:
             user = await user_of(self._authenticate, request)
@@ -76,16 +105,23 @@ class Guard:
             refusal = PlainTextResponse(str(error), 429, {"retry-after": f"{error.seconds:.0f}"})
             return await refusal(scope, receive, send_with_headers)
         if user is None:
-            return await _stranger()(scope, receive, send_with_headers)
+            return await self._stranger()(scope, receive, send_with_headers)
         if request.method not in READING and not _is_from_here(request):
             refusal = PlainTextResponse("A page of another site sent this: refused.", 403)
             return await refusal(scope, receive, send_with_headers)
         scope.setdefault("state", {})["user"] = user
-        return await self._app(scope, receive, send_with_headers)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:  # a fault of ours, which the server logs: nothing of it is shown, and the headers are there
+            if not has_begun:
+                await PlainTextResponse("That went wrong; the server's log says why.", 500)(
+                    scope, receive, send_with_headers
+                )
+            raise
 
-
-def _stranger() -> PlainTextResponse:
-    return PlainTextResponse("Who are you?", 401, {"www-authenticate": 'Basic realm="jobs", charset="UTF-8"'})
+    def _stranger(self) -> PlainTextResponse:
+        challenge = getattr(self._authenticate, "challenge", BasicAuthStatic.challenge)
+        return PlainTextResponse("Who are you?", 401, {"www-authenticate": challenge} if challenge else {})
 
 
 def _is_from_here(request: Request) -> bool:

@@ -15,7 +15,7 @@ from cluster.secret import MARK
 from cluster.statements import Key
 
 PAGES = frozenset(
-    {"queues", "errors", "schedules", "palette", "nodes", "audit", "static", "live", "bulk", "pause", "resume"}
+    "queues errors schedules palette nodes audit static live charts bulk pause resume".split()  # noqa: SIM905
 )
 """Names of pages: a table of such a name goes by its full one."""
 _PLAIN = re.compile(r"[\w.$ -]+")

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from cluster.dashboard import copied, job_views, lists, nodes, overview, related, saved
 from cluster.dashboard.actions import POSSIBLE, audit_page
 from cluster.dashboard.bulk import POSSIBLE as IN_BULK
+from cluster.dashboard.charts import Charts
 from cluster.dashboard.database import Connection, Database
 from cluster.dashboard.filters import OPERATORS, Condition, operators_of
 from cluster.dashboard.findings import findings
@@ -28,6 +29,9 @@ from cluster.dashboard.why import oldest_waiting, why
 from cluster.dashboard.words import schedule_path
 from cluster.selection import STATUSES, WAITING
 
+MOST_CHARTS = 6
+"""Job types with a chart on the overview."""
+
 
 class Pages:
     """A method for each."""
@@ -37,14 +41,23 @@ class Pages:
         self._views = views
         self._job_views = job_views
         self.live = Live(self._look)
+        self._charts = Charts(database)
 
     async def overview(self, request: Request) -> Response:
         async with self._database.reading() as connection:
             situation = await overview.look(connection)
             sections = await self._sections(request, connection)
+        hour = await self._charts.hour()
         return self._views.show(
-            request, "overview.html", findings=findings(situation), situation=situation, sections=sections
-        )
+            request, "overview.html", findings=findings(situation), situation=situation, sections=sections, hour=hour,
+            charts=hour.charts[:MOST_CHARTS] if hour else [],
+        )  # fmt: skip
+
+    async def charts(self, request: Request) -> Response:
+        """Of all types. The overview's script asks for them once a minute."""
+        hour = await self._charts.hour()
+        most = MOST_CHARTS if request.query_params.get("most") else None
+        return self._views.show(request, "charts.html", hour=hour, charts=hour.charts[:most] if hour else [])
 
     async def _sections(self, request: Request, connection: Connection) -> list[dict[str, object]]:
         """What the application has to say of its types, of the newest ten jobs of each."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
-from collections import OrderedDict
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,14 @@ from cluster.dashboard.auth import User
 from cluster.dashboard.guard import Tokens
 
 FOLDER = Path(__file__).parent
-MOST_MESSAGES = 200
+LONGEST_MESSAGE = 500
 
 
 class Views:
-    """Owns the templates, the tokens of forms, and what the next page is to say first."""
+    """Owns the templates and the tokens of forms."""
 
-    def __init__(self) -> None:
-        self.tokens = Tokens()
-        self._messages: OrderedDict[str, str] = OrderedDict()
+    def __init__(self, secret: str = "") -> None:
+        self.tokens = Tokens(secret)
         self.templates = Environment(
             loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True,
@@ -47,7 +44,7 @@ class Views:
 
     def page(self, request: Request, template: str, **context: Any) -> str:
         user = user_of(request)
-        message = self._messages.pop(request.query_params.get("said", ""), "")
+        message = self.tokens.opened(request.query_params.get("said", ""))
         return self.templates.get_template(template).render(
             base=base_of(request),
             user=user,
@@ -65,11 +62,8 @@ class Views:
         """After something was done: the page at this path, which says so first."""
         if wants_json(request):
             return JSONResponse({"said": message})
-        key = secrets.token_urlsafe(9)
-        self._messages[key] = message
-        if len(self._messages) > MOST_MESSAGES:
-            self._messages.popitem(last=False)
-        return RedirectResponse(f"{base_of(request)}/{path}{'&' if '?' in path else '?'}said={key}", 303)
+        said = self.tokens.seal(message[:LONGEST_MESSAGE])
+        return RedirectResponse(f"{base_of(request)}/{path}{'&' if '?' in path else '?'}said={said}", 303)
 
     def problem(self, request: Request, status: int, title: str, text: str, *, again: bool = False) -> Response:
         """again: the page comes back by itself."""

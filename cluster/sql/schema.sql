@@ -1703,6 +1703,7 @@ CREATE TABLE cluster.nodes (
     lost_with integer,
     trouble jsonb DEFAULT '[]'::jsonb NOT NULL,
     work jsonb DEFAULT '[]'::jsonb NOT NULL,
+    code text DEFAULT ''::text NOT NULL,
     CONSTRAINT nodes_state_check CHECK ((state = ANY (ARRAY['live'::text, 'draining'::text, 'stopped'::text, 'lost'::text])))
 )
 WITH (fillfactor='50');
@@ -1714,6 +1715,8 @@ COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NUL
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
 
 COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, and how many those were, 100 at most.';
+
+COMMENT ON COLUMN cluster.nodes.code IS 'A hash of the files of its job code, as it was at its start.';
 
 CREATE TABLE cluster.queues (
     name text NOT NULL,
@@ -1903,6 +1906,20 @@ CREATE TABLE cluster.migrations (
     applied_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
+CREATE TABLE cluster.minutes (
+    minute timestamp with time zone NOT NULL,
+    job_table regclass NOT NULL,
+    node uuid NOT NULL,
+    succeeded bigint NOT NULL,
+    failed bigint NOT NULL,
+    seconds double precision NOT NULL,
+    waited bigint[] NOT NULL
+);
+
+COMMENT ON TABLE cluster.minutes IS 'What a node performed of a job type in a minute, kept for a day. succeeded, failed: attempts; seconds: that they ran, in sum.';
+
+COMMENT ON COLUMN cluster.minutes.waited IS 'Attempts by the seconds from due to begun, in the buckets of cluster_job_wait_seconds; empty ones at the end are left out.';
+
 CREATE TABLE cluster.prune_walks (
     job_table regclass NOT NULL,
     retention interval,
@@ -1972,6 +1989,9 @@ ALTER TABLE ONLY cluster.job_types
 
 ALTER TABLE ONLY cluster.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
+
+ALTER TABLE ONLY cluster.minutes
+    ADD CONSTRAINT minutes_pkey PRIMARY KEY (minute, job_table, node);
 
 ALTER TABLE ONLY cluster.nodes
     ADD CONSTRAINT nodes_pkey PRIMARY KEY (id);

@@ -175,6 +175,7 @@ class Demo:
             f"`cluster run` twice, with two worker processes each: ready in {time.monotonic() - before:.1f} s; "
             f"/readyz and /metrics on ports {ports}",
         )
+        self._say("Dashboard", f"{processes.start_dashboard()} while this runs")
 
     def _enqueue_one(self, connection: psycopg.Connection[Any]) -> None:
         self._psql("One job, while both nodes have nothing to do:", ONE.format(address=_address(1)))
@@ -264,6 +265,7 @@ class Demo:
             self._console.print(
                 f"\nAll {len(checks)} checks hold, after {seconds:.0f} s. The code: examples/newsletter"
             )
+            self._console.print("To look around for longer, with dashboard and metrics: make observe")
         return not broken
 
     def _title(self, text: str) -> None:

@@ -94,6 +94,7 @@ def _start(processes: Processes, options: argparse.Namespace) -> None:
         processes.start_node(port or None)
     for node in processes.nodes:
         node.wait_until_ready()
+    print(f"dashboard:          {processes.start_dashboard()}")
     url = _start_prometheus(processes, options.prometheus_port) if options.prometheus else ""
     _tell(processes, url)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,7 @@ class DemoError(Exception):
 
 
 class Processes:
-    """Postgres, the mail server and the nodes, in a temporary folder that goes with them.
+    """Postgres, the mail server, the nodes and the dashboard, in a temporary folder that goes with them.
 
     database_url: of a server that is there; empty: one of our own. port: on which ours listens too; None: on its socket only.
     http_host: where the nodes' probes and metrics are.
@@ -98,6 +99,17 @@ class Processes:
         options = ["--processes", "2", "--http-port", str(port), "--log-format", "json"]
         process = self.start([sys.executable, "-m", "cluster", "run", *options], log)
         self.nodes.append(Node(process, port, log))
+
+    def start_dashboard(self) -> str:
+        """Without a password, for this machine alone. Returns its address."""
+        log = self.folder / "dashboard.log"
+        process = self.start([sys.executable, "-m", "cluster", "dashboard", "--auth", "none", "--port", "0"], log)
+        deadline = time.monotonic() + SECONDS_TO_START
+        while not (found := re.search(r"^dashboard: (\S+)\n", log.read_text(), re.MULTILINE)):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise DemoError("the dashboard did not start", log)
+            time.sleep(0.05)
+        return found[1]
 
     def stop(self) -> None:
         """Ends everything, and can't be interrupted. Safe to call at any time, also twice."""

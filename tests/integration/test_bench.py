@@ -162,3 +162,14 @@ def test_a_few_schedules_are_measured(
     for variant in (schedules.FEW, schedules.AT_ONCE):
         assert 0 < figures_of(document, "schedules", variant)["p99"]["median"] < 30_000
     assert {"transactions", "list_due_schedules"} <= figures_of(document, "schedules", schedules.NOT_DUE).keys()
+
+
+def test_pages_of_the_dashboard_are_found_and_measured(postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+    options = ["--probes", "2", "--seconds", "1", "--rows", "500", "--database-url", postgres.url()]
+    path = main(["dashboard", *options, "--output", str(tmp_path)])
+    document = json.loads(path.read_text())
+    for page in ("/", "/errors", "/queues", "/nodes", "/audit", "/charts", "/{table}"):
+        assert figures_of(document, "dashboard", page).keys() == {"p50", "p95", "size"}, page
+    for viewers in ("1 viewer", "50 viewers"):
+        figures = figures_of(document, "dashboard", viewers)
+        assert figures["transactions"]["median"] <= 10, "not two for each of them"

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -779,13 +780,32 @@ def test_dev_uses_the_database_that_is_set(database_url: str, tmp_path: Path) ->
 
 def test_dev_starts_a_node_as_soon_as_there_is_a_job(database_url: str, tmp_path: Path) -> None:
     with started("dev", cwd=tmp_path, url=database_url, CLUSTER_PROCESSES="1", CLUSTER_LOG_FORMAT="json") as dev:
+        address = wait_for_line(dev, "dashboard: http://127.0.0.1:").split()[1]
+        with urllib.request.urlopen(address, timeout=20) as page:
+            assert "There are no job tables yet" in page.read().decode()
         wait_for_line(dev, "the node ended with exit code 4: waiting for a change")
         assert call("generate", "job", "First", cwd=tmp_path).returncode == 0
         wait_for_line(dev, "jobs/first.py changed")
         wait_for_line(dev, "table first_jobs: created")
         wait_for_line(dev, "node_started")
+        with urllib.request.urlopen(address, timeout=20) as page:
+            assert "FirstJob" in page.read().decode()
         dev.send_signal(signal.SIGTERM)
         assert dev.wait() == 0
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(address, timeout=20)
+
+
+def test_dev_goes_on_without_a_dashboard_that_is_not_installed(database_url: str, tmp_path: Path) -> None:
+    code = "import cluster.cli.dev as d; d.OF_THE_DASHBOARD = ('no_such_module',); from cluster.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "dev", "--", sys.executable, "-c", "print('the app')"],
+        cwd=tmp_path, env=environment(database_url), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if "dashboard" in line]
+    assert line == "cluster: no dashboard, which is not installed: pip install 'jobcluster[dashboard]'"
+    assert "the app" in result.stdout
 
 
 def test_dev_says_which_command_it_cant_run(database_url: str, tmp_path: Path) -> None:
@@ -797,7 +817,7 @@ def test_dev_says_which_command_it_cant_run(database_url: str, tmp_path: Path) -
 @contextmanager
 def started(*arguments: str, cwd: Path, url: str | None = None, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """Without /metrics: other tests start nodes at the same time, and the default port is one."""
-    variables = {"CLUSTER_HTTP_PORT": "0", **variables}
+    variables = {"CLUSTER_HTTP_PORT": "0", "CLUSTER_DASHBOARD_PORT": "0", **variables}
     with subprocess.Popen(
         [sys.executable, "-m", "cluster", *arguments],
         cwd=cwd,

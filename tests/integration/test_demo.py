@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +87,8 @@ def test_the_demo_delivers_what_it_shows(temp_folder: Path) -> None:
     assert "every photo has its thumbnail: 6 of 6" in output
     assert "exit codes 0, 0; 0 jobs left running" in " ".join(output.split())
     assert "All 7 checks hold" in output
+    assert re.search(r"^Dashboard +http://127.0.0.1:\d+/jobs/ while this runs$", output, re.MULTILINE)
+    assert output.splitlines()[-1].endswith("make observe")
     assert max(map(len, output.splitlines())) <= 80
     assert list(temp_folder.iterdir()) == []
     assert processes_of(temp_folder) == []
@@ -125,6 +129,9 @@ def test_a_prometheus_observes_the_demo_until_ctrl_c(temp_folder: Path) -> None:
         while not (line := process.stdout.readline()).startswith("Mails, photos"):
             assert line, output
             output += line
+        (dashboard,) = re.findall(r"^dashboard: +(\S+)$", output, re.MULTILINE)
+        with urllib.request.urlopen(dashboard, timeout=20) as page:
+            assert "EmailCustomersJob" in page.read().decode()
         prometheus = Prometheus(f"http://127.0.0.1:{port}")
         assert f"PROMETHEUS_URL='{prometheus.url}'" in output
         wait_until(lambda: len(prometheus.now("up == 1")) == 2, "both nodes are scraped")

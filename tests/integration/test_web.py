@@ -568,3 +568,43 @@ async def test_a_program_reads_and_acts_in_json(web: httpx.AsyncClient, conn: ps
 async def test_a_forged_field_of_the_form_sets_nothing(web: httpx.AsyncClient, conn: psycopg.Connection) -> None:
     await send(web, "/mail_jobs/new", "/mail_jobs/new", c__status="succeeded", c__id="99", c__attempts_count="5")
     assert run(conn, "SELECT id, status::text, attempts_count FROM mail_jobs") == [(1, "not_started", 0)]
+
+
+# --- charts ---
+
+MINUTES = """
+INSERT INTO cluster.minutes
+SELECT date_trunc('minute', now()) - n * interval '1 minute', 'mail_jobs', gen_random_uuid(), 100, n % 2, 5, '{0,0,0,90,10}'
+FROM generate_series(3, 30) AS n, generate_series(1, 2);
+INSERT INTO cluster.nodes (id, hostname, pid, version, queues, jobs, lease_until, slots, code, started_at)
+SELECT gen_random_uuid(), 'host', n, '1', '{*}', '{}', now(), 1, 'code' || n / 3, now() - (20 - n) * interval '1 minute'
+FROM generate_series(0, 5) AS n;
+"""
+
+
+async def test_the_overview_draws_the_last_hour_with_its_deploy_and_says_it_in_words(
+    web: httpx.AsyncClient, conn: psycopg.Connection, database_url: str
+) -> None:
+    assert "Nothing was performed in the last hour" in (await web.get("/charts")).text
+    run(conn, MINUTES)
+    async with browsing(database_url) as fresh:  # what was read is kept for some seconds
+        page = (await fresh.get("/")).text
+        drawn = re.findall(r'<svg class="chart (\w+)"[^>]*aria-label="([^"]+)"', page)
+        assert [kind for kind, _ in drawn] == ["throughput", "latency"]
+        assert drawn[0][1].startswith("5,600 attempts succeeded and 28 failed in the last hour, 202 a minute at most")
+        assert "95 % began within 18 ms" in drawn[1][1]
+        assert page.count("Deploy, the lines in the charts") == 1
+        assert "code code1" in page
+        assert len(re.findall(r"M[\d.]+ 0V44", page)) == 2, "one line in each of two charts"
+        assert not re.search(r"<style|\sstyle=", page)
+        shown = (await fresh.get("/charts", headers={"accept": "application/json"})).json()
+        assert sum(shown["charts"][0]["succeeded"]) == 5600
+
+
+async def test_a_role_that_may_not_read_the_minutes_sees_the_rest(
+    web: httpx.AsyncClient, conn: psycopg.Connection
+) -> None:
+    run(conn, "ALTER TABLE cluster.minutes RENAME TO hidden")
+    page = await web.get("/")
+    assert page.status_code == 200
+    assert "There are no charts" in page.text

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
+import psycopg
 import pytest
 
 COMMAND = (sys.executable, "-m", "cluster", "dashboard")
@@ -44,8 +48,11 @@ def test_it_serves_below_its_prefix_and_stops_at_a_signal_while_somebody_watches
         with urllib.request.urlopen(address, timeout=20) as page:
             assert "There are no job tables yet" in page.read().decode()
         root = address.removesuffix("ops/jobs/")
-        with urllib.request.urlopen(root, timeout=20) as page:
-            assert page.url == address
+        for path in ("", "ops/jobs"):
+            with urllib.request.urlopen(f"{root}{path}", timeout=20) as page:
+                assert page.url == address
+        with urllib.request.urlopen(f"{root}livez", timeout=20) as page:
+            assert page.read() == b"ok\n"
         with urllib.request.urlopen(f"{address}live", timeout=20) as watching:
             assert watching.readline().startswith(b"retry:")
             process.send_signal(signal.SIGTERM)
@@ -58,6 +65,7 @@ def test_it_serves_below_its_prefix_and_stops_at_a_signal_while_somebody_watches
         ((), "set CLUSTER_DASHBOARD_USER and CLUSTER_DASHBOARD_PASSWORD"),
         (("--auth", "none", "--host", "0.0.0.0"), "is for loopback only"),
         (("--auth", "nowhere:function"), "No module named 'nowhere'"),
+        (("--auth", "header"), "name its addresses with CLUSTER_DASHBOARD_PROXIES"),
     ],
 )
 def test_it_does_not_start_where_everybody_could_get_in(
@@ -70,3 +78,34 @@ def test_it_does_not_start_where_everybody_could_get_in(
     assert ended.returncode == 2
     assert said in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_two_of_them_with_one_secret_behind_a_proxy_take_each_others_forms(
+    tmp_path: Path, database_url: str, conn: psycopg.Connection
+) -> None:
+    conn.execute("SELECT cluster.create_job_table('mail_jobs')")
+    conn.execute("INSERT INTO mail_jobs DEFAULT VALUES")
+    settings = {
+        "CLUSTER_DASHBOARD_AUTH": "header", "CLUSTER_DASHBOARD_PROXIES": "127.0.0.1", "CLUSTER_DASHBOARD_SECRET": "s" * 32,
+        "CLUSTER_DASHBOARD_GROUPS_HEADER": "X-Forwarded-Groups", "CLUSTER_DASHBOARD_ROLES": "@on-call=operator,*=viewer",
+    }  # fmt: skip
+
+    def ask(address: str, path: str, headers: dict[str, str], form: dict[str, str] | None = None) -> str:
+        body = urlencode(form).encode() if form else None
+        request = urllib.request.Request(address + path, body, headers)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            found: str = answer.read().decode()
+            return found
+
+    ann = {"x-forwarded-user": "ann", "x-forwarded-groups": "sales, on-call", "accept": "application/json"}
+    with (
+        serving(tmp_path, database_url, **settings) as (_, one),
+        serving(tmp_path, database_url, **settings) as (_, two),
+    ):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            ask(one, "mail_jobs/1", {})
+        token = json.loads(ask(one, "mail_jobs/1", ann))["token"]
+        assert "is cancelled" in ask(two, "mail_jobs/1/cancel", ann, {"token": token})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            ask(two, "mail_jobs/1/retry", ann | {"x-forwarded-groups": "sales"}, {"token": token})
+    assert conn.execute("SELECT who, action FROM cluster.audit").fetchall() == [("ann", "cancel")]

@@ -49,7 +49,7 @@ def wheels(folder: Path, *others: str) -> Path:
     run(*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
     (own,) = folder.glob("jobcluster-*.whl")
     only = ("--python-version", PYTHON, "--only-binary", ":all:")
-    run(*pip, "download", *only, "--dest", folder, own, *others, cwd=folder)
+    run(*pip, "download", *only, "--dest", folder, f"{own}[dashboard]", *others, cwd=folder)
     return folder
 
 

@@ -165,7 +165,9 @@ def install(root: Path, wheels: Path) -> None:
     debian.run("cp", "-r", wheels, root / "wheels")
     pip = "/opt/jobcluster/bin/pip"
     clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    debian.run(*chroot, pip, "install", "--quiet", "--no-index", "--find-links=/wheels", "jobcluster", env=clean)
+    debian.run(
+        *chroot, pip, "install", "--quiet", "--no-index", "--find-links=/wheels", "jobcluster[dashboard]", env=clean
+    )
     debian.run(debian.ROOT / "deploy/systemd/install.sh", env={**clean, "DESTDIR": str(root)})
     debian.run(*chroot, "systemd-sysusers", "jobcluster.conf")
     (root / "etc/hostname").write_text("jobs\n")

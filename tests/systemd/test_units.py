@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,44 @@ def test_jobs_may_do_more_where_the_example_is_followed(machine: Machine, databa
     machine.run(START)
     assert "Unknown" not in machine.run("journalctl --no-pager --boot --output=cat _PID=1")
     assert echo(database) == "written to 2, others to be seen: True"
+
+
+# --- the dashboard ---
+
+
+def test_the_dashboard_lets_in_its_operator_alone_and_acts_as_a_role_of_its_own(
+    machine: Machine, database: Database
+) -> None:
+    database.execute("CREATE ROLE operates LOGIN PASSWORD 'o-secret'; GRANT USAGE ON SCHEMA cluster TO operates")
+    database.execute("GRANT SELECT ON ALL TABLES IN SCHEMA cluster, public TO operates")
+    machine.write("etc/jobcluster/dashboard.database-url", "postgresql://operates:o-secret@127.0.0.1/jobs\n")
+    machine.run("systemctl start jobcluster-dashboard")
+    page = "http://127.0.0.1:8080/jobs/"
+
+    def answer(*given: str) -> int:
+        code = (
+            "import sys, base64, urllib.request, urllib.error\n"
+            "request = urllib.request.Request(sys.argv[1])\n"
+            "for pair in sys.argv[2:]:\n"
+            "    request.add_header('Authorization', 'Basic ' + base64.b64encode(pair.encode()).decode())\n"
+            "try: print(urllib.request.urlopen(request, timeout=20).status)\n"
+            "except urllib.error.HTTPError as error: print(error.code)\n"
+            "except OSError: print(0)\n"
+        )
+        return int(machine.run(f"python3 -c {shlex.quote(code)} {page} {' '.join(map(shlex.quote, given))}"))
+
+    password = (machine.root / "etc/jobcluster/dashboard.password").read_text()
+    machine.wait(lambda: answer() == 401, "it answers")
+    assert answer(f"operator:{password}") == 200
+    assert answer("operator:wrong") == 401
+    users = database.execute(
+        "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name = 'cluster dashboard'"
+    )
+    assert users.fetchall() == [("operates",)]
+    seen = machine.run(f"ps -o user= -p {machine.show('MainPID', 'jobcluster-dashboard')}")
+    assert seen.startswith("jobclus")
+    machine.run("systemctl stop jobcluster-dashboard")
+    assert machine.show("Result", "jobcluster-dashboard") == "success"
 
 
 # --- jobs ---

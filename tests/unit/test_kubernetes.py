@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cluster.cli.dashboard import application
 from cluster.coordinator import deletion_cost, http
 from cluster.errors import ExitCode
 from cluster.settings import SECRETS, Settings, load_settings
@@ -25,7 +27,9 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "k8s"
 CONTAINERFILE = (ROOT / "deploy" / "Containerfile").read_text(encoding="utf-8")
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
-COMPONENTS = ["queue", "hpa", "keda", "deletion-cost", "podmonitor", "prometheus-rule", "grafana", "cloudnative-pg"]
+COMPONENTS = [
+    "dashboard", "queue", "hpa", "keda", "deletion-cost", "podmonitor", "prometheus-rule", "grafana", "cloudnative-pg",
+]  # fmt: skip
 TOGETHER = [name for name in COMPONENTS if name != "hpa"]  # one autoscaler for a Deployment
 VERSIONS = [
     "1.30",
@@ -102,6 +106,20 @@ def one(variant: str, kind: str) -> Manifest:
     return found
 
 
+def nodes_of(variant: str) -> list[Manifest]:
+    return [found for found in objects(variant, "Deployment") if _labels(found)[COMPONENT] == "node"]
+
+
+def policy_of(variant: str) -> Manifest:
+    """Of all pods."""
+    (found,) = (found for found in objects(variant, "NetworkPolicy") if found["metadata"]["name"] == "jobcluster")
+    return found
+
+
+def is_dashboard(pod: Manifest) -> bool:
+    return bool(pod["metadata"]["labels"][COMPONENT] == "dashboard")
+
+
 def settings_map(variant: str) -> Manifest:
     """The ConfigMap of the nodes; others are dashboards."""
     (found,) = (found for found in objects(variant, "ConfigMap") if "grafana_dashboard" not in _labels(found))
@@ -114,7 +132,7 @@ def _labels(found: Manifest) -> dict[str, str]:
 
 
 def pods(variant: str) -> list[Manifest]:
-    """Templates of nodes and of the migration: metadata and spec."""
+    """Templates of nodes, the dashboard and the migration: metadata and spec."""
     return [found["spec"]["template"] for kind in ("Deployment", "Job") for found in objects(variant, kind)]
 
 
@@ -206,7 +224,7 @@ def test_objects_have_the_namespace_of_the_overlay(variant: str) -> None:
 
 @every_variant
 def test_selectors_find_their_own_pods_only(variant: str) -> None:
-    nodes = objects(variant, "Deployment")
+    nodes = nodes_of(variant)
     templates = [node["spec"]["template"] for node in nodes]
     assert all(template["metadata"]["labels"][COMPONENT] == "node" for template in templates)
     for node in nodes:
@@ -217,7 +235,7 @@ def test_selectors_find_their_own_pods_only(variant: str) -> None:
     for template in templates:
         budgets = objects(variant, "PodDisruptionBudget")
         assert len([budget for budget in budgets if selects(budget["spec"]["selector"], template)]) == 1
-    policy = one(variant, "NetworkPolicy")["spec"]
+    policy = policy_of(variant)["spec"]
     assert all(selects(policy["podSelector"], template) for template in pods(variant))
     for monitor in objects(variant, "PodMonitor"):
         watched = [template for template in pods(variant) if selects(monitor["spec"]["selector"], template)]
@@ -231,8 +249,8 @@ def test_names_refer_to_what_there_is(variant: str) -> None:
     for pod in pods(variant):
         assert pod["spec"]["serviceAccountName"] == one(variant, "ServiceAccount")["metadata"]["name"]
         assert environment(variant, pod)
-        (volume,) = (volume for volume in pod["spec"]["volumes"] if volume["name"] == "database")
-        assert volume["secret"]["secretName"] == secret
+        (volume,) = (volume for volume in pod["spec"]["volumes"] if "secret" in volume)
+        assert volume["secret"]["secretName"] == ("jobcluster-dashboard" if is_dashboard(pod) else secret)
         volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
         assert {mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]} == volumes
     for autoscaler in objects(variant, "HorizontalPodAutoscaler"):
@@ -241,7 +259,7 @@ def test_names_refer_to_what_there_is(variant: str) -> None:
         assert "replicas" not in node["spec"]
     for autoscaler in objects(variant, "ScaledObject"):
         name = autoscaler["spec"]["scaleTargetRef"]["name"]
-        (node,) = (node for node in objects(variant, "Deployment") if node["metadata"]["name"] == name)
+        (node,) = (node for node in nodes_of(variant) if node["metadata"]["name"] == name)
         assert "replicas" not in node["spec"]
         (trigger,) = autoscaler["spec"]["triggers"]
         assert trigger["authenticationRef"]["name"] == one(variant, "TriggerAuthentication")["metadata"]["name"]
@@ -291,7 +309,7 @@ def test_pods_have_no_token_and_no_variables_of_services(variant: str) -> None:
 @pytest.mark.parametrize("variant", ["components/deletion-cost", "components/all"])
 def test_a_node_that_tells_its_deletion_cost_has_what_that_takes(variant: str) -> None:
     assert one(variant, "Role")["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}]
-    for node in objects(variant, "Deployment"):
+    for node in nodes_of(variant):
         pod = node["spec"]["template"]
         (container,) = pod["spec"]["containers"]
         paths = {
@@ -306,7 +324,7 @@ def test_a_node_that_tells_its_deletion_cost_has_what_that_takes(variant: str) -
         token, certificate = volume["projected"]["sources"]
         assert token["serviceAccountToken"]["path"] == "token"
         assert [item["path"] for item in certificate["configMap"]["items"]] == ["ca.crt"]
-    ports = [port["port"] for rule in one(variant, "NetworkPolicy")["spec"]["egress"] for port in rule["ports"]]
+    ports = [port["port"] for rule in policy_of(variant)["spec"]["egress"] for port in rule["ports"]]
     assert ports == [53, 53, 5432, 443, 6443]
 
 
@@ -331,7 +349,7 @@ def test_pods_have_requests_and_a_limit_of_memory(variant: str) -> None:
         assert "memory" in resources["limits"]
         for name, limit in resources["limits"].items():
             assert 0 < amount(resources["requests"][name]) <= amount(limit)
-    for node in objects(variant, "Deployment"):
+    for node in nodes_of(variant):
         # The number of worker processes comes from it; without, it would be the machine's CPUs.
         assert int(node["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) >= 1
 
@@ -349,7 +367,7 @@ def test_every_variable_is_a_setting(variant: str) -> None:
 
 @every_variant
 def test_a_node_can_read_its_settings_and_has_its_secret_in_a_file(variant: str, tmp_path: Path) -> None:
-    for pod in pods(variant):
+    for pod in filterfalse(is_dashboard, pods(variant)):
         settings = settings_of(variant, pod, tmp_path)
         assert settings.database_configured
         assert settings.strangers == ()
@@ -362,7 +380,7 @@ def test_a_node_can_read_its_settings_and_has_its_secret_in_a_file(variant: str,
 
 @every_variant
 def test_the_grace_period_is_longer_than_the_drain(variant: str, tmp_path: Path) -> None:
-    for node in objects(variant, "Deployment"):
+    for node in nodes_of(variant):
         pod = node["spec"]["template"]
         drain = settings_of(variant, pod, tmp_path).shutdown_timeout
         assert timedelta(seconds=pod["spec"]["terminationGracePeriodSeconds"]) >= drain + timedelta(seconds=10)
@@ -371,10 +389,11 @@ def test_the_grace_period_is_longer_than_the_drain(variant: str, tmp_path: Path)
 @every_variant
 def test_ports_are_that_of_the_settings(variant: str, tmp_path: Path) -> None:
     default = Settings.model_fields["http_port"].default
-    assert f"\nEXPOSE {default}\n" in CONTAINERFILE
-    (ingress,) = one(variant, "NetworkPolicy")["spec"]["ingress"]
+    dashboard = Settings.model_fields["dashboard_port"].default
+    assert f"\nEXPOSE {default} {dashboard}\n" in CONTAINERFILE
+    (ingress,) = policy_of(variant)["spec"]["ingress"]
     names = [port["port"] for port in ingress["ports"]]
-    for node in objects(variant, "Deployment"):
+    for node in nodes_of(variant):
         pod = node["spec"]["template"]
         assert settings_of(variant, pod, tmp_path).http_port == default
         (port,) = pod["spec"]["containers"][0]["ports"]
@@ -390,7 +409,7 @@ def test_ports_are_that_of_the_settings(variant: str, tmp_path: Path) -> None:
 def test_probes_ask_for_paths_that_the_node_answers(variant: str) -> None:
     answered = set(re.findall(r'"(/\w+)"', Path(http.__file__).read_text(encoding="utf-8")))
     assert answered >= {"/livez", "/readyz", "/metrics"}
-    for node in objects(variant, "Deployment"):
+    for node in nodes_of(variant):
         (container,) = node["spec"]["template"]["spec"]["containers"]
         probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")}
         assert probes == {
@@ -423,16 +442,53 @@ def test_containers_run_commands_that_there_are(variant: str) -> None:
     for pod in pods(variant):
         (container,) = pod["spec"]["containers"]
         assert "command" not in container  # the image's entry point
-        assert container["args"] in (["run"], ["migrate"])
+        assert container["args"] in (["run"], ["migrate"], ["dashboard"])
         assert set(container["args"]) <= commands
 
 
 def test_the_nodes_of_a_queue_serve_it_alone(tmp_path: Path) -> None:
     queues = {
         node["metadata"]["name"]: settings_of("components/queue", node["spec"]["template"], tmp_path).queues
-        for node in objects("components/queue", "Deployment")
+        for node in nodes_of("components/queue")
     }
     assert queues == {"jobcluster-node": ("*",), "jobcluster-node-mail": ("mail",)}
+
+
+@pytest.mark.parametrize("variant", ["components/dashboard", "components/all"])
+def test_the_dashboard_is_reached_by_its_ingress_alone_and_has_a_role_of_its_own(variant: str, tmp_path: Path) -> None:
+    (deployment,) = (found for found in objects(variant, "Deployment") if found not in nodes_of(variant))
+    pod = deployment["spec"]["template"]
+    assert is_dashboard(pod)
+    settings = settings_of(variant, pod, tmp_path)
+    assert (settings.dashboard_auth, settings.dashboard_host) == ("basic", "0.0.0.0")
+    application(settings)  # nothing is wrong with them
+    (container,) = pod["spec"]["containers"]
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "dashboard")
+    assert "subPath" not in mount
+    given = environment(variant, pod)
+    files = {name: value for name, value in given.items() if name.endswith("_FILE") and value}
+    assert files == {
+        f"CLUSTER_{name}_FILE": f"{mount['mountPath']}/{file}"
+        for name, file in (("DATABASE_URL", "url"), ("DASHBOARD_PASSWORD", "password"), ("DASHBOARD_SECRET", "secret"))
+    }
+    (port,) = container["ports"]
+    assert (port["name"], port["containerPort"]) == ("http", settings.dashboard_port)
+    probes = {container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
+    assert probes == {"/livez"}
+    service, ingress = one(variant, "Service"), one(variant, "Ingress")["spec"]
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+    (path,) = ingress["rules"][0]["http"]["paths"]
+    assert path["path"] == settings.dashboard_prefix
+    backend = path["backend"]["service"]
+    assert backend == {"name": service["metadata"]["name"], "port": {"name": service["spec"]["ports"][0]["name"]}}
+    assert ingress["tls"][0]["hosts"] == [ingress["rules"][0]["host"]]
+    (policy,) = (found["spec"] for found in objects(variant, "NetworkPolicy") if found != policy_of(variant))
+    assert [template for template in pods(variant) if selects(policy["podSelector"], template)] == [pod]
+    assert policy["policyTypes"] == ["Ingress"], "what may go out is the other policy's"
+    (rule,) = policy["ingress"]
+    assert rule["ports"] == [{"port": port["name"], "protocol": "TCP"}]
+    assert rule["from"], "not everybody"
 
 
 def test_the_image_is_what_the_pods_expect() -> None:
@@ -463,7 +519,7 @@ def test_the_overlay_of_the_documentation_can_be_built(tmp_path: Path) -> None:
         for found in built
         if found["kind"] in {"Deployment", "Job"}
     ]
-    assert images == ["registry.example.org/shop-jobs:1"] * 3
+    assert images == ["registry.example.org/shop-jobs:1"] * 4
 
 
 def test_dashboards_and_rules_are_those_of_the_mixin() -> None:
@@ -482,7 +538,7 @@ def test_dashboards_and_rules_are_those_of_the_mixin() -> None:
 
 
 def test_production_survives_a_machine() -> None:
-    (node,) = objects("overlays/production", "Deployment")
+    (node,) = nodes_of("overlays/production")
     assert node["spec"]["replicas"] == 3
     spread = {constraint["topologyKey"] for constraint in node["spec"]["template"]["spec"]["topologySpreadConstraints"]}
     assert spread == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}

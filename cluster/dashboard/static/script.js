@@ -340,3 +340,14 @@ for (const moment of document.querySelectorAll("span.moment")) {
 for (const shown of document.querySelectorAll("details.sql")) {
   shown.addEventListener("toggle", () => { if (shown.open) getSelection().selectAllChildren(shown.querySelector("pre")); });
 }
+
+// Charts of the overview, drawn anew once a minute while somebody looks.
+const charts = document.querySelector("#charts[data-source]");
+if (charts) setInterval(async () => {
+  if (document.hidden || charts.contains(document.activeElement)) return;
+  try {
+    const answer = await fetch(`${charts.dataset.source}?most=few`, { headers: { accept: "text/html" } });
+    const fresh = answer.ok && new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("charts");
+    if (fresh) { charts.replaceChildren(...fresh.childNodes); localTimes(charts); }
+  } catch { /* the live part says that the connection is lost */ }
+}, 60000);

@@ -76,11 +76,13 @@ CREATE TABLE cluster.nodes (
     listen_pid   integer,
     lost_with    integer,
     trouble      jsonb NOT NULL DEFAULT '[]',
-    work         jsonb NOT NULL DEFAULT '[]'
+    work         jsonb NOT NULL DEFAULT '[]',
+    code         text NOT NULL DEFAULT ''
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE cluster.nodes IS 'One row per start of a node; a claim holds its node''s row FOR KEY SHARE.';
 COMMENT ON COLUMN cluster.nodes.lost_with IS 'How many jobs a lost node had; NULL: nobody has counted.';
 COMMENT ON COLUMN cluster.nodes.trouble IS 'What the node has set aside, with the last heartbeat: job_type, reason, detail, rows, since.';
+COMMENT ON COLUMN cluster.nodes.code IS 'A hash of the files of its job code, as it was at its start.';
 COMMENT ON COLUMN cluster.nodes.work IS 'Of each job type, with the last heartbeat: the slots that one job takes, the mean seconds of the last attempts, and how many those were, 100 at most.';
 
 CREATE TABLE cluster.audit (
@@ -1805,6 +1807,20 @@ SELECT s.queue,
 FROM set_of_nodes AS s LEFT JOIN wanted AS w ON s.queue IN (w.queue, '*')
 GROUP BY s.queue;
 COMMENT ON VIEW cluster.autoscaling IS 'How many nodes are wanted, by queue; * is all queues together. Needs SELECT, and EXECUTE on cluster.survey_job_tables.';
+
+-- What each node has performed, a row for each minute and job type in which there was something.
+CREATE TABLE cluster.minutes (
+    minute    timestamptz NOT NULL,
+    job_table regclass NOT NULL,
+    node      uuid NOT NULL,
+    succeeded bigint NOT NULL,
+    failed    bigint NOT NULL,
+    seconds   float8 NOT NULL,
+    waited    bigint[] NOT NULL,
+    PRIMARY KEY (minute, job_table, node)
+);
+COMMENT ON TABLE cluster.minutes IS 'What a node performed of a job type in a minute, kept for a day. succeeded, failed: attempts; seconds: that they ran, in sum.';
+COMMENT ON COLUMN cluster.minutes.waited IS 'Attempts by the seconds from due to begun, in the buckets of cluster_job_wait_seconds; empty ones at the end are left out.';
 
 REVOKE ALL ON FUNCTION cluster.survey_job_tables(interval) FROM PUBLIC;
 
