@@ -73,7 +73,7 @@ class InlineNode:
         self._execute(
             statements.text("register_node").encode(),
             {
-                "id": self._id, "hostname": "inline", "pid": os.getpid(), "version": "test", "queues": ["*"],
+                "id": self._id, "hostname": "inline", "pid": os.getpid(), "version": "test", "code": "", "queues": ["*"],
                 "jobs": [job_type.name for job_type in self._types], "lease": _LEASE, "slots": 1,
             },
         )  # fmt: skip

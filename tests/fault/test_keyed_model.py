@@ -101,7 +101,7 @@ class KeyedJobs(RuleBasedStateMachine):
         self.control.execute(
             statements.statement("register_node"),
             {"id": node, "hostname": "h", "pid": 1, "version": "0", "queues": ["*"], "jobs": [], "lease": "30 s",
-             "slots": 1, "session_pid": None, "listen_pid": None, "before": None},
+             "slots": 1, "session_pid": None, "listen_pid": None, "before": None, "code": ""},
         )  # fmt: skip
         return node
 

@@ -134,7 +134,7 @@ class Jobs(RuleBasedStateMachine):
         connection.execute(
             statements.statement("register_node"),
             {"id": node, "hostname": "h", "pid": 1, "version": "0", "queues": ["*"], "jobs": [], "lease": "30 s",
-             "slots": 1, "session_pid": None, "listen_pid": None, "before": None},
+             "slots": 1, "session_pid": None, "listen_pid": None, "before": None, "code": ""},
         )  # fmt: skip
 
     def _table(self, name: str, statement: str) -> bytes:
