@@ -26,7 +26,8 @@ LENGTH = 12
 KEPT = 64
 """Texts whose fingerprint is remembered: in a storm of failures they are mostly the same."""
 
-_FRAME = re.compile(r'^[ |+]*File "(.+?)", line (\d+), in (.+)$', re.MULTILINE)
+FRAME = re.compile(r'^[ |+]*File "(.+?)", line (\d+), in (.+)$', re.MULTILINE)
+"""Of a traceback: where, and in which function. Behind a margin in a group of exceptions."""
 _HEADER = "Traceback (most recent call last):"
 _INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]")
 _LIBRARY = re.compile(r"[/\\]lib(?:64)?[/\\]python3[^/\\]*[/\\]|^<")
@@ -96,7 +97,7 @@ def place(error: str, roots: Sequence[str]) -> str:
 
 def frames(trace: str) -> list[Frame]:
     """Of a traceback, outermost first. The first is the job's own: if it is installed, all of its package is the user's code."""
-    found = [(match[1], int(match[2]), match[3]) for match in _FRAME.finditer(trace)]
+    found = [(match[1], int(match[2]), match[3]) for match in FRAME.finditer(trace)]
     application = _package(found[0][0]) if found else ""
     return [
         Frame(path, line, function, not is_library(path) or (application != "" and _package(path) == application))

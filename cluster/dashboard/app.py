@@ -61,6 +61,7 @@ def dashboard(
         Route("/", pages.overview),
         Route("/live", pages.watch),
         Route("/errors", pages.errors),
+        Route("/errors/{fingerprint}", pages.error_group),
         Route("/nodes", pages.nodes),
         Route("/nodes/{node:uuid}", pages.node),
         Route("/nodes/{node:uuid}", deeds.node, methods=["POST"]),

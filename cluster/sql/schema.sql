@@ -1912,7 +1912,8 @@ CREATE TABLE cluster.failures (
     outcome text NOT NULL,
     fingerprint text NOT NULL,
     error text
-);
+)
+WITH (autovacuum_vacuum_insert_scale_factor='0.05');
 
 COMMENT ON TABLE cluster.failures IS 'One row per failed attempt, for as long as its job is there. Nodes write it; see docs/sql.md.';
 
@@ -2033,9 +2034,9 @@ ALTER TABLE ONLY cluster.views
 
 CREATE INDEX audit_at ON cluster.audit USING btree (at);
 
-CREATE INDEX failures_at ON cluster.failures USING btree (at, fingerprint);
+CREATE INDEX failures_at ON cluster.failures USING btree (at) INCLUDE (fingerprint);
 
-CREATE INDEX failures_group ON cluster.failures USING btree (fingerprint, at);
+CREATE INDEX failures_group ON cluster.failures USING btree (fingerprint, at) INCLUDE (job_table, job_id);
 
 CREATE INDEX schedule_runs_due ON cluster.schedule_runs USING btree (due_at);
 

@@ -1818,9 +1818,9 @@ CREATE TABLE cluster.failures (
     fingerprint text NOT NULL,
     error       text,
     PRIMARY KEY (job_table, job_id, at, attempt)
-);
-CREATE INDEX failures_group ON cluster.failures (fingerprint, at);
-CREATE INDEX failures_at ON cluster.failures (at, fingerprint);
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
+CREATE INDEX failures_group ON cluster.failures (fingerprint, at) INCLUDE (job_table, job_id);
+CREATE INDEX failures_at ON cluster.failures (at) INCLUDE (fingerprint);
 COMMENT ON TABLE cluster.failures IS 'One row per failed attempt, for as long as its job is there. Nodes write it; see docs/sql.md.';
 
 -- Writes failed attempts, arrays of equal length. Whatever is wrong with that costs no outcome: no privilege, a lock, a full disk. Then the rows
