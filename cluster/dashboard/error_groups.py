@@ -14,7 +14,7 @@ from psycopg import sql
 from cluster import statements
 from cluster.dashboard.database import Connection
 from cluster.dashboard.job_tables import JobTable
-from cluster.error_text import last_line
+from cluster.error_text import title
 from cluster.selection import Selection
 
 MOST = 5_000
@@ -54,11 +54,6 @@ class ErrorGroup:
     def is_bounded(self) -> bool:
         """There are more than were counted."""
         return self.attempts >= MOST
-
-
-def title(outcome: str, error: str) -> str:
-    """What the error was, in one line."""
-    return last_line(error) or f"({outcome.replace('_', ' ')}, without a text)"
 
 
 async def error_groups(
