@@ -21,6 +21,7 @@ import uvloop
 from psycopg import AsyncConnection
 
 from cluster import events, metrics, migration, statements
+from cluster.code_identity import code_identity
 from cluster.coordinator.backlog import Backlog
 from cluster.coordinator.census import Census
 from cluster.coordinator.claim import DEADLINE, Claimer
@@ -206,7 +207,7 @@ class Node:
             settings.poll_interval.total_seconds(),
         )  # fmt: skip
         self._heartbeat = Heartbeat(
-            settings, _VERSION, self._by_name, self._load,
+            settings, f"{_VERSION}+{code_identity(cls.__module__ for cls in job_classes)}", self._by_name, self._load,
             registered=self._registered, renewed=self._pool.renewed, fenced=self._fenced,
             deregistered=self._deregistered, told_to_drain=self._told_to_drain,
         )  # fmt: skip

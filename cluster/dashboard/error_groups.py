@@ -75,14 +75,14 @@ def _group(row: dict[str, Any], tables: dict[str, JobTable]) -> ErrorGroup:
 
 
 async def last_deploy(connection: Connection) -> datetime | None:
-    """When the first node with the newest code started. None: nobody knows, since no node with another code is remembered."""
+    """When the first node with the newest code started: see the version. None: no node with another one is remembered."""
     row = await (await connection.execute(_DEPLOY)).fetchone()
     return row["at"] if row else None
 
 
 _DEPLOY = """
-SELECT min(started_at) AS at FROM cluster.nodes GROUP BY version, jobs
-ORDER BY 1 DESC LIMIT (SELECT count(DISTINCT (version, jobs)) > 1 FROM cluster.nodes)::integer
+SELECT min(started_at) AS at FROM cluster.nodes GROUP BY version
+ORDER BY 1 DESC LIMIT (SELECT (count(DISTINCT version) > 1)::integer FROM cluster.nodes)
 """
 
 

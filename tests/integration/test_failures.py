@@ -72,6 +72,7 @@ def test_each_failed_attempt_has_a_row_with_its_own_error(conn: psycopg.Connecti
     kinds = dict(run(conn, "SELECT job_id, array_agg(DISTINCT fingerprint) FROM cluster.failures GROUP BY 1"))
     assert (kinds[slow], kinds[crash]) == (["timeout"], ["crash"])
     assert len(kinds[raises]) == len(kinds[fails]) == 1
+    assert run(conn, "SELECT version ~ '[+][0-9a-f]{8}$' FROM cluster.nodes") == [(True,)]
     known = "SELECT bool_and(f.node = n.id AND f.at <= now()) FROM cluster.failures AS f, cluster.nodes AS n"
     assert run(conn, known) == [(True,)]
     run(conn, "SELECT cluster.retry('odd_jobs', %s)", fails)  # it keeps its history
