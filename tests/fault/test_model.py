@@ -693,7 +693,7 @@ class Jobs(RuleBasedStateMachine):
         due = {
             job_id for job_id, row in rows.items() if row is not None and row.claim is not None and row.claim[0] in dead
         }
-        assert {job_id for (job_id,) in hits} == due
+        assert {job_id for job_id, *_ in hits} == due
         for job_id in due:
             self._give_back(self.rows[name, job_id])
 
