@@ -38,7 +38,7 @@ def errors(
     from cluster.cli.database import connected, settings_with_database
     from cluster.cli.enqueue import duration
     from cluster.cli.tables import print_json
-    from cluster.migrate import check_schema
+    from cluster.migration import check_schema
 
     span = duration(since, "--since")
     with connected(settings_with_database().database_url) as connection:

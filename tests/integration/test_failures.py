@@ -7,13 +7,13 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from cluster.migrate import migrate_jobs
 
 from cluster import Job
 from cluster.coordinator.failures import PAUSE, REST, WINDOW, FailureSweeper
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Troubles
+from cluster.migration import migrate_jobs
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for
 from tests.support.rows import insert, others_go_on, refuse, run, wait_status
