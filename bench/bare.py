@@ -133,9 +133,9 @@ def _product_statements(
             "node": node, "id": arrays.BigIntegers(ids), "locked_at": arrays.Timestamps(locked_at),
             "status": ["succeeded"] * count, "delay": arrays.Floats([None] * count), "error": [None] * count,
             "attempts": arrays.Integers([0] * count), "crashes": arrays.Integers([0] * count),
-            "begun": arrays.Floats([0.0] * count),
+            "begun": arrays.Floats([0.0] * count), "failure": [None] * count, "fingerprint": [None] * count,
         }  # fmt: skip
-        hit = {place - 1 for (place,) in cursor.execute(finish_statement, outcomes)}
+        hit = {place - 1 for place, _ in cursor.execute(finish_statement, outcomes)}
         # The other client's claim, if its snapshot is older than ours, locks rows that we hold before it sees that.
         missed = [place for place in range(count) if place not in hit]
         if missed:

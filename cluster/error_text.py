@@ -75,6 +75,11 @@ def last_line(text: str) -> str:
     return next((line for line in lines if line and not line[0].isspace()), "")[:LONGEST_LINE]
 
 
+def title(outcome: str, text: str) -> str:
+    """A failed attempt in one line. outcome: as in cluster.failures."""
+    return last_line(text).rstrip(":") or f"({outcome.replace('_', ' ')}, without a text)"
+
+
 def place(text: str) -> str:
     """Where it was raised, of a traceback: `File "jobs.py", line 7`; empty: it is none."""
     frame = text.rfind('File "')

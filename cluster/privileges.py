@@ -21,6 +21,7 @@ OWN_TABLES = {
     "schedule_service": ("SELECT", "UPDATE"),
     "schedules": ("SELECT", "UPDATE"),
     "schedule_runs": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "failures": ("SELECT", "INSERT", "DELETE"),
     "job_types": ("SELECT",),
     "queues": ("SELECT",),
     "migrations": ("SELECT",),

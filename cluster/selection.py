@@ -37,6 +37,8 @@ class Selection:
     error: str | None = None
     since: timedelta | None = None
     older: timedelta | None = None
+    group: tuple[int, str] | None = None
+    """Oid of the table and a fingerprint: their last failed attempt has this one."""
     more: LiteralString = ""
     """A further condition, in SQL, of someone who has quoted its names; its values are in more_values. Empty: none."""
     more_values: Mapping[str, Any] = field(default_factory=dict)
@@ -52,12 +54,22 @@ class Selection:
             parts.append("coalesce(finished_at, created_at) >= now() - %(since)s")
         if self.older is not None:
             parts.append("coalesce(finished_at, created_at) < now() - %(older)s")
+        if self.group is not None:
+            parts.append(_IN_GROUP)
         if self.more:
             parts.append(self.more)
         return " AND ".join(parts)
 
     def values(self) -> dict[str, Any]:
-        return asdict(self) | {"statuses": list(self.statuses)} | dict(self.more_values)
+        group = {"group_table": self.group[0], "group": self.group[1]} if self.group is not None else {}
+        return asdict(self) | {"statuses": list(self.statuses)} | group | dict(self.more_values)
+
+
+_IN_GROUP: LiteralString = """
+id IN (SELECT f.job_id FROM cluster.failures AS f WHERE f.job_table = %(group_table)s::oid AND f.fingerprint = %(group)s)
+AND (SELECT f.fingerprint FROM cluster.failures AS f WHERE f.job_table = %(group_table)s::oid AND f.job_id = id
+     ORDER BY f.at DESC, f.attempt DESC LIMIT 1) = %(group)s"""
+"""The first is for speed: it finds the few among many."""
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def for_table(
 
     `{table}` becomes its name, `{columns}` a comma and the named columns, or nothing; `{queue_is}` the condition of the queue that
     is gone through, if it is not paused. For a table with a key, `{key}` and `{key_type}` are the column and its type, `{key_text}`
-    is a comma and its value, `{open}` the condition of a row that is not parked, `{parked}` counts those that are; without one, the
-    last three are nothing.
+    is a comma and its value, called key, `{key_name}` a comma and that name, `{open}` the condition of a row that is not parked,
+    `{parked}` counts those that are; without one, the last four are nothing.
     bytes_of_row: SQL for the size of a row; empty: all rows are small, and the parts about size are nothing.
     """
     parts = {
@@ -61,10 +61,11 @@ def for_table(
         "queue_is": _QUEUE_IS[queue],
     }  # fmt: skip
     if key is None:
-        parts |= {"key_text": "", "open": "", "parked": ""}
+        parts |= {"key_text": "", "key_name": "", "open": "", "parked": ""}
     else:
         column = _identifier(key.column)
-        parts |= {"key": column, "key_type": key.type, "key_text": f", job.{column}::text", "open": " AND NOT parked"}
+        parts |= {"key": column, "key_type": key.type, "open": " AND NOT parked"}
+        parts |= {"key_text": f", job.{column}::text AS key", "key_name": ", key"}
         parts["parked"] = _PARKED.format(table=parts["table"], key=column)
     parts |= _sizes(parts["table"], bytes_of_row)
     return text(name).format(**parts).encode()
@@ -105,6 +106,8 @@ _TOO_LARGE = """, too_large AS (
         last_error = 'this row has ' || (SELECT bytes FROM placed WHERE placed.id = job.id) / 1048576 || ' MB, and a node takes'
             || ' {megabytes} MB at most: keep large values elsewhere, and where they are in the row'
     WHERE id = ANY (ARRAY(SELECT id FROM placed WHERE bytes > {largest}))
+    RETURNING cluster.note_failures(job.tableoid, ARRAY[id], ARRAY[attempts_count + 1], ARRAY[NULL::uuid], ARRAY['too_large'],
+                                    ARRAY['too_large'], ARRAY[last_error])
 )"""
 
 

@@ -21,6 +21,7 @@ from cluster.cli import (
     dev,
     drain,
     enqueue,
+    errors,
     generate,
     init,
     migrate,
@@ -146,6 +147,7 @@ app.command(rich_help_panel=RUN)(stop.restart)
 app.command(rich_help_panel=RUN)(enqueue.enqueue)
 app.command(rich_help_panel=OPERATE)(status.status)
 app.command(rich_help_panel=OPERATE)(why.why)
+app.command(rich_help_panel=OPERATE)(errors.errors)
 app.command(rich_help_panel=OPERATE)(pause.pause)
 app.command(rich_help_panel=OPERATE)(pause.resume)
 app.command(rich_help_panel=OPERATE)(drain.drain)

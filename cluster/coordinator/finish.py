@@ -32,6 +32,7 @@ from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Hold, Pace, Troubles
 from cluster.coordinator.unwritten import MOST_REFUSED, Unwritten, success_parameters
 from cluster.error_text import shorten, storable, without_row
+from cluster.fingerprint import FAILURES, fingerprint
 from cluster.frames import ATTEMPTS, QUEUE, SCHEDULED_FOR, WAIT, integer
 
 LARGEST_BATCH = 2000
@@ -42,7 +43,6 @@ LONGEST_LOCKED_PAUSE = 0.5
 MAY_PASS = 3
 """Failures in a row for what may pass by itself, such as a deadlock, before rows are tried one by one."""
 PASSING_PAUSE = 0.05
-_FAILURES = {"retry", "failed", "timed_out", "crashed"}
 WAITS_AGAIN = {"retry", "scheduled", "not_started"}
 WAIT_FOR_TAKEN = 1.0
 """Seconds that a job waits as `retry` which can't become claimable at once, since another row is in its way."""
@@ -333,7 +333,7 @@ class Finisher:
             metrics.run_seconds.observe((*labels, name), [outcome.ended - outcome.begun for outcome in outcomes])
             waits = [max(0.0, _seconds(o.claim.head[WAIT]) + o.begun - o.claim.claimed_at) for o in outcomes]
             metrics.wait_seconds.observe(labels, waits)
-            if name in _FAILURES:
+            if name in FAILURES:
                 self.ended.update(outcome.status for outcome in outcomes)
                 for outcome in outcomes:
                     _tell_failure(job_type, outcome)
@@ -471,6 +471,8 @@ def _parameters(connection: AsyncConnection[Any], batch: _Batch) -> dict[str, An
         "error": [None if o.error is None else storable(o.error, python_encoding) for o in outcomes],
         "attempts": arrays.Integers([outcome.attempts for outcome in outcomes]),
         "crashes": arrays.Integers([outcome.crashes for outcome in outcomes]),
+        "failure": [outcome.outcome if outcome.outcome in FAILURES else None for outcome in outcomes],
+        "fingerprint": [fingerprint(o.outcome, o.error) if o.outcome in FAILURES else None for o in outcomes],
     }
 
 

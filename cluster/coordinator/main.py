@@ -27,6 +27,7 @@ from cluster.coordinator.claim import DEADLINE, Claimer
 from cluster.coordinator.code_hash import code_hash
 from cluster.coordinator.deletion_cost import deletion_cost
 from cluster.coordinator.doorbell import Doorbell
+from cluster.coordinator.failures import FailureSweeper
 from cluster.coordinator.finish import Finisher
 from cluster.coordinator.heartbeat import Heartbeat, Load
 from cluster.coordinator.held_locks import HeldLocks
@@ -218,6 +219,7 @@ class Node:
             self._finisher.claims, settings.heartbeat_interval.total_seconds(),
         )  # fmt: skip
         self._pruner = Pruner(self._finishes, self._troubles, settings.poll_interval.total_seconds())
+        self._failure_sweeper = FailureSweeper(self._finishes, self._troubles, lambda: self._heartbeat.lease)
         self._deletion_cost = deletion_cost(settings.pod, lambda: self._placement.running)
         self._scheduler = Scheduler(
             self._finishes, settings.poll_interval.total_seconds(), lambda: self._doorbell.is_deaf,
@@ -263,6 +265,7 @@ class Node:
                     services.create_task(self._reload()),
                     services.create_task(repeat("finish", self._finisher.tick, self._finisher.wakeup)),
                     services.create_task(repeat("prune", self._pruner.tick, self._pruner.wakeup)),
+                    services.create_task(repeat("sweep", self._failure_sweeper.tick, self._failure_sweeper.wakeup)),
                     services.create_task(repeat("claim", self._claimer.tick, self._claimer.wakeup)),
                     services.create_task(repeat("held_locks", self._held_locks.tick, Wakeup())),
                     services.create_task(repeat("doorbell", self._keep_listening, Wakeup())),

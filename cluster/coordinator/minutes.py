@@ -14,10 +14,10 @@ from cluster import metrics, statements
 from cluster.coordinator.lease import Lease
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.session import Session
+from cluster.fingerprint import FAILURES
 
 INTERVAL = 60.0
-FAILURES = frozenset({"failed", "timed_out", "crashed", "retry"})
-"""Outcomes of attempts."""
+"""Seconds."""
 
 
 @dataclass

@@ -26,6 +26,7 @@ from cluster.coordinator.pipeline import Command
 from cluster.coordinator.refusal import NO_ROWS, ROWS_OWN, is_lost
 from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Hold, RowsAside, Troubles
+from cluster.fingerprint import fingerprint
 
 SHARE = 0.1
 """Of the time, that comparisons may take."""
@@ -199,7 +200,10 @@ class Reconciler:
         """Nobody performs it. If it refuses to wait again, another row may be in its way, for now or for good."""
         reason, first = None, None
         for how in ("now", "later", "failed"):
-            parameters = {"id": row.id, "locked_at": row.locked_at, "node": lease.node, "how": how, "reason": reason}
+            parameters = {
+                "id": row.id, "locked_at": row.locked_at, "node": lease.node, "how": how, "reason": reason,
+                "fingerprint": fingerprint("refused", reason),
+            }  # fmt: skip
             try:
                 (result,) = await pipeline.ask(connection, [Command(job_type.statement("release_claim"), parameters)])
             except psycopg.Error as error:

@@ -30,6 +30,7 @@ from cluster.coordinator.round_trip import (
 )
 from cluster.coordinator.trouble import FIRST_PAUSE, LONGEST_PAUSE, RowsAside
 from cluster.error_text import shorten, without_row
+from cluster.fingerprint import fingerprint
 
 MOST_TRIES = 60
 """Statements in search of rows that refuse, at one time: others wait meanwhile."""
@@ -174,7 +175,10 @@ async def _fail(connection: AsyncConnection[Any], backlog: Backlog, job_id: int,
     """The row will never be let run, until somebody changes something: it says so itself, if that is let in."""
     events.job_set_aside(backlog.job_type.name, job_id, refusal)
     text = shorten(f"the database refuses to let this job run: {without_row(refusal)}", SHORT)
-    command = Command(backlog.job_type.statement("refuse_job"), {"id": job_id, "error": text})
+    command = Command(
+        backlog.job_type.statement("refuse_job"),
+        {"id": job_id, "error": text, "fingerprint": fingerprint("refused", text)},
+    )
     try:
         await pipeline.ask(connection, [command])
     except psycopg.Error as error:

@@ -281,7 +281,7 @@ class Rescuer:
                 **table.most, "id": BigIntegers(ids), "dead": dead, "crashed": crashed, "how": how, "reason": reason,
             }  # fmt: skip
             (result,) = await pipeline.ask(connection, [Command(table.statement("rescue_jobs"), parameters)])
-            rescued = [job_id for (job_id,) in pipeline.rows(pipeline.adapter_of(connection), result)]
+            rescued = [job_id for job_id, _ in pipeline.rows(pipeline.adapter_of(connection), result)]
             if rescued:
                 events.rescued(table.job_type, len(rescued))
                 table.aside.accepted(rescued)

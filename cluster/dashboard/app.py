@@ -69,6 +69,7 @@ def dashboard(
         Route("/live", pages.watch),
         Route("/charts", pages.charts),
         Route("/errors", pages.errors),
+        Route("/errors/{fingerprint}", pages.error_group),
         Route("/nodes", pages.nodes),
         Route("/nodes/{node:uuid}", pages.node),
         Route("/nodes/{node:uuid}", deeds.node, methods=["POST"]),

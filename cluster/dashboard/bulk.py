@@ -119,6 +119,6 @@ def _change(url: Callable[[], str], run: Run, tell: Callable[[Counter[str]], boo
     with psycopg.connect(
         url(), autocommit=True, prepare_threshold=None, client_encoding="utf-8", application_name="cluster dashboard"
     ) as connection:
-        selection = run.chosen.selection(POSSIBLE[run.action])
+        selection = run.chosen.selection(run.table, POSSIBLE[run.action])
         selection = replace(selection, more_values={**selection.more_values, **run.given})
         Rows(run.table.oid, run.table.sql_name).change(connection, selection, _EACH[run.action], tell)

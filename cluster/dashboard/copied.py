@@ -18,7 +18,7 @@ def of_list(table: JobTable, columns: Sequence[Column], chosen: Filter) -> str:
         return ""
     where = ""
     if not chosen.is_empty:
-        selection = chosen.selection()
+        selection = chosen.selection(table)
         where = f"\nWHERE {_filled(selection.where(), selection.values())}"
     return f"SELECT {_names(columns)} FROM {table.sql_name}{where}\nORDER BY id DESC LIMIT {chosen.size};"  # noqa: S608 - text
 

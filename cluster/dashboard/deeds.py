@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from cluster.dashboard import actions, bulk, forms, lists, nodes, related, saved
+from cluster.dashboard import actions, bulk, error_groups, forms, lists, nodes, related, saved
 from cluster.dashboard.auth import User
 from cluster.dashboard.bulk import Run
 from cluster.dashboard.database import Connection, Database
@@ -142,7 +142,8 @@ class Deeds:
         async with self._database.counting() as connection:
             table = await table_of(connection, request)
             chosen = await _usable(connection, table, chosen)
-            counts = await bulk.count(connection, table, chosen.selection(bulk.POSSIBLE[action]))
+            counts = await bulk.count(connection, table, chosen.selection(table, bulk.POSSIBLE[action]))
+            groups = await error_groups.error_groups(connection, [], "1h", chosen.group) if chosen.group else []
         return self._views.show(
             request,
             "confirm.html",
@@ -151,6 +152,7 @@ class Deeds:
             chosen=chosen,
             counts=dict(counts),
             total=counts.total(),
+            group=groups[0] if groups else None,
         )
 
     async def begin(self, request: Request) -> Response:

@@ -39,6 +39,7 @@ def findings(situation: Situation) -> list[Finding]:
     found = [
         *_of_nodes(situation),
         *(finding for summary in situation.types for finding in _of_type(summary, situation)),
+        *_of_growing_errors(situation),
         *_of_trouble(situation),
         *_of_pauses(situation),
         *_of_transactions(situation),
@@ -109,6 +110,15 @@ def _failing(summary: Summary) -> Finding:
         text = f"{text[:-1]}, {same} % of these with: {summary.error[:160]}"
         chosen["error"] = summary.error[:160]
     return Finding("bad", text, f"{summary.table.path}?{urlencode(chosen)}", "These jobs")
+
+
+def _of_growing_errors(situation: Situation) -> Iterator[Finding]:
+    for error in situation.growing:
+        before = f"{number(error.before)} in the hour before" if error.before else "none in the hour before"
+        yield Finding(
+            "warning", f"An error comes more often: {number(error.attempts)} attempts failed in the last 10 min, {before}, with:"
+            f" {error.title[:160]}", f"errors/{error.fingerprint}", "This error",
+        )  # fmt: skip
 
 
 def _of_trouble(situation: Situation) -> Iterator[Finding]:

@@ -38,7 +38,7 @@ MOST_GROUPED = 1_000
 """Failed jobs whose errors are compared."""
 
 _ID = re.compile(r"-?\d{1,19}", re.ASCII)
-_TEXTS = ("queue", "error", "since")
+_TEXTS = ("queue", "error", "since", "group")
 _TIMES = {"5m": 300, "1h": 3600, "24h": 86400, "7d": 7 * 86400}
 
 
@@ -50,6 +50,7 @@ class Filter:
     queue: str = ""
     error: str = ""
     since: str = ""
+    group: str = ""
     where: tuple[Condition, ...] = ()
     before: int | None = None
     size: int = SIZES[0]
@@ -62,6 +63,7 @@ class Filter:
             tuple(dict.fromkeys(name for name in query.getlist("status") if name in STATUSES)),
             _text(query.get("queue")), _text(query.get("error")),
             since if (since := str(query.get("since", ""))) in _TIMES else "",
+            _text(query.get("group")),
             conditions_of(query),
             job_id(str(query.get("before", ""))),
             int(size) if size in map(str, SIZES) else SIZES[0],
@@ -69,7 +71,7 @@ class Filter:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.status or self.queue or self.error or self.since or self.where)
+        return not (self.status or self.queue or self.error or self.since or self.group or self.where)
 
     @property
     def problems(self) -> list[str]:
@@ -97,12 +99,13 @@ class Filter:
         pairs += [(name, value) for name in _TEXTS if (value := getattr(self, name))]
         return pairs + [(each.name, each.value) for each in self.where]
 
-    def selection(self, possible: tuple[str, ...] = STATUSES) -> Selection:
+    def selection(self, table: JobTable, possible: tuple[str, ...] = STATUSES) -> Selection:
         """possible: statuses that an action can do something about."""
         more, more_values = parameters(self.where)
         return Selection(
             tuple(name for name in possible if not self.status or name in self.status), self.queue or None, self.error or None,
-            timedelta(seconds=_TIMES[self.since]) if self.since else None, more=more, more_values=more_values,
+            timedelta(seconds=_TIMES[self.since]) if self.since else None,
+            group=(table.oid, self.group) if self.group else None, more=more, more_values=more_values,
         )  # fmt: skip
 
 
@@ -144,9 +147,12 @@ async def page(connection: Connection, table: JobTable, columns: list[Column], c
     if chosen.problems:
         return Page([], None, None)
     few = await _few(connection, table, columns, chosen)
-    values = chosen.selection().values() | {"before": chosen.before or 2**63 - 1, "few": few, "limit": chosen.size + 1}
+    values = chosen.selection(table).values()
+    values |= {"before": chosen.before or 2**63 - 1, "few": few, "limit": chosen.size + 1}
     fields = sql.SQL(", ").join(_field(column, CELL) for column in columns)
-    conditions = sql.SQL("") if chosen.is_empty else sql.SQL(" WHERE {}").format(sql.SQL(chosen.selection().where()))
+    conditions = (
+        sql.SQL("") if chosen.is_empty else sql.SQL(" WHERE {}").format(sql.SQL(chosen.selection(table).where()))
+    )
     parts = {"table": table.identifier, "fields": fields, "conditions": conditions, "span": sql.Literal(SPAN)}
     query = sql.SQL(_SPAN if few is None else _FEW).format(**parts)
     jobs = await (await connection.execute(query, values)).fetchall()
@@ -172,8 +178,11 @@ _END = "SELECT id FROM {table} WHERE id < %(before)s ORDER BY id DESC OFFSET {sp
 
 
 async def _few(connection: Connection, table: JobTable, columns: list[Column], chosen: Filter) -> list[int] | None:
-    """Ids of the only status, or of a condition, that is asked for, if an index has it and they are few."""
-    parts, values = list[str](), chosen.selection().values()
+    """Ids of the group, of a condition, or of the only status that is asked for, if an index has it and they are few."""
+    if chosen.group:
+        rows = await (await connection.execute(_OF_GROUP, [table.oid, chosen.group, FEW + 1])).fetchall()
+        return list({row["job_id"] for row in rows}) if len(rows) <= FEW else None
+    parts, values = list[str](), chosen.selection(table).values()
     indexed = {column.name for column in columns if column.is_indexed}
     for each in chosen.where:
         if each.operator in filters.INDEXED and each.column in indexed:
@@ -192,6 +201,9 @@ async def _few(connection: Connection, table: JobTable, columns: list[Column], c
     )
     ids = [row["id"] for row in await (await connection.execute(each_part, values)).fetchall()]
     return ids if len(ids) <= FEW else None
+
+
+_OF_GROUP = "SELECT job_id FROM cluster.failures WHERE job_table = %s::oid AND fingerprint = %s LIMIT %s"
 
 
 def _of_status(table: JobTable, status: str) -> list[str]:
@@ -266,7 +278,7 @@ async def error_groups(connection: Connection, table: JobTable, chosen: Filter) 
     if chosen.problems:
         return [], 0
     statuses = tuple(name for name in WITH_ERROR if not chosen.status or name in chosen.status)
-    selection = replace(chosen, status=statuses).selection()
+    selection = replace(chosen, status=statuses).selection(table)
     query = sql.SQL(_ERRORS).format(
         table=table.identifier, span=SPAN, most=MOST_GROUPED, where=sql.SQL(selection.where())
     )

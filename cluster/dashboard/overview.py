@@ -10,7 +10,9 @@ from psycopg import errors, sql
 from psycopg.rows import tuple_row
 
 from cluster import statements
+from cluster.dashboard import error_groups
 from cluster.dashboard.database import Connection
+from cluster.dashboard.error_groups import Growing
 from cluster.dashboard.job_tables import JobTable, all_tables
 from cluster.error_text import last_line
 
@@ -86,6 +88,7 @@ class Situation:
     oldest_transaction: float | None
     schedules: list[dict[str, Any]] = field(default_factory=list)
     """Those that are overdue or deactivated: name, state, last_error, overdue_seconds."""
+    growing: list[Growing] = field(default_factory=list)
 
     @property
     def living(self) -> list[Node]:
@@ -101,7 +104,17 @@ async def look(connection: Connection) -> Situation:
     ((oldest, _),) = await _tuples(connection, statements.statement("find_oldest_transaction"))
     schedules = await _rows(connection, sql.SQL(_LATE_SCHEDULES))
     types = [await _summary(connection, table) for table in tables]
-    return Situation(types, [Node(**node) for node in nodes], trouble, paused, oldest, schedules)
+    growing = await _growing(connection)
+    return Situation(types, [Node(**node) for node in nodes], trouble, paused, oldest, schedules, growing)
+
+
+async def _growing(connection: Connection) -> list[Growing]:
+    """Errors that come more often than before; none, where the dashboard's role may not read them."""
+    try:
+        async with connection.transaction():
+            return await error_groups.growing(connection)
+    except UNREADABLE:
+        return []
 
 
 async def look_at_nodes(connection: Connection) -> list[Node]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import psycopg
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from cluster.dashboard import copied, job_views, lists, nodes, overview, related, saved
+from cluster.dashboard import copied, error_groups, job_views, lists, nodes, overview, related, saved, tracebacks
 from cluster.dashboard.actions import POSSIBLE, audit_page
 from cluster.dashboard.bulk import POSSIBLE as IN_BULK
 from cluster.dashboard.charts import Charts
@@ -31,6 +32,8 @@ from cluster.selection import STATUSES, WAITING
 
 MOST_CHARTS = 6
 """Job types with a chart on the overview."""
+LONGEST_TRACE = 3_000
+"""Characters of the error of each failed attempt, from its end, on the page of a job."""
 
 
 class Pages:
@@ -94,19 +97,38 @@ class Pages:
         }
 
     async def errors(self, request: Request) -> Response:
-        """Of each type, what its newest failed jobs failed with."""
-        chosen = Filter(status=lists.WITH_ERROR)
-        types = []
+        """Failed attempts of all types, by what they have in common."""
+        since = _span(request)
         async with self._database.reading() as connection:
-            for table in await all_tables(connection):
+            groups = await error_groups.error_groups(connection, await all_tables(connection), since)
+        return self._views.show(
+            request, "errors.html", groups=groups, since=since, spans=list(error_groups.SPANS), most=error_groups.GROUPS
+        )
+
+    async def error_group(self, request: Request) -> Response:
+        """One of them: how often, since when, in which types, the newest error, and what can be done."""
+        since, fingerprint = _span(request), request.path_params["fingerprint"].replace("\x00", "")
+        async with self._database.reading() as connection:
+            tables = await all_tables(connection)
+            groups = await error_groups.error_groups(connection, tables, since, fingerprint)
+            failed: dict[int, int | None] = {}
+            for table, _ in groups[0].tables if groups else []:
                 try:
                     async with connection.transaction():
                         await connection.execute("SET LOCAL lock_timeout = '200ms'")
-                        groups, compared = await lists.error_groups(connection, table, chosen)
-                except overview.UNREADABLE:  # the overview says so
-                    continue
-                types.append({"table": table, "groups": groups, "compared": compared, "chosen": chosen})
-        return self._views.show(request, "errors.html", types=types)
+                        failed[table.oid] = await error_groups.count_failed(connection, table, groups[0].fingerprint)
+                except overview.UNREADABLE:
+                    failed[table.oid] = None
+        if not groups:
+            raise HTTPException(
+                404,
+                f"No attempt has failed like that in the last {since}, or those jobs are gone. A longer time may show more.",
+            )
+        may_retry = [table.oid for table, _ in groups[0].tables if "retry" in _may(request, table)]
+        return self._views.show(
+            request, "error.html", group=groups[0], since=since, spans=list(error_groups.SPANS), failed=failed, may_retry=may_retry,
+            most=error_groups.MOST, trace=tracebacks.parts(groups[0].error),
+        )  # fmt: skip
 
     async def nodes(self, request: Request) -> Response:
         async with self._database.reading() as connection:
@@ -244,7 +266,8 @@ class Pages:
             view = self._job_views.of(table)
             columns = view.with_labels(await columns_of(connection, table))
             job = await lists.job(connection, table, columns, number)
-            known = await overview.look_at_nodes(connection) if job and job["locked_by"] else []
+            failures = await _failures(connection, table, job) if job else []
+            known = await overview.look_at_nodes(connection) if job and (job["locked_by"] or failures) else []
             reasons = await why(connection, table, number) if job and job["status"] in WAITING else []
             labels = await related.labels(connection, columns, [job] if job else [])
             statement = copied.of_job(table, columns, job, number) if job else ""
@@ -274,7 +297,26 @@ class Pages:
             detailed=job_views.detailed(view, columns),
             title=view.title or table.name,
             reasons=reasons,
+            failures=failures,
+            names={each.id: f"{each.hostname}:{each.pid}" for each in known},
+            trace=tracebacks.parts(job["last_error"] or ""),
         )
+
+
+def _span(request: Request) -> str:
+    """Of time, that a page of errors looks at."""
+    since = request.query_params.get("since", "")
+    return since if since in error_groups.SPANS else error_groups.USUAL
+
+
+async def _failures(connection: Connection, table: JobTable, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The failed attempts of a job with their tracebacks; none, where the dashboard's role may not read them."""
+    try:
+        async with connection.transaction():
+            found = await error_groups.attempts(connection, table, job)
+    except overview.UNREADABLE:
+        return []
+    return [row | {"parts": tracebacks.parts((row["error"] or "")[-LONGEST_TRACE:])} for row in found]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from cluster.dashboard import words
 from cluster.dashboard.auth import User
 from cluster.dashboard.guard import Tokens
+from cluster.dashboard.sparkline import sparkline
 
 FOLDER = Path(__file__).parent
 LONGEST_MESSAGE = 500
@@ -33,6 +34,7 @@ class Views:
             "clock": words.clock, "took": words.took, "meaning": words.meaning, "schedule_state": words.schedule_mark,
             "schedule_path": words.schedule_path,
             "age": words.age, "moment": words.moment, "number": words.number, "short": words.short, "status": words.status_mark,
+            "sparkline": sparkline,
         }  # fmt: skip
 
     def show(self, request: Request, template: str, status: int = 200, **context: Any) -> Response:

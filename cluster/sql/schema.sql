@@ -759,6 +759,24 @@ CREATE FUNCTION cluster.nodes_for(job_type text, queue text) RETURNS TABLE(id uu
     WHERE n.state IN ('live', 'draining')
 $$;
 
+CREATE FUNCTION cluster.note_failures(job_table oid, ids bigint[], attempts integer[], nodes uuid[], outcomes text[], fingerprints text[], errors text[]) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '200ms'
+    AS $$
+DECLARE
+    written integer;
+BEGIN
+    INSERT INTO cluster.failures (job_table, job_id, attempt, node, outcome, fingerprint, error)
+    SELECT note_failures.job_table, f.* FROM unnest(ids, attempts, nodes, outcomes, fingerprints, errors) AS f
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'failed attempts of % are missing in cluster.failures: %', note_failures.job_table::regclass, SQLERRM;
+    RETURN 0;
+END $$;
+
 CREATE FUNCTION cluster.oldest_waiting_job(job_table regclass) RETURNS bigint
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1888,6 +1906,20 @@ CREATE TABLE cluster.drains (
 
 COMMENT ON TABLE cluster.drains IS 'Nodes that were told to drain; see cluster.drain. A new start of a node is another node, and does not drain.';
 
+CREATE TABLE cluster.failures (
+    job_table regclass NOT NULL,
+    job_id bigint NOT NULL,
+    attempt integer NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    node uuid,
+    outcome text NOT NULL,
+    fingerprint text NOT NULL,
+    error text
+)
+WITH (autovacuum_vacuum_insert_scale_factor='0.05');
+
+COMMENT ON TABLE cluster.failures IS 'One row per failed attempt, for as long as its job is there. Nodes write it; see docs/sql.md.';
+
 CREATE TABLE cluster.identity (
     is_only_row boolean DEFAULT true NOT NULL,
     system_identifier bigint,
@@ -1978,6 +2010,9 @@ ALTER TABLE ONLY cluster.audit
 ALTER TABLE ONLY cluster.drains
     ADD CONSTRAINT drains_pkey PRIMARY KEY (node);
 
+ALTER TABLE ONLY cluster.failures
+    ADD CONSTRAINT failures_pkey PRIMARY KEY (job_table, job_id, at, attempt);
+
 ALTER TABLE ONLY cluster.identity
     ADD CONSTRAINT identity_pkey PRIMARY KEY (is_only_row);
 
@@ -2018,6 +2053,10 @@ ALTER TABLE ONLY cluster.views
     ADD CONSTRAINT views_pkey PRIMARY KEY (job_table, name);
 
 CREATE INDEX audit_at ON cluster.audit USING btree (at);
+
+CREATE INDEX failures_at ON cluster.failures USING btree (at) INCLUDE (fingerprint);
+
+CREATE INDEX failures_group ON cluster.failures USING btree (fingerprint, at) INCLUDE (job_table, job_id);
 
 CREATE INDEX schedule_runs_due ON cluster.schedule_runs USING btree (due_at);
 

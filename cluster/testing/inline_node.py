@@ -27,6 +27,7 @@ from cluster.coordinator.job_types import job_types as types_of
 from cluster.coordinator.schedules import BATCH, Due, fire, plan
 from cluster.error_text import storable
 from cluster.errors import ClusterError
+from cluster.fingerprint import FAILURES, fingerprint
 from cluster.frames import ATTEMPTS, COLUMNS, CREATED_AT, ID, LOCKED_AT, PRIORITY, QUEUE, RUN_AT, SCHEDULED_FOR, ZONE
 from cluster.job import Job, Row, definition
 from cluster.testing.attempt import attempted
@@ -232,9 +233,12 @@ class InlineNode:
         if verdict.status == "succeeded" and verdict.said is None and job_type.job_class.retention == timedelta(0):
             self._free(job_type, self._rows(job_type.statement("delete_finished_jobs"), parameters))
             return verdict.status
+        has_failed = verdict.outcome in FAILURES
         parameters |= {
             "status": [verdict.status], "delay": [verdict.delay], "attempts": [verdict.attempts], "crashes": [0],
             "begun": [0.0], "error": [None if verdict.error is None else storable(verdict.error, "utf-8")],
+            "failure": [verdict.outcome if has_failed else None],
+            "fingerprint": [fingerprint(verdict.outcome, verdict.error) if has_failed else None],
         }  # fmt: skip
         with self._connection.transaction():
             if verdict.said is not None:

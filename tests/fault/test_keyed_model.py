@@ -276,7 +276,9 @@ class KeyedJobs(RuleBasedStateMachine):
         running = [row for row in self._rows() if row.runs]
         row = running[job % len(running)]
         if back:
-            parameters = {"id": row.id, "locked_at": row.locked_at, "node": row.locked_by, "how": "now", "reason": None}
+            parameters = {
+                "id": row.id, "locked_at": row.locked_at, "node": row.locked_by, "how": "now", "reason": None, "fingerprint": "",
+            }  # fmt: skip
             assert self.connections[node].execute(self._statement("release_claim"), parameters).rowcount == 1
             self.model[row.id] = row.key, "not_started"
         else:

@@ -417,7 +417,7 @@ class Jobs(RuleBasedStateMachine):
         parameters = {
             "node": held.node, "id": [held.id], "locked_at": [held.locked_at], "status": [status], "error": [None],
             "delay": [LATER if status in {"retry", "scheduled"} else None], "attempts": [_given_back(status)],
-            "crashes": [0], "begun": [0.0],
+            "crashes": [0], "begun": [0.0], "failure": [status if status == "failed" else None], "fingerprint": ["model"],
         }  # fmt: skip
         forms = {"succeeded": "finish_succeeded_jobs", "deleted": "delete_finished_jobs"}
         return self._table(held.name, forms.get(status, "finish_jobs")), parameters
@@ -433,7 +433,9 @@ class Jobs(RuleBasedStateMachine):
         return self.connections[node].execute(*self._release_of(held)).rowcount == 1
 
     def _release_of(self, held: Held) -> tuple[bytes, dict[str, Any]]:
-        parameters = {"id": held.id, "locked_at": held.locked_at, "node": held.node, "how": "now", "reason": None}
+        parameters = {
+            "id": held.id, "locked_at": held.locked_at, "node": held.node, "how": "now", "reason": None, "fingerprint": "",
+        }  # fmt: skip
         return self._table(held.name, "release_claim"), parameters
 
     @precondition(lambda self: self.remembered)
@@ -482,7 +484,8 @@ class Jobs(RuleBasedStateMachine):
         """A row that nobody could claim, unless somebody has claimed it after all."""
         name, job_id = self._pick(job)
         row = self.rows[name, job_id]
-        self.connections[node].execute(self._table(name, "refuse_job"), {"id": job_id, "error": "refused"})
+        parameters = {"id": job_id, "error": "refused", "fingerprint": "refused"}
+        self.connections[node].execute(self._table(name, "refuse_job"), parameters)
         if row.status == "not_started":
             row.status = "failed"
 
@@ -690,7 +693,7 @@ class Jobs(RuleBasedStateMachine):
         due = {
             job_id for job_id, row in rows.items() if row is not None and row.claim is not None and row.claim[0] in dead
         }
-        assert {job_id for (job_id,) in hits} == due
+        assert {job_id for job_id, *_ in hits} == due
         for job_id in due:
             self._give_back(self.rows[name, job_id])
 

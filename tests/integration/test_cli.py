@@ -147,6 +147,7 @@ def test_help_lists_all_commands_within_80_columns(tmp_path: Path) -> None:
         "why",
         "drain",
         "undrain",
+        "errors",
         "cancel",
         "retry",
         "settings",

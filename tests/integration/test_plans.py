@@ -132,10 +132,11 @@ def hot_statements(table: int, running: list[tuple[int, Any]]) -> list[Hot]:
     outcomes = {
         **held, "status": ["succeeded"] * count, "delay": arrays.Floats([None] * count), "error": [None] * count,
         "attempts": arrays.Integers([0] * count), "crashes": arrays.Integers([0] * count), "begun": arrays.Floats([0.1] * count),
+        "failure": ["retry"] * count, "fingerprint": ["timeout"] * count,
     }  # fmt: skip
     swap = {**claim, **held, "limit": 16, "begun": outcomes["begun"]}
     retention = {"retention": timedelta(minutes=1), "retention_failed": None}
-    verdict, lost = {"how": "now", "reason": None}, {"id": ids, "dead": [NODE], "crashed": [NODE]}
+    verdict, lost = {"how": "now", "reason": None, "fingerprint": ""}, {"id": ids, "dead": [NODE], "crashed": [NODE]}
     return [
         Hot("look_for_jobs", look, {CLAIM, OTHERS, QUEUE, DUE, RUNNING}),
         Hot("look_for_jobs", {**look, "queues": ["q1", "default"]}, {CLAIM, OTHERS, QUEUE, DUE, RUNNING}),

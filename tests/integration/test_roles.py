@@ -176,6 +176,7 @@ def test_a_node_with_the_grants_of_the_guide_performs_rescues_and_prunes(shop: S
         node.wait_ready()
         with shop.connect("reader") as connection:
             wait_for(connection, "SELECT count(*) = 1 AND bool_and(status = 'succeeded') FROM email_customers_jobs")
+            wait_for(connection, "SELECT count(*) = 1 FROM cluster.failures WHERE outcome = 'lost'")
         assert not [line for line in node.log() if "no_privilege" in str(line)]
         assert node.stop() == 0
     finally:

@@ -19,7 +19,7 @@ TYPED = {
     "cluster pause NAME --reason …": "cluster pause mail_jobs --reason typed",
     "cluster why NAME": "cluster why mail_jobs",
     "cluster clear": "cluster clear mail_jobs --yes",
-    "cluster retry --status failed --since 1h": "cluster retry mail_jobs --status failed --since 1h --yes",
+    "cluster retry NAME --status failed --since 1h": "cluster retry mail_jobs --status failed --since 1h --yes",
     "cluster schedule backfill NAME": "cluster schedule backfill nightly --from 2026-01-01T00:00Z --to 2026-01-02T00:00Z --dry-run",
     "SELECT pg_terminate_backend(pid)": "SELECT pg_terminate_backend(0)",
     "UPDATE cluster.job_types SET max_concurrency_override = … WHERE name = …":

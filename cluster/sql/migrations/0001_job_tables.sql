@@ -1822,6 +1822,41 @@ CREATE TABLE cluster.minutes (
 COMMENT ON TABLE cluster.minutes IS 'What a node performed of a job type in a minute, kept for a day. succeeded, failed: attempts; seconds: that they ran, in sum.';
 COMMENT ON COLUMN cluster.minutes.waited IS 'Attempts by the seconds from due to begun, in the buckets of cluster_job_wait_seconds; empty ones at the end are left out.';
 
+-- Failed attempts. A row is written by the statement that writes the outcome, and swept when its job is gone: no foreign key and no trigger, so
+-- that a success costs nothing. The indexes: of a job, in order; of a group of errors; of a time.
+CREATE TABLE cluster.failures (
+    job_table   regclass NOT NULL,
+    job_id      bigint NOT NULL,
+    attempt     integer NOT NULL,
+    at          timestamptz NOT NULL DEFAULT now(),
+    node        uuid,
+    outcome     text NOT NULL,
+    fingerprint text NOT NULL,
+    error       text,
+    PRIMARY KEY (job_table, job_id, at, attempt)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
+CREATE INDEX failures_group ON cluster.failures (fingerprint, at) INCLUDE (job_table, job_id);
+CREATE INDEX failures_at ON cluster.failures (at) INCLUDE (fingerprint);
+COMMENT ON TABLE cluster.failures IS 'One row per failed attempt, for as long as its job is there. Nodes write it; see docs/sql.md.';
+
+-- Writes failed attempts, arrays of equal length. Whatever is wrong with that costs no outcome: no privilege, a lock, a full disk. Then the rows
+-- are missing, which the server's log says. Returns how many were written. Called once per statement, since each call is a subtransaction.
+CREATE FUNCTION cluster.note_failures(
+    job_table oid, ids bigint[], attempts integer[], nodes uuid[], outcomes text[], fingerprints text[], errors text[]
+) RETURNS integer LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $$
+DECLARE
+    written integer;
+BEGIN
+    INSERT INTO cluster.failures (job_table, job_id, attempt, node, outcome, fingerprint, error)
+    SELECT note_failures.job_table, f.* FROM unnest(ids, attempts, nodes, outcomes, fingerprints, errors) AS f
+    ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS written = ROW_COUNT;
+    RETURN written;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'failed attempts of % are missing in cluster.failures: %', note_failures.job_table::regclass, SQLERRM;
+    RETURN 0;
+END $$;
+
 REVOKE ALL ON FUNCTION cluster.survey_job_tables(interval) FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA cluster TO PUBLIC;
