@@ -90,6 +90,11 @@ def without_values(message: str) -> str:
     return " ".join(text.split())
 
 
+def constant_part(message: str) -> str:
+    """Of what `without_values` keeps, the longest piece."""
+    return max(_PARTS.split(message), key=len).strip()
+
+
 def place(error: str, roots: Sequence[str]) -> str:
     """The last function of the user's code: shop.orders:charge; empty: there is none. roots: what modules are imported from."""
     found = frames(error[max(0, error.rfind(_HEADER)) :])

@@ -8,7 +8,7 @@ from typing import Literal
 from urllib.parse import urlencode
 
 from cluster.dashboard.overview import Node, Situation, Summary
-from cluster.dashboard.words import age, number, schedule_path
+from cluster.dashboard.words import age, number, schedule_path, short
 from cluster.error_text import last_line
 
 Severity = Literal["bad", "warning", "note"]
@@ -106,9 +106,9 @@ def _failing(summary: Summary) -> Finding:
     text = f"{summary.table.name}: {share} % of its newest jobs fail ({number(summary.failed)} of {number(summary.finished)})."
     chosen = {"status": "failed"}
     if summary.error:
-        same = round(100 * summary.error_count / summary.failed)
-        text = f"{text[:-1]}, {same} % of these with: {summary.error[:160]}"
-        chosen["error"] = summary.error[:160]
+        same = round(100 * summary.error.jobs / summary.compared)
+        text = f"{text[:-1]}, {same} % of these with: {short(summary.error.shown, 160)}"
+        chosen["error"] = summary.error.pattern
     return Finding("bad", text, f"{summary.table.path}?{urlencode(chosen)}", "These jobs")
 
 

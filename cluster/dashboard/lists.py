@@ -7,7 +7,6 @@ all the same. A status that few jobs have is taken from its index, so that those
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -17,6 +16,7 @@ from urllib.parse import urlencode
 from psycopg import sql
 
 from cluster.dashboard import filters
+from cluster.dashboard.alike import Alike, alike
 from cluster.dashboard.database import Connection
 from cluster.dashboard.filters import Condition, conditions_of, parameters
 from cluster.dashboard.job_tables import Column, JobTable, quoted
@@ -261,19 +261,7 @@ async def whole(connection: Connection, table: JobTable, column: Column, number:
     return row["value"] if row else None
 
 
-@dataclass(frozen=True)
-class ErrorGroup:
-    """Failed or retrying jobs with the same error. pattern: the longest part of it without numbers, for a filter."""
-
-    shown: str
-    pattern: str
-    jobs: int
-
-
-_NUMBERS = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}-[0-9a-f-]{27}|\d+", re.IGNORECASE)
-
-
-async def error_groups(connection: Connection, table: JobTable, chosen: Filter) -> tuple[list[ErrorGroup], int]:
+async def last_errors(connection: Connection, table: JobTable, chosen: Filter) -> tuple[list[Alike], int]:
     """Of the newest failed jobs that pass the filter, most frequent first, and how many were compared."""
     if chosen.problems:
         return [], 0
@@ -282,25 +270,11 @@ async def error_groups(connection: Connection, table: JobTable, chosen: Filter) 
     query = sql.SQL(_ERRORS).format(
         table=table.identifier, span=SPAN, most=MOST_GROUPED, where=sql.SQL(selection.where())
     )
-    texts = [row["error"] for row in await (await connection.execute(query, selection.values())).fetchall()]
-    groups, examples = Counter[str](), dict[str, str]()
-    for text in texts:
-        line = last_line(text or "")
-        kind = _NUMBERS.sub("…", line)
-        groups[kind] += 1
-        examples.setdefault(kind, line)
-    found = [
-        ErrorGroup(kind or "(no error text)", _pattern(examples[kind]), jobs) for kind, jobs in groups.most_common(8)
-    ]
-    return found, len(texts)
+    rows = await (await connection.execute(query, selection.values())).fetchall()
+    return alike((row["error"] for row in rows), 8), len(rows)
 
 
 _ERRORS = """
 SELECT right(last_error, 2000) AS error FROM (SELECT * FROM {table} ORDER BY id DESC LIMIT {span}) AS job
 WHERE {where} ORDER BY id DESC LIMIT {most}
 """
-
-
-def _pattern(line: str) -> str:
-    """What of the line the filter for a text can find in all of its kind."""
-    return max(_NUMBERS.split(line), key=len).strip()[:160]

@@ -11,16 +11,18 @@ from psycopg.rows import tuple_row
 
 from cluster import statements
 from cluster.dashboard import error_groups
+from cluster.dashboard.alike import Alike, alike
 from cluster.dashboard.database import Connection
 from cluster.dashboard.error_groups import Growing
 from cluster.dashboard.job_tables import JobTable, all_tables
-from cluster.error_text import last_line
 
 MOST = 10_000
 """Jobs of one table and status that are counted."""
 NEWEST = 1_000
 """Jobs of one table, the last ones inserted, among which those that failed are counted."""
 
+COMPARED = 100
+"""Errors of one table that are compared, the last ones."""
 UNREADABLE = (
     errors.QueryCanceled, errors.LockNotAvailable, errors.UndefinedTable, errors.UndefinedColumn, errors.InsufficientPrivilege,
 )  # fmt: skip
@@ -31,7 +33,8 @@ UNREADABLE = (
 class Summary:
     """One job type. ready: jobs by queue; oldest: seconds for which the oldest of them has waited; bound: counts end there.
 
-    failed, finished: of the newest ones; error: the most frequent of those that failed. problem: why nothing can be counted.
+    failed, finished: of the newest ones. error: the most frequent among `compared` of those that failed; None: none has a text.
+    problem: why nothing can be counted.
     """
 
     table: JobTable
@@ -41,8 +44,8 @@ class Summary:
     bound: int = MOST
     failed: int = 0
     finished: int = 0
-    error: str = ""
-    error_count: int = 0
+    error: Alike | None = None
+    compared: int = 0
     problem: str | None = None
 
     @property
@@ -131,7 +134,8 @@ WHERE overdue_since IS NOT NULL OR state = 'deactivated' ORDER BY overdue_since,
 _NEWEST = """
 SELECT count(*) FILTER (WHERE status IN ('failed', 'timed_out')) AS failed,
        count(*) FILTER (WHERE status IN ('succeeded', 'failed', 'timed_out', 'cancelled')) AS finished,
-       array_agg(right(last_error, 400)) FILTER (WHERE status IN ('failed', 'timed_out')) AS errors
+       (array_agg(right(last_error, 400))
+            FILTER (WHERE status IN ('failed', 'timed_out') AND last_error <> ''))[:{compared}] AS errors
 FROM (SELECT status, last_error FROM {table} ORDER BY id DESC LIMIT {newest}) AS job
 """
 
@@ -145,12 +149,11 @@ async def _summary(connection: Connection, table: JobTable) -> Summary:
             counted = statements.for_table("count_jobs", table.address, key=table.statement_key)
             for queue, status, age, jobs, bound in await _tuples(connection, counted, {"most": MOST}):
                 _add(summary, queue, status, age, jobs, bound)
-            newest = sql.SQL(_NEWEST).format(table=table.identifier, newest=NEWEST)
+            newest = sql.SQL(_NEWEST).format(table=table.identifier, newest=NEWEST, compared=COMPARED)
             ((failed, finished, texts),) = await _tuples(connection, newest, {})
             summary.failed, summary.finished = failed, finished
-            if texts:
-                same = Counter(last_line(text) for text in texts if text)
-                ((summary.error, summary.error_count),) = same.most_common(1) or [("", 0)]
+            summary.compared = len(texts or [])
+            summary.error = next(iter(alike(texts or [], 1)), None)
     except errors.QueryCanceled:
         summary.problem = "counting took too long"
     except errors.LockNotAvailable:

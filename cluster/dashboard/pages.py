@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 
 from cluster.dashboard import copied, error_groups, job_views, lists, nodes, overview, related, saved, tracebacks
 from cluster.dashboard.actions import POSSIBLE, audit_page
+from cluster.dashboard.alike import Alike
 from cluster.dashboard.bulk import POSSIBLE as IN_BULK
 from cluster.dashboard.charts import Charts
 from cluster.dashboard.database import Connection, Database
@@ -188,10 +189,10 @@ class Pages:
             columns = view.with_labels(await columns_of(connection, table))
             chosen = await lists.checked(connection, columns, chosen)
             page = await lists.page(connection, table, columns, chosen)
-            groups: list[lists.ErrorGroup] = []
+            groups: list[Alike] = []
             compared = 0
             if set(lists.WITH_ERROR) & set(chosen.status):
-                groups, compared = await lists.error_groups(connection, table, chosen)
+                groups, compared = await lists.last_errors(connection, table, chosen)
             listed = job_views.listed(view, columns)
             shown = [each.column for each in listed if each.column]
             labels = await related.labels(connection, shown, page.jobs)

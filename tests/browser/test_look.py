@@ -15,7 +15,8 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Page
 
-from tests.support.showcase import LONG, shop
+from cluster.fingerprint import fingerprint
+from tests.support.showcase import LONG, MAIL_ERROR, shop
 
 pytestmark = [pytest.mark.browser, pytest.mark.needs("chromium")]
 
@@ -23,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     "overview": "", "jobs": "email_customers_jobs", "failed": "email_customers_jobs?status=failed",
     "job": "email_customers_jobs/1000", "new": "report_jobs/new", "bulk": "email_customers_jobs/bulk/retry?status=failed",
-    "errors": "errors", "queues": "queues", "nodes": "nodes", "node": "nodes/00000000-0000-0000-0000-000000000001",
+    "errors": "errors", "error": f"errors/{fingerprint('failed', MAIL_ERROR)}", "charts": "charts",
+    "queues": "queues", "nodes": "nodes", "node": "nodes/00000000-0000-0000-0000-000000000001",
     "audit": "audit", "schedules": "schedules",
     "schedule": "schedules/show?name=stock", "schedule-broken": "schedules/show?name=thumbnails",
     "schedule-code": "schedules/show?name=ReportJob.daily", "schedule-long": f"schedules/show?name={LONG}",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import psycopg
 
+from cluster.fingerprint import fingerprint
 from tests.support.rows import run
 
 TABLES = """
@@ -30,6 +31,16 @@ TRACEBACK = """Traceback (most recent call last):
   File "/srv/shop/mail/server.py", line 117, in send
     raise MailServerError(f"421 {host}: too many connections from {address}, try again later")
 shop.mail.MailServerError: 421 mx3.example.org: too many connections from 192.0.2.%s, try again later"""
+
+MAIL_ERROR = TRACEBACK % 7
+LOOKUP_ERROR = f"""{MAIL_ERROR}
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/srv/shop/jobs/mail.py", line 44, in perform
+    raise
+LookupError: no customer 7"""
 
 FEW = f"""
 INSERT INTO email_customers_jobs (customer_id, subject) VALUES (1, 'Your order'), (2, 'تم شحن طلبك'), (3, '{LONG}');
@@ -58,14 +69,24 @@ SELECT '/uploads/2026/11/' || n || '.jpg', CASE WHEN n > 440 THEN 'not_started' 
 FROM generate_series(1, 455) n;
 INSERT INTO report_jobs (kind, options, status, attempts_count, started_at, finished_at)
 SELECT 'daily', '{"pages": [1, 2, 3]}', 'succeeded', 1, now() - interval '1 h', now() - interval '50 min' FROM generate_series(1, 30);
-INSERT INTO cluster.nodes (id, hostname, pid, version, queues, jobs, heartbeat_at, lease_until, slots, running) VALUES
-('00000000-0000-0000-0000-000000000001', 'shop-1', 411, '0.1.0', '{*}', '{EmailCustomersJob,ResizeImageJob,ReportJob,CheckStockJob}', now() - interval '2 s', now() + interval '1 day', 16, 4),
-('00000000-0000-0000-0000-000000000002', 'shop-2', 398, '0.1.0', '{*}', '{EmailCustomersJob,ResizeImageJob,ReportJob,CheckStockJob}', now() - interval '4 s', now() + interval '1 day', 16, 0),
-('00000000-0000-0000-0000-000000000003', 'shop-3', 402, '0.1.0', '{email,default}', '{EmailCustomersJob}', now() - interval '72 s', now() - interval '42 s', 16, 0);
+INSERT INTO cluster.nodes (id, hostname, pid, version, queues, jobs, heartbeat_at, lease_until, slots, running, code, started_at) VALUES
+('00000000-0000-0000-0000-000000000001', 'shop-1', 411, '0.1.0', '{*}', '{EmailCustomersJob,ResizeImageJob,ReportJob,CheckStockJob}', now() - interval '2 s', now() + interval '1 day', 16, 4, 'b7', now() - interval '22 min'),
+('00000000-0000-0000-0000-000000000002', 'shop-2', 398, '0.1.0', '{*}', '{EmailCustomersJob,ResizeImageJob,ReportJob,CheckStockJob}', now() - interval '4 s', now() + interval '1 day', 16, 0, 'b7', now() - interval '21 min'),
+('00000000-0000-0000-0000-000000000003', 'shop-3', 402, '0.1.0', '{email,default}', '{EmailCustomersJob}', now() - interval '72 s', now() - interval '42 s', 16, 0, 'a3', now() - interval '3 days');
 INSERT INTO cluster.audit (at, who, via, action, target, filter, count)
 SELECT now() - n * interval '11 minutes', (ARRAY['ann', 'bob'])[1 + n %% 2], 'dashboard',
        (ARRAY['retry', 'pause', 'cancel', 'limit'])[1 + n %% 4], 'EmailCustomersJob', '{"status": ["failed"]}', n * 7
 FROM generate_series(1, 12) n;
+INSERT INTO cluster.failures (job_table, job_id, attempt, at, node, outcome, fingerprint, error)
+SELECT 'email_customers_jobs'::regclass, id, attempt, started_at - (attempts_count - attempt) * interval '2 s', '00000000-0000-0000-0000-000000000002',
+       CASE WHEN attempt = attempts_count AND status = 'failed' THEN 'failed' ELSE 'retry' END,
+       CASE WHEN last_error LIKE '%%LookupError%%' THEN %(lookup)s ELSE %(mail)s END, last_error
+FROM email_customers_jobs, generate_series(1, attempts_count) AS attempt WHERE last_error <> '';
+INSERT INTO cluster.minutes (minute, job_table, node, succeeded, failed, seconds, waited)
+SELECT date_trunc('minute', now()) - n * interval '1 minute', name::regclass, '00000000-0000-0000-0000-000000000002',
+       round(40 + 25 * sin(n / 7.0) + n %% 5), CASE WHEN n < 20 AND name LIKE 'email%' THEN 12 + n %% 4 ELSE 0 END, 30 + n %% 7,
+       ARRAY[0, 3, 20, 30 - n %% 9, 5, CASE WHEN n < 20 THEN 14 ELSE 2 END]
+FROM generate_series(1, 59) AS n, unnest(ARRAY['email_customers_jobs', 'resize_image_jobs']) AS name;
 SET session_replication_role = origin;
 SELECT cluster.pause('newsletter', 'mail server moves until 18:00');
 """
@@ -107,5 +128,11 @@ def shop(conn: psycopg.Connection, how_much: str = "many") -> None:
 
 
 def _fill(conn: psycopg.Connection, text: str) -> None:
-    literal = psycopg.sql.Literal(TRACEBACK).as_string(conn)
-    run(conn, text.replace("%(traceback)s", literal).replace("%%", "%"))
+    values = {
+        "traceback": TRACEBACK,
+        "mail": fingerprint("failed", MAIL_ERROR),
+        "lookup": fingerprint("failed", LOOKUP_ERROR),
+    }
+    for name, value in values.items():
+        text = text.replace(f"%({name})s", psycopg.sql.Literal(value).as_string(conn))
+    run(conn, text.replace("%%", "%"))

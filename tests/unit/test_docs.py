@@ -135,3 +135,10 @@ def test_the_arithmetic_of_a_thousand_nodes_is_right_and_its_intervals_are_those
         f"Half a core, and {each_table:.3f} for each job table: {fixed + 10 * each_table:.1f} cores with ten" in section
     )
     assert round(fixed, 1) == 0.5
+
+
+def test_tests_that_the_documentation_names_are_there() -> None:
+    written = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for page in (ROOT / "docs").glob("*.md"):
+        for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")):
+            assert f"def {name}(" in written, (page.name, name)
