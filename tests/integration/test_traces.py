@@ -21,7 +21,7 @@ from tests.integration.conftest import RunNode
 from tests.support.nodes import NodeProcess, wait_for, wait_until
 
 SOURCE = """
-import json
+from pathlib import Path
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
@@ -29,7 +29,7 @@ from cluster import Fail, Job
 
 class ToFile(SpanExporter):
     def export(self, spans):
-        with open("spans", "a") as file:
+        with (Path(__file__).parents[1] / "spans").open("a") as file:
             file.writelines(span.to_json(indent=None) + "\\n" for span in spans)
         return SpanExportResult.SUCCESS
 
