@@ -101,7 +101,7 @@ def run(bench: Bench, results: Results) -> None:
             _fill(connection, rows)
             with _serving(bench, url) as server:
                 times = min(TIMES, bench.options.probes)
-                for page in _pages(url, server, min(MOST_PAGES, 4 * times)):
+                for page in _pages(url, server, min(MOST_PAGES, 10 * times)):
                     _measure(results, server, page, times)
                 for viewers in VIEWERS:
                     _watch(bench, connection, results, server, viewers)

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from django.conf import settings
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -24,9 +25,12 @@ from starlette.routing import Mount
 from cluster.dashboard import NoAuth, dashboard
 from tests.support.nodes import free_port, wait_for, wait_until
 from tests.support.rows import run
+from tests.support.session_kinds import configure_django
 
 PAGE = (Path(__file__).parents[2] / "docs" / "dashboard.md").read_text(encoding="utf-8")
 EXAMPLES: dict[str, str] = dict(re.findall(r"^```python\n# (\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+urlpatterns: list[Any] = []
+"""Of Django: this module is its ROOT_URLCONF."""
 App = Any  # an ASGI application, of whichever framework
 
 
@@ -36,16 +40,14 @@ def tables(conn: psycopg.Connection) -> None:
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path, tables: None) -> App:
+def example(monkeypatch: pytest.MonkeyPatch, database_url: str, tables: None) -> App:
     """Makes the application of the documentation, which has a user ann with the password s3cret."""
     monkeypatch.setenv("CLUSTER_DATABASE_URL", database_url)
     monkeypatch.setenv("CLUSTER_DASHBOARD_USER", "ann")
     monkeypatch.setenv("CLUSTER_DASHBOARD_PASSWORD", "s3cret")
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "shop_settings_for_a_test.py").write_text(
-        "ROOT_URLCONF = __name__\nurlpatterns = []\nALLOWED_HOSTS = ['*']\n"
-    )
-    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "shop_settings_for_a_test")
+    configure_django()
+    monkeypatch.setattr(settings, "ROOT_URLCONF", __name__, raising=False)
+    monkeypatch.setattr(settings, "ALLOWED_HOSTS", ["*"])
 
     def make(name: str) -> App:
         found: dict[str, Any] = {}

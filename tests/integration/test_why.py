@@ -409,7 +409,7 @@ def test_a_key_that_is_secret_is_masked(place: Place) -> None:
     job_id = key_full(place)
     place.sql(f"COMMENT ON COLUMN order_jobs.customer IS '{secret.MARK}'")
     detail = place.why("order_jobs", job_id)[0].detail
-    assert f"for each customer, here {secret.MASK}, is reached" in detail
+    assert "for each customer, here ******, is reached" in detail
 
 
 def test_another_table_that_is_locked_keeps_no_answer(place: Place) -> None:

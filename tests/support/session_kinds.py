@@ -125,14 +125,18 @@ def async_orm(make: Callable[[Any], Any], driver: str) -> Kind:
     return opened
 
 
+def configure_django() -> None:
+    """Once in a process: tests share its settings."""
+    if not settings.configured:
+        settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "given later"}})
+        django.setup()
+
+
 def django_connection(alias: str) -> Kind:
     @asynccontextmanager
     async def opened(url: str) -> AsyncIterator[Opened]:
         os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # this is one test at a time, not a server
-        if not settings.configured:
-            nothing = {"ENGINE": "django.db.backends.postgresql", "NAME": "given below"}
-            settings.configure(DATABASES={"default": nothing})
-            django.setup()
+        configure_django()
         from django.db import connection, connections, transaction
 
         connections.settings.setdefault(

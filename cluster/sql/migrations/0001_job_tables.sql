@@ -1226,7 +1226,7 @@ BEGIN
     job.concurrency_key := kind.concurrency_key;
     IF job.key IS NOT NULL AND (SELECT col_description(a.attrelid, a.attnum) LIKE '%cluster:secret%' FROM pg_attribute AS a
                                 WHERE a.attrelid = job_table::oid AND a.attname = kind.concurrency_key) THEN
-        job.key := '••••••';  -- as cluster/secret.py has it
+        job.key := '******';  -- of letters that every encoding has
     END IF;
     RETURN job;
 END $$;
@@ -1325,7 +1325,7 @@ BEGIN
     IF node.elsewhere IS NOT NULL THEN
         RETURN QUERY SELECT 'no_node_of_queue', format('No node serves queue %s. %s is performed in other queues, by %s.', queue,
                 job.job_type, left(node.elsewhere, 500)),
-            format('Start a node with CLUSTER_QUEUES=%s or *, or move the job: UPDATE %s SET queue = …', queue, job.job_table);
+            format('Start a node with CLUSTER_QUEUES=%s or *, or move the job: UPDATE %s SET queue = ...', queue, job.job_table);
     ELSIF node.draining IS NULL AND node.silent IS NULL AND node.living > 0 THEN
         RETURN QUERY SELECT 'no_node_of_type', format('%s, and none performs %s.',
                 CASE node.living WHEN 1 THEN 'One node runs' ELSE node.living || ' nodes run' END, job.job_type),
@@ -1403,7 +1403,7 @@ CREATE FUNCTION cluster.why_full(job cluster.waiting_job) RETURNS TABLE (reason 
 DECLARE
     condition text := CASE WHEN job.concurrency_key IS NULL THEN ''
         ELSE format(' AND %1$I = (SELECT %1$I FROM %2$s WHERE id = $1)', job.concurrency_key, job.job_table) END;
-    another text := format('UPDATE cluster.job_types SET max_concurrency_override = … WHERE name = %L', job.job_type);
+    another text := format('UPDATE cluster.job_types SET max_concurrency_override = ... WHERE name = %L', job.job_type);
     found record;
 BEGIN
     IF job.limited_to IS NULL OR (job.concurrency_key IS NOT NULL AND job.key IS NULL AND job.limited_to > 0) THEN
