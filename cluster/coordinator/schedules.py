@@ -170,9 +170,11 @@ class Scheduler:
 
     async def tick(self) -> float:
         """Returns the seconds until the next schedule is due, or the next look."""
+        lease = self._lease()
+        if lease is None:  # what runs once would run before this node is known to start the cluster, and again after
+            return self._interval
         async with self._session.use() as connection:
-            lease = self._lease()
-            if lease is not None and lease is not self._registered:
+            if lease is not self._registered:
                 await connection.execute(statements.statement("begin_boot"), {"node": lease.node})
                 self._registered = lease
             due = [Due(*row) for row in await _rows(connection, "list_due_schedules", limit=self._pace.rows)]

@@ -6,13 +6,16 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from cluster.coordinator.lease import Lease
 from cluster.coordinator.schedules import Scheduler
 from cluster.coordinator.session import TransientDatabaseError
+from cluster.lease_clock import boottime
 from tests.integration.conftest import RunNode
 from tests.support.nodes import wait_for, wait_until
 from tests.support.rows import others_go_on, run
@@ -339,4 +342,5 @@ async def test_a_node_that_dies_at_any_statement_leaves_every_occurrence_to_be_f
 
 
 def scheduler(session: Any) -> Scheduler:
-    return Scheduler(session, 60.0, lambda: False, lambda: None)
+    lease = Lease(uuid4(), boottime(), 60)
+    return Scheduler(session, 60.0, lambda: False, lambda: lease)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from cluster.coordinator.schedules import MOST_MISSED, Due, _computed, fire, plan
+from cluster.coordinator.schedules import MOST_MISSED, Due, Scheduler, _computed, fire, plan
+from cluster.coordinator.session import Session
 
 NOW = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -119,3 +120,9 @@ def test_a_plan_keeps_the_grid_that_there_is() -> None:
     row = due(every=timedelta(hours=1), at=NOW - timedelta(minutes=190), plan_from=NOW)
     assert plan(row)["next_due_at"] == (NOW + timedelta(minutes=50)).isoformat()
     assert plan(row._replace(due_at=None))["next_due_at"] == (NOW + timedelta(hours=1)).isoformat()
+
+
+async def test_a_node_that_is_not_registered_fires_nothing() -> None:
+    without_a_session = cast("Session", None)  # which would be an error to use
+    scheduler = Scheduler(without_a_session, 60.0, lambda: False, lambda: None)
+    assert await scheduler.tick() == 60.0, "registering wakes it"
