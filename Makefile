@@ -10,14 +10,14 @@ PYTHON = $(shell for p in $(PYTHONS); do \
 PG =
 TESTS = tests
 CHECKS = lint types
-MARKERS = not (fault or exhaustive or systemd or image)
+MARKERS = not (slow or fault or exhaustive or systemd or image)
 PYTEST_OPTIONS =
 
 BIN := .venv/bin
 DEV := .venv/.installed-dev
 DEMO := .venv/.installed-demo
 
-.PHONY: help demo observe screenshots test test-systemd test-image fmt lint types fault soak soak-schedules bench schema dashboards clean
+.PHONY: help demo observe screenshots test test-slow test-systemd test-image fmt lint types fault soak soak-schedules bench schema dashboards clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,8 +28,11 @@ demo: $(DEMO) ## See a cluster at work, on a Postgres of its own
 observe: $(DEMO) ## Watch the demo's cluster in Prometheus and Grafana, until Ctrl-C
 	$(BIN)/python -m examples.newsletter.observe
 
-test: $(DEV) $(CHECKS) ## Run the linters, the type checker and all tests
+test: $(DEV) $(CHECKS) ## Run the linters, the type checker and the tests, but for slow ones
 	$(BIN)/pytest -n auto -m "$(MARKERS)" $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS) $(TESTS)
+
+test-slow: $(DEV) ## Run the slow tests: models, benchmark, demo, example applications, generated code
+	$(BIN)/pytest -n auto -m "slow and not (fault or exhaustive)" $(if $(PG),--pg-bin "$(PG)") $(PYTEST_OPTIONS) $(TESTS)
 
 test-systemd: $(DEV) ## Try the units under a real systemd; needs root, mmdebstrap and systemd-container
 	$(BIN)/pytest -m systemd $(PYTEST_OPTIONS) tests/systemd

@@ -18,7 +18,7 @@ from playwright.sync_api import Page
 from cluster.fingerprint import fingerprint
 from tests.support.showcase import LONG, MAIL_ERROR, shop
 
-pytestmark = [pytest.mark.browser, pytest.mark.needs("chromium")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.needs("chromium")]
 
 ROOT = Path(__file__).parents[2]
 PAGES = {

@@ -16,6 +16,8 @@ from tests.fault.proxy import Proxy
 from tests.support.roles import Shop, shop_of_the_guide
 from tests.support.session_kinds import socket_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ROOT / "examples" / "enqueue-from"
 JDBC_DRIVER = Path("/usr/share/java/postgresql.jar")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(240)  # mypy reads SQLAlchemy for the first time where nobody has run `make types`
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]  # mypy may read SQLAlchemy for the first time
 
 SOURCE = """\
 # pyright: strict
