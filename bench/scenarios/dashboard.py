@@ -195,7 +195,7 @@ def _kind(routes: list[Route], address: str) -> str | None:
         return None
     fields = {
         name
-        if name in ("before", "after", "since", "until", "from", "id", "error", "queue", "said")
+        if name in ("before", "after", "since", "until", "from", "id", "error", "queue", "said", "name", "table")
         else f"{name}={value}"
         for name, value in parse_qsl(parts.query)
     }

@@ -48,11 +48,7 @@ async def act(
     connection: Connection, user: User, action: str, table: JobTable, columns: list[Column], number: int
 ) -> str:
     """Says what came of it. Refused: the job is not, or no longer, what the action is for."""
-    values = [
-        c.name for c in columns if not c.is_standard and c.default != "identity" and "nextval(" not in (c.default or "")
-    ]
-    named = sql.SQL(", ").join(map(quoted, ["queue", "priority", *values]))
-    statement = sql.SQL(_STATEMENTS[action]).format(table=table.identifier, columns=named)
+    statement = sql.SQL(_STATEMENTS[action]).format(table=table.identifier, columns=copied(columns))
     try:
         async with connection.transaction():
             row = await (await connection.execute(statement, {"oid": table.oid, "id": number})).fetchone()
@@ -64,6 +60,14 @@ async def act(
     text = _cancelled(number, said) if action == "cancel" else _DONE[action].format(id=number, said=said)
     await note(connection, user, action, f"{table.sql_name} {number}", None, 1)
     return text
+
+
+def copied(columns: list[Column]) -> sql.Composed:
+    """Those that a new job has from another one."""
+    values = [
+        c.name for c in columns if not c.is_standard and c.default != "identity" and "nextval(" not in (c.default or "")
+    ]
+    return sql.SQL(", ").join(map(quoted, ["queue", "priority", *values]))
 
 
 def _cancelled(number: int, status: str) -> str:

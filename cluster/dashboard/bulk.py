@@ -15,7 +15,7 @@ import psycopg
 from cluster.dashboard import actions
 from cluster.dashboard.auth import User
 from cluster.dashboard.database import Connection, Database
-from cluster.dashboard.job_tables import JobTable
+from cluster.dashboard.job_tables import Column, JobTable
 from cluster.dashboard.lists import Filter
 from cluster.selection import EACH, WAITING, Selection, in_words
 from cluster.selection import JobTable as Rows
@@ -25,6 +25,8 @@ KEPT = 50
 _EACH: Mapping[str, LiteralString] = {
     **EACH,
     "now": "UPDATE {table} AS job SET run_at = now() FROM picked WHERE job.id = picked.id RETURNING 'due'",
+    "again": "INSERT INTO {table} ({columns}) SELECT {columns} FROM {table} WHERE id IN (SELECT id FROM picked)"
+    " RETURNING 'inserted'",
     "move": "UPDATE {table} AS job SET queue = coalesce(%(to_queue)s, queue), updated_at = now(),"
     " priority = coalesce(%(to_priority)s::smallint, priority) FROM picked WHERE job.id = picked.id RETURNING 'moved'",
 }
@@ -35,13 +37,14 @@ _COUNT = "SELECT status::text AS status, count(*) AS jobs FROM {table} WHERE {wh
 
 @dataclass
 class Run:
-    """One that goes on or has ended. error: why it ended before its time."""
+    """One that goes on or has ended. columns: those that new jobs have from others, in SQL. error: why it ended before its time."""
 
     number: str
     table: JobTable
     action: str
     chosen: Filter
     total: int
+    columns: str
     given: Mapping[str, str | None] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
     is_over: bool = False
@@ -72,13 +75,16 @@ class Runs:
         return self._runs.get(number)
 
     async def start(
-        self, user: User, table: JobTable, action: str, chosen: Filter, total: int, given: Mapping[str, str | None]
-    ) -> Run:
+        self, user: User, table: JobTable, columns: list[Column], action: str, chosen: Filter, total: int,
+        given: Mapping[str, str | None],
+    ) -> Run:  # fmt: skip
         """The audit has it before anything is changed. given: what the action needs to know."""
         told = chosen.told | {name: value for name, value in given.items() if value}
         async with self._database.writing() as connection:
             audit = await actions.note(connection, user, f"{action} all", table.sql_name, told, None)
-        run = Run(secrets.token_hex(8), table, action, chosen, total, given)
+        run = Run(
+            secrets.token_hex(8), table, action, chosen, total, actions.copied(columns).as_string(), given
+        )  # fmt: skip
         self._runs[run.number] = run
         for old in [number for number, each in self._runs.items() if each.is_over][: max(0, len(self._runs) - KEPT)]:
             del self._runs[old]
@@ -121,4 +127,5 @@ def _change(url: Callable[[], str], run: Run, tell: Callable[[Counter[str]], boo
     ) as connection:
         selection = run.chosen.selection(run.table, POSSIBLE[run.action])
         selection = replace(selection, more_values={**selection.more_values, **run.given})
-        Rows(run.table.oid, run.table.sql_name).change(connection, selection, _EACH[run.action], tell)
+        each = _EACH[run.action].replace("{columns}", run.columns.replace("%", "%%"))
+        Rows(run.table.oid, run.table.sql_name).change(connection, selection, each, tell)

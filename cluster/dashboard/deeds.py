@@ -162,9 +162,10 @@ class Deeds:
         async with self._database.reading() as connection:
             table = await table_of(connection, request)
             chosen = await _usable(connection, table, chosen)
+            columns = await columns_of(connection, table)
         total = form.get("total", "")
         run = await self.runs.start(
-            user, table, action, chosen, int(total) if total.isascii() and total.isdecimal() else 0,
+            user, table, columns, action, chosen, int(total) if total.isascii() and total.isdecimal() else 0,
             _destination(form) if action == "move" else {},
         )  # fmt: skip
         if wants_json(request):

@@ -280,3 +280,19 @@ async def test_all_that_match_and_wait_are_moved_or_made_due(web: httpx.AsyncCli
     begun = await web.post("/mail_jobs/bulk/now", data=form)
     await until_over(web, await web.get(BASE + begun.headers["location"]))
     assert run(conn, "SELECT count(*) FROM mail_jobs WHERE status = 'scheduled'") == [(0,)]
+
+
+async def test_all_that_match_run_again_as_new_jobs_and_none_of_the_new_ones_once_more(
+    web: httpx.AsyncClient, conn: psycopg.Connection
+) -> None:
+    run(conn, "INSERT INTO mail_jobs (label, customer_id, queue) SELECT n, n, 'slow' FROM generate_series(1, 3) n")
+    run(conn, "UPDATE mail_jobs SET status = 'failed', finished_at = now() WHERE id < 3")
+    asked = await web.get("/mail_jobs/bulk/again?queue=slow")
+    form = dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', asked.text))
+    assert form["total"] == "2", "one has not finished"
+    begun = await web.post("/mail_jobs/bulk/again", data=form)
+    page = await until_over(web, await web.get(BASE + begun.headers["location"]))
+    assert "2 inserted" in page.text
+    rows = run(conn, "SELECT label, customer_id, queue, status::text FROM mail_jobs WHERE id > 3 ORDER BY label")
+    assert rows == [("1", 1, "slow", "not_started"), ("2", 2, "slow", "not_started")]
+    assert run(conn, "SELECT action, count FROM cluster.audit") == [("again all", 2)]
