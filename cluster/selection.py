@@ -45,7 +45,7 @@ class Selection:
 
     def where(self) -> LiteralString:
         """As a condition on a row, with `values` as its parameters."""
-        parts: list[LiteralString] = ["status::text = ANY (%(statuses)s)"]
+        parts: list[LiteralString] = ["status = ANY (%(statuses)s::cluster.job_status[])"]
         if self.queue is not None:
             parts.append("queue = %(queue)s")
         if self.error is not None:

@@ -14,6 +14,7 @@ def of_every_table(query: str, columns: str) -> str:
 
     The one function that runs text as SQL in a plain SELECT, on every server, is ts_stat. It is one of text search, but a word
     may be any text, so each row is one, as JSON. (query_to_xml needs a server with libxml, a function of our own a migration.)
+    OFFSET keeps tables that were dropped out before any is read.
     """
     rows_as_words = (
         f"SELECT array_to_tsvector(coalesce(array_agg(to_json(found)::text), '{{}}')) FROM ({query}) AS found"
@@ -21,7 +22,8 @@ def of_every_table(query: str, columns: str) -> str:
     literal = "'" + rows_as_words.replace("'", "''") + "'"
     return f"""\
 SELECT t.name AS job_type, found.*
-FROM cluster.job_types AS t, ts_stat(format({literal}, t.job_table)) AS stat,
+FROM (SELECT name, job_table FROM cluster.job_types WHERE EXISTS (SELECT FROM pg_class WHERE oid = job_table) OFFSET 0) AS t,
+     ts_stat(format({literal}, t.job_table)) AS stat,
      json_to_record(stat.word::json) AS found ({columns})"""
 
 

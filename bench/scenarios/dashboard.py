@@ -171,7 +171,7 @@ def _pages(url: str, server: Server, most: int) -> list[Page]:
     """Found along the links, none twice. A route with parameters that nothing leads to is not among them."""
     routes = [route for route in dashboard(NoAuth(), database_url=url).routes if isinstance(route, Route)]
     table = f"{server.base}/{table_of(CountedJob)}"
-    plain = [route.path for route in routes if "{" not in route.path]
+    plain = [route.path for route in routes if "{" not in route.path and "GET" in (route.methods or ())]
     left = deque([f"{server.base}{path}" for path in plain] + [f"{table}{chosen}" for chosen in FILTERS])
     found: dict[str, Page] = {}
     while left and len(found) < most:
@@ -179,8 +179,10 @@ def _pages(url: str, server: Server, most: int) -> list[Page]:
         kind = _kind(routes, address.removeprefix(server.base))
         if kind is None or kind in found:
             continue
+        status, text = server.get(address)
+        if status == 404:  # it needs to be told of what
+            continue
         found[kind] = Page(kind, address)
-        _, text = server.get(address)
         links = [html.unescape(link) for link in re.findall(r'href="([^"#]+)"', text)]
         left += [link for link in links if link.startswith(f"{server.base}/")]
     return list(found.values())

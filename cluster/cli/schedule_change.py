@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,8 @@ from cluster.cli.schedule_rows import find, opened
 from cluster.errors import ClusterError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from psycopg import Connection
 
     from cluster.schedule_words import Row
@@ -64,7 +67,8 @@ def add(
         query = sql.SQL("INSERT INTO cluster.schedules ({}) VALUES ({})").format(
             sql.SQL(", ").join(map(sql.Identifier, row)), sql.SQL(", ").join([sql.Placeholder()] * len(row))
         )
-        connection.execute(query, list(row.values()))
+        with _noted(connection, "create", name, {"columns": sorted(given)}):
+            connection.execute(query, list(row.values()))
         _tell(connection, name, "added")
 
 
@@ -94,7 +98,8 @@ def edit(
         _check_times(row | given)
         assignments = sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(column)) for column in given)
         query = sql.SQL("UPDATE cluster.schedules SET {} WHERE name = %s").format(assignments)
-        connection.execute(query, [*given.values(), name])
+        with _noted(connection, "edit", name, {"columns": sorted(given)}):
+            connection.execute(query, [*given.values(), name])
         _tell(connection, name, "changed")
 
 
@@ -105,37 +110,39 @@ def remove(name: Name, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do
     with opened() as connection:
         _refuse_code(find(connection, name), "removed")
         ask(f"remove schedule {name}?", yes=yes)
-        connection.execute("DELETE FROM cluster.schedules WHERE name = %s", [name])
+        with _noted(connection, "delete", name):
+            connection.execute("DELETE FROM cluster.schedules WHERE name = %s", [name])
     typer.echo(f"{name}: removed")
 
 
 def activate(name: Name) -> None:
     """Let a schedule run again, whatever has stopped it; a pause lasts."""
-    _set(name, "active = true", "active")
+    _set(name, "activate", "active = true", "active")
 
 
 def deactivate(name: Name) -> None:
     """Let a schedule run no more until it is activated."""
-    _set(name, "active = false", "deactivated")
+    _set(name, "deactivate", "active = false", "deactivated")
 
 
 def pause(
     name: Name, reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Shown wherever one looks.")] = None
 ) -> None:
     """Let a schedule wait until it is resumed. What comes due meanwhile is left out."""
-    _set(name, "paused_at = coalesce(paused_at, now()), paused_reason = %s", "paused", reason)
+    _set(name, "pause", "paused_at = coalesce(paused_at, now()), paused_reason = %s", "paused", reason)
 
 
 def resume(name: Name) -> None:
     """End a pause."""
-    _set(name, "paused_at = NULL, paused_reason = NULL", "resumed")
+    _set(name, "resume", "paused_at = NULL, paused_reason = NULL", "resumed")
 
 
 def run(name: Name) -> None:
     """Insert a schedule's job now. Its next run stays where it is."""
     with opened() as connection:
         row = find(connection, name)
-        ((job_id,),) = connection.execute("SELECT cluster.run_schedule(%s)", [name]).fetchall()
+        with _noted(connection, "run", name):
+            ((job_id,),) = connection.execute("SELECT cluster.run_schedule(%s)", [name]).fetchall()
     typer.echo(f"{row['job_table']} {job_id}")
 
 
@@ -144,6 +151,7 @@ def reload() -> None:
 
     A schedule that has not changed keeps its next run.
     """
+    from cluster.cli.audit import note
     from cluster.cli.database import settings_with_database
     from cluster.cli.job_classes import imported_jobs
     from cluster.schedule_rows import reload_schedules
@@ -152,6 +160,7 @@ def reload() -> None:
     job_classes = imported_jobs(settings) if settings.jobs else []
     with opened() as connection:
         changed, going_on = reload_schedules(connection, job_classes, settings.jobs)
+        note(connection, "reload", "schedules", {"changed": changed})
     typer.echo(f"reloaded: {changed} changed, {going_on} go on that had stopped")
 
 
@@ -177,10 +186,12 @@ def backfill(
     with opened() as connection:
         row = find(connection, name)
         dues = between(row, first, last)
-        found = connection.execute(
-            "SELECT * FROM cluster.backfill_schedule(%s, %s, %s, %s)", [name, dues, which, dry_run]
-        )
-        for due_at, job_id in found.fetchall():
+        chosen = {"which": which, "from": start, "to": end}
+        with nullcontext() if dry_run else _noted(connection, "backfill", name, chosen):
+            found = connection.execute(
+                "SELECT * FROM cluster.backfill_schedule(%s, %s, %s, %s)", [name, dues, which, dry_run]
+            ).fetchall()
+        for due_at, job_id in found:
             inserted = "" if dry_run else f"  {row['job_table']} {job_id}"
             typer.echo(f"{due_at.astimezone():%Y-%m-%d %H:%M:%S %z}{inserted}")
 
@@ -238,12 +249,23 @@ def _refuse_code(row: Row, verb: str) -> None:
         )
 
 
-def _set(name: str, assignments: str, done: str, *parameters: object) -> None:
+def _set(name: str, action: str, assignments: str, done: str, *parameters: object) -> None:
     with opened() as connection:
         find(connection, name)
         query = f"UPDATE cluster.schedules SET {assignments} WHERE name = %s"  # noqa: S608 - constants of this module
-        connection.execute(query.encode(), [*parameters, name])
+        with _noted(connection, action, name, {"reason": parameters[0]} if any(parameters) else None):
+            connection.execute(query.encode(), [*parameters, name])
         _tell(connection, name, done)
+
+
+@contextmanager
+def _noted(connection: Connection[Any], action: str, name: str, chosen: dict[str, Any] | None = None) -> Iterator[None]:
+    """What is done inside, and a row of the audit, in one transaction."""
+    from cluster.cli.audit import note
+
+    with connection.transaction():
+        yield
+        note(connection, action, f"schedule {name}", chosen)
 
 
 def _tell(connection: Connection[Any], name: str, done: str) -> None:

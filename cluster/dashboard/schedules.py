@@ -208,7 +208,7 @@ class Schedules:
                     problem = str(error)
         return self._views.show(
             request, "schedule_backfill.html", 422 if problem else 200, row=row, found=found, problem=problem, which=which,
-            choices=WHICH,            first=_wall(first, row), last=_wall(last, row),
+            choices=WHICH, first=_wall(first, row), last=_wall(last, row),
         )  # fmt: skip
 
     async def backfill(self, request: Request) -> Response:

@@ -17,6 +17,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from grafana.sql_queries import COUNTS
 from tests.integration.conftest import RunNode
 from tests.support.nodes import NodeProcess, wait_for, wait_until
 from tests.support.prometheus import Prometheus, running_prometheus
@@ -244,3 +245,10 @@ def reader(conn: psycopg.Connection) -> Iterator[None]:
     finally:
         run(conn, "RESET ROLE")
         run(conn, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_the_dashboard_without_prometheus_leaves_out_tables_that_were_dropped(conn: psycopg.Connection) -> None:
+    conn.execute("SELECT cluster.create_job_table('mail_jobs'), cluster.create_job_table('old_jobs')")
+    conn.execute("INSERT INTO mail_jobs DEFAULT VALUES")
+    conn.execute("DROP TABLE old_jobs")
+    assert [row[2:4] for row in conn.execute(COUNTS.encode()).fetchall()] == [("not_started", 1)]

@@ -108,6 +108,9 @@ def test_pause_resume_deactivate_and_activate(cluster: Commands, conn: psycopg.C
     assert row(conn, "state") == ("deactivated",)
     cluster.out("activate", "report")
     assert row(conn, "state") == ("active",)
+    audit = "SELECT action, target, via, filter FROM cluster.audit WHERE action <> 'create' ORDER BY id"
+    assert run(conn, audit)[0] == ("pause", "schedule report", "cli", {"reason": "audit"})
+    assert [row[0] for row in run(conn, audit)] == ["pause", "resume", "deactivate", "activate"]
 
 
 def test_run_now_prints_the_job(cluster: Commands, conn: psycopg.Connection) -> None:
