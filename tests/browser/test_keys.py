@@ -152,7 +152,7 @@ def test_a_schedule_is_made_while_the_form_says_its_times_and_what_is_wrong(
 def test_what_arrives_live_moves_neither_focus_nor_the_row_that_is_chosen(desk: Page, conn: psycopg.Connection) -> None:
     desk.keyboard.press("j")
     desk.keyboard.press("j")
-    link = desk.get_by_role("link", name="EmailCustomersJob")
+    link = desk.locator("#live").get_by_role("link", name="EmailCustomersJob")
     expect(link).to_be_focused()
     link.evaluate("each => { each.mine = true }")
     run(conn, "SELECT cluster.create_job_table('a_jobs'); INSERT INTO a_jobs DEFAULT VALUES")  # a row above
