@@ -117,7 +117,9 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 def databases(server: RunServer) -> set[str]:
     with psycopg.connect(server.postgres.url()) as connection:
-        rows = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'jobcluster%'")
+        rows = connection.execute(
+            "SELECT datname FROM pg_database WHERE datname LIKE 'jobcluster%' AND datname NOT LIKE 'jobcluster_bench%'"
+        )
         return {name for (name,) in rows}
 
 
