@@ -3,6 +3,7 @@
 -- 1,000 are of which job table, by oid, and the newest error with its outcome. only: one fingerprint; NULL: all. groups: so many at most.
 -- Reads only. Index: failures_group, from fingerprint to fingerprint, however many rows each has; so it is bounded on any table. Pairs are
 -- compared and sorted by, since the planner would take failures_at for `fingerprint = … ORDER BY at`, and read all of it for a rare one.
+-- A part of the trend is cut at its end after the scan: before Postgres 17 a second pair would not end the scan.
 WITH RECURSIVE kind AS (
     SELECT coalesce(%(only)s::text, (SELECT fingerprint FROM cluster.failures ORDER BY fingerprint, at LIMIT 1)) AS fingerprint
     UNION ALL
@@ -31,8 +32,8 @@ SELECT g AS fingerprint, attempts, (
         ORDER BY f.fingerprint, f.at LIMIT 1
     ) AS first_at, last_at,
     ARRAY(
-        SELECT (SELECT count(*) FROM (
-            SELECT FROM cluster.failures AS f WHERE (f.fingerprint, f.at) >= (g, part.begins) AND (f.fingerprint, f.at) < (g, part.ends)
+        SELECT (SELECT count(*) FILTER (WHERE found.at < part.ends) FROM (
+            SELECT f.at FROM cluster.failures AS f WHERE (f.fingerprint, f.at) >= (g, part.begins) AND f.fingerprint <= g
             ORDER BY f.fingerprint, f.at LIMIT %(most)s / 10) AS found)
         FROM (
             SELECT n, now() - %(since)s::interval * ((n + 1)::float8 / %(buckets)s) AS begins,
