@@ -7,9 +7,9 @@ WITH recent AS MATERIALIZED (
     ) AS found GROUP BY fingerprint HAVING count(*) >= 10 ORDER BY attempts DESC LIMIT 5
 ), compared AS MATERIALIZED (
     SELECT g, attempts, (
-        SELECT count(*) FROM (
-            SELECT FROM cluster.failures AS f
-            WHERE (f.fingerprint, f.at) >= (g, now() - interval '70 minutes') AND (f.fingerprint, f.at) < (g, now() - interval '10 minutes')
+        SELECT count(*) FILTER (WHERE found.at < now() - interval '10 minutes') FROM (
+            SELECT f.at FROM cluster.failures AS f
+            WHERE (f.fingerprint, f.at) >= (g, now() - interval '70 minutes') AND f.fingerprint <= g
             ORDER BY f.fingerprint, f.at LIMIT 15000) AS found
     ) AS before
     FROM recent
