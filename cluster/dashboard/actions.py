@@ -10,6 +10,7 @@ from typing import Any
 
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
+from starlette.exceptions import HTTPException
 
 from cluster.dashboard.auth import User
 from cluster.dashboard.database import Connection
@@ -21,8 +22,11 @@ LONGEST_SECRET = 20_000
 """Characters of one that is shown."""
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a fault
-    """It can't be done, and the message says why."""
+class Refused(HTTPException):
+    """It can't be done, and the text says why. What the transaction has done so far is undone."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(409, text)
 
 
 POSSIBLE: Mapping[str, tuple[str, ...]] = {

@@ -35,24 +35,21 @@ class Deeds:
         action, number = request.path_params["action"], job_id(request.path_params["id"])
         if (action not in actions.POSSIBLE and action != "move") or number is None:
             raise HTTPException(404, "Not Found")
-        user, form = await self._sent(request, deletes=action == "delete")
+        user, form = await self.sent(request, deletes=action == "delete")
         async with self._database.writing() as connection:
             table = await table_of(connection, request)
             columns = await columns_of(connection, table)
-            try:
-                if action == "move":
-                    queue, priority = form.get("queue", ""), form.get("priority", "")
-                    said = await actions.move(connection, user, table, number, queue, priority)
-                else:
-                    said = await actions.act(connection, user, action, table, columns, number)
-            except actions.Refused as error:
-                raise HTTPException(409, str(error)) from error
+            if action == "move":
+                queue, priority = form.get("queue", ""), form.get("priority", "")
+                said = await actions.move(connection, user, table, number, queue, priority)
+            else:
+                said = await actions.act(connection, user, action, table, columns, number)
         return self._views.say(request, table.path if action == "delete" else f"{table.path}/{number}", said)
 
     async def secret(self, request: Request) -> Response:
         """What a masked column has, for those who may know; the audit has that they do."""
         number = job_id(request.path_params["id"])
-        user, form = await self._sent(request)
+        user, form = await self.sent(request)
         if not user.may_see_secrets:
             raise HTTPException(403, f"You are {user.name}, {user.role}: that needs an admin.")
         async with self._database.writing() as connection:
@@ -61,77 +58,62 @@ class Deeds:
             column = next((each for each in columns if each.name == form.get("column")), None)
             if number is None or column is None or not column.is_secret:
                 raise HTTPException(404, "Not Found")
-            try:
-                value = await actions.show_secret(connection, user, table, column, number)
-            except actions.Refused as error:
-                raise HTTPException(409, str(error)) from error
+            value = await actions.show_secret(connection, user, table, column, number)
         return self._views.show(request, "secret.html", table=table, number=number, column=column.name, value=value)
 
     async def job_type(self, request: Request) -> Response:
         """Pause, resume, or another limit."""
-        user, form = await self._sent(request)
+        user, form = await self.sent(request)
         async with self._database.writing() as connection:
             table = await table_of(connection, request)
-            try:
-                match form.get("do"):
-                    case "pause":
-                        said = await actions.pause_type(connection, user, table, _reason(form))
-                    case "resume":
-                        said = await actions.resume_type(connection, user, table)
-                    case "limit":
-                        said = await actions.set_limit(connection, user, table, form.get("limit", ""))
-                    case _:
-                        raise HTTPException(404, "Not Found")
-            except actions.Refused as error:
-                raise HTTPException(409, str(error)) from error
+            match form.get("do"):
+                case "pause":
+                    said = await actions.pause_type(connection, user, table, reason_of(form))
+                case "resume":
+                    said = await actions.resume_type(connection, user, table)
+                case "limit":
+                    said = await actions.set_limit(connection, user, table, form.get("limit", ""))
+                case _:
+                    raise HTTPException(404, "Not Found")
         return self._views.say(request, table.path, said)
 
     async def queue(self, request: Request) -> Response:
         """Pause or resume one."""
-        user, form = await self._sent(request)
+        user, form = await self.sent(request)
         queue = form.get("queue", "").strip()
         async with self._database.writing() as connection:
-            try:
-                if form.get("do") == "resume":
-                    said = await actions.resume_queue(connection, user, queue)
-                else:
-                    said = await actions.pause_queue(connection, user, queue, _reason(form))
-            except actions.Refused as error:
-                raise HTTPException(409, str(error)) from error
+            if form.get("do") == "resume":
+                said = await actions.resume_queue(connection, user, queue)
+            else:
+                said = await actions.pause_queue(connection, user, queue, reason_of(form))
         return self._views.say(request, "queues", said)
 
     async def views(self, request: Request) -> Response:
         """Saves a filter under a name, or deletes one."""
-        user, form = await self._sent(request)
+        user, form = await self.sent(request)
         name, query = form.get("name", ""), ""
         async with self._database.writing() as connection:
             table = await table_of(connection, request)
-            try:
-                if form.get("do") == "delete":
-                    said = await saved.delete(connection, user, table, name)
-                else:
-                    chosen = await _usable(connection, table, Filter.of(form))
-                    said = await saved.save(connection, user, table, name, chosen)
-                    query = f"?{chosen.query(before=None)}"
-            except actions.Refused as error:
-                raise HTTPException(409, str(error)) from error
+            if form.get("do") == "delete":
+                said = await saved.delete(connection, user, table, name)
+            else:
+                chosen = await _usable(connection, table, Filter.of(form))
+                said = await saved.save(connection, user, table, name, chosen)
+                query = f"?{chosen.query(before=None)}"
         return self._views.say(request, f"{table.path}{query}", said)
 
     async def node(self, request: Request) -> Response:
         """Drain one, or let it claim again."""
-        user, form = await self._sent(request)
+        user, form = await self.sent(request)
         node = request.path_params["node"]
         async with self._database.writing() as connection:
-            try:
-                match form.get("do"):
-                    case "drain":
-                        said = await nodes.drain(connection, user, node, _reason(form))
-                    case "undrain":
-                        said = await nodes.undrain(connection, user, node)
-                    case _:
-                        raise HTTPException(404, "Not Found")
-            except actions.Refused as error:
-                raise HTTPException(409, str(error)) from error
+            match form.get("do"):
+                case "drain":
+                    said = await nodes.drain(connection, user, node, reason_of(form))
+                case "undrain":
+                    said = await nodes.undrain(connection, user, node)
+                case _:
+                    raise HTTPException(404, "Not Found")
         return self._views.say(request, f"nodes/{node}", said)
 
     # --- in bulk ---
@@ -157,7 +139,7 @@ class Deeds:
 
     async def begin(self, request: Request) -> Response:
         """Begins it."""
-        user, form = await self._sent(request, deletes=request.path_params["action"] == "delete")
+        user, form = await self.sent(request, deletes=request.path_params["action"] == "delete")
         action, chosen = _bulk_of(request, form)
         async with self._database.reading() as connection:
             table = await table_of(connection, request)
@@ -181,7 +163,7 @@ class Deeds:
         return response
 
     async def stop_run(self, request: Request) -> Response:
-        await self._sent(request)
+        await self.sent(request)
         run = self._run(request)
         run.is_stopped = True
         return self._views.say(request, f"bulk/{run.number}", "It ends after the batch that is under way.")
@@ -212,7 +194,7 @@ class Deeds:
 
     async def new(self, request: Request) -> Response:
         """Inserts it, or says what is wrong with which value."""
-        user, form = await self._sent(request)
+        user, form = await self.sent(request)
         async with self._database.writing() as connection:
             table = await table_of(connection, request)
             view = self._job_views.of(table)
@@ -252,7 +234,7 @@ class Deeds:
             title=view.title or table.name, headings=dict(view.headings),
         )  # fmt: skip
 
-    async def _sent(self, request: Request, *, deletes: bool = False) -> tuple[User, QueryParams]:
+    async def sent(self, request: Request, *, deletes: bool = False) -> tuple[User, QueryParams]:
         """Who sent the form, and the form. HTTPException: who did may not, or no page of ours did."""
         user = user_of(request)
         body = b""
@@ -301,7 +283,7 @@ def _destination(form: QueryParams) -> dict[str, str | None]:
     return {"to_queue": queue or None, "to_priority": priority or None}
 
 
-def _reason(form: QueryParams) -> str | None:
+def reason_of(form: QueryParams) -> str | None:
     return form.get("reason", "").replace("\x00", "").strip()[:500] or None
 
 

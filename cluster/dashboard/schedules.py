@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from cluster.dashboard import schedule_forms, schedule_rows
 from cluster.dashboard.actions import Refused, note
 from cluster.dashboard.database import Connection, Database
-from cluster.dashboard.deeds import Deeds, _reason
+from cluster.dashboard.deeds import Deeds, reason_of
 from cluster.dashboard.job_tables import Column, JobTable, all_tables, columns_of, named
 from cluster.dashboard.schedule_forms import ScheduleForm
 from cluster.dashboard.views import Views, user_of, wants_json
@@ -76,7 +76,7 @@ class Schedules:
 
     async def do(self, request: Request) -> Response:
         """Activate, deactivate, pause, resume, run or delete one; or reload."""
-        user, form = await self._deeds._sent(request)
+        user, form = await self._deeds.sent(request)
         deed = form.get("do", "")
         if deed == "reload":
             return await self._reload(request)
@@ -86,10 +86,7 @@ class Schedules:
             raise HTTPException(403, f"You are {user.name}, {user.role}: that needs an admin.")
         async with self._database.writing() as connection:
             row = await _found(connection, form, locked=True)
-            try:
-                said = await schedule_rows.do(connection, user, row, deed, _reason(form))
-            except Refused as error:
-                raise HTTPException(409, str(error)) from error
+            said = await schedule_rows.do(connection, user, row, deed, reason_of(form))
         return self._views.say(request, "schedules" if deed == "delete" else schedule_path(row["name"]), said)
 
     async def _reload(self, request: Request) -> Response:
@@ -127,7 +124,7 @@ class Schedules:
 
     async def save(self, request: Request) -> Response:
         """Saves a new one or an edited one, or says what is wrong with which field; with `do` check it only says so."""
-        user, given = await self._deeds._sent(request)
+        user, given = await self._deeds.sent(request)
         is_check = given.get("do") == "check"
         async with self._database.writing() as connection:
             form, found = await self._sent_form(connection, given, locked=True)
@@ -148,7 +145,7 @@ class Schedules:
 
     async def check(self, request: Request) -> Response:
         """For the script, while somebody types: the times as HTML, and what is wrong with which field. Inserts nothing."""
-        _, given = await self._deeds._sent(request)
+        _, given = await self._deeds.sent(request)
         async with self._database.reading() as connection:
             form, found = await self._sent_form(connection, given)
             await schedule_forms.check_values(connection, form, found)
@@ -205,21 +202,18 @@ class Schedules:
                 try:
                     found = await schedule_rows.backfill(connection, row, first, last, which, dry_run=True)
                 except Refused as error:
-                    problem = str(error)
+                    problem = error.detail
         return self._views.show(
             request, "schedule_backfill.html", 422 if problem else 200, row=row, found=found, problem=problem, which=which,
             choices=WHICH, first=_wall(first, row), last=_wall(last, row),
         )  # fmt: skip
 
     async def backfill(self, request: Request) -> Response:
-        user, form = await self._deeds._sent(request)
+        user, form = await self._deeds.sent(request)
         async with self._database.writing() as connection:
             row = await _found(connection, form, locked=True)
             first, last, which = _span(form, row)
-            try:
-                found = await schedule_rows.backfill(connection, row, first, last, which, dry_run=False)
-            except Refused as error:
-                raise HTTPException(409, str(error)) from error
+            found = await schedule_rows.backfill(connection, row, first, last, which, dry_run=False)
             chosen = {"from": first.isoformat(), "to": last.isoformat(), "which": which}
             await note(connection, user, "backfill", f"schedule {row['name']}", chosen, len(found))
         return self._views.say(request, schedule_path(row["name"]), f"{len(found):,} jobs are new.")
