@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 
 from cluster.dashboard.database import Connection, Database
+from cluster.dashboard.deploys import Deploy, known_deploys
 from cluster.dashboard.job_tables import JobTable, all_tables
 from cluster.dashboard.words import age, number
 from cluster.metrics import SECONDS
@@ -22,15 +23,6 @@ FRESH = 15.0
 """Seconds for which all viewers are shown what one of them was."""
 WIDTH, HEIGHT = 240, 44
 BAR = WIDTH / MINUTES
-
-
-@dataclass(frozen=True)
-class Deploy:
-    """A node started whose version or code no node before it had."""
-
-    at: datetime
-    version: str
-    code: str
 
 
 @dataclass
@@ -133,8 +125,8 @@ async def look(connection: Connection) -> Hour:
         if chart := charts.get(row["oid"]):
             chart.wait[row["place"]] = percentile(dict(zip(row["buckets"], row["jobs"], strict=True)), 0.95)
     busy = sorted((chart for chart in charts.values() if any(chart.attempts)), key=lambda chart: -sum(chart.attempts))
-    starts = [Deploy(**row) for row in await _rows(connection, _STARTS, {})]
-    return Hour(hour["from"], busy, [each for each in deploys(starts) if hour["from"] <= each.at < ends])
+    known = await known_deploys(connection)
+    return Hour(hour["from"], busy, [each for each in known if hour["from"] <= each.at < ends])
 
 
 async def _rows(connection: Connection, query: str, values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -154,18 +146,6 @@ FROM (
     WHERE minute >= %(from)s AND minute < %(to)s AND jobs > 0 GROUP BY job_table, minute, bucket
 ) AS waited GROUP BY oid, minute
 """
-_STARTS = "SELECT started_at AS at, version, code FROM cluster.nodes ORDER BY started_at DESC LIMIT 2000"
-
-
-def deploys(starts: Iterable[Deploy]) -> list[Deploy]:
-    """Of starts in any order: those whose version or code is not that of the start before. The first one known is none."""
-    found: list[Deploy] = []
-    before: Deploy | None = None
-    for start in sorted(starts, key=lambda start: start.at):
-        if before is not None and (start.version, start.code) != (before.version, before.code):
-            found.append(start)
-        before = start
-    return found
 
 
 def percentile(buckets: dict[int, int], share: float) -> float:

@@ -13,6 +13,7 @@ from psycopg import sql
 
 from cluster import statements
 from cluster.dashboard.database import Connection
+from cluster.dashboard.deploys import known_deploys
 from cluster.dashboard.job_tables import JobTable
 from cluster.error_text import title
 from cluster.selection import Selection
@@ -63,27 +64,15 @@ async def error_groups(
     span, buckets = SPANS[since]
     values = {"only": only, "since": span, "most": MOST, "buckets": buckets, "groups": GROUPS}
     rows = await (await connection.execute(statements.statement("list_error_groups"), values)).fetchall()
-    deployed_at = await last_deploy(connection) if rows else None
+    deploys = await known_deploys(connection) if rows else []
     found = [_group(row, {str(table.oid): table for table in tables}) for row in rows]
-    return [replace(group, is_new=deployed_at is not None and group.first_at >= deployed_at) for group in found]
+    return [replace(group, is_new=bool(deploys) and group.first_at >= deploys[-1].at) for group in found]
 
 
 def _group(row: dict[str, Any], tables: dict[str, JobTable]) -> ErrorGroup:
     counted = sorted(row.pop("tables").items(), key=lambda item: -item[1])
     error = row.pop("error") or ""
     return ErrorGroup(**row, error=error, tables=[(tables[oid], jobs) for oid, jobs in counted if oid in tables])
-
-
-async def last_deploy(connection: Connection) -> datetime | None:
-    """When the first node with the newest code started, see `cluster.nodes.code`; None: no node had another."""
-    row = await (await connection.execute(_DEPLOY)).fetchone()
-    return row["at"] if row else None
-
-
-_DEPLOY = """
-SELECT min(started_at) AS at FROM cluster.nodes GROUP BY version, code
-ORDER BY 1 DESC LIMIT (SELECT (count(DISTINCT (version, code)) > 1)::integer FROM cluster.nodes)
-"""
 
 
 async def count_failed(connection: Connection, table: JobTable, fingerprint: str) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from cluster.dashboard.charts import BAR, HEIGHT, Deploy, bars, brief, deploys, line, percentile
+from cluster.dashboard.charts import BAR, HEIGHT, bars, brief, line, percentile
+from cluster.dashboard.deploys import Deploy, deploys
 from cluster.metrics import SECONDS
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
