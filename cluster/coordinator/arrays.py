@@ -30,9 +30,10 @@ class PackedArray:
 
     def pack(self) -> bytes:
         elements = self._elements()
-        head = _HEADER.pack(1, None in elements, self.element_oid, len(elements), 1)
+        has_nulls = None in elements
+        head = _HEADER.pack(1, has_nulls, self.element_oid, len(elements), 1)
         width = struct.pack(">i", struct.calcsize(f">{self.element}"))
-        if None in elements:
+        if has_nulls:
             return head + b"".join(_NULL if value is None else width + value for value in elements)
         return head + width + width.join(elements) if elements else _EMPTY.pack(0, 0, self.element_oid)  # type: ignore[arg-type]
 
@@ -59,13 +60,25 @@ class Floats(PackedArray):
     element, element_oid, array_oid = "d", 701, 1022
 
 
-class Timestamps(PackedArray):
-    """timestamptz[] from the 8 raw bytes that the database sent for each."""
+class Raw(PackedArray):
+    """From the 8 raw bytes that the database sent for each."""
 
-    element, element_oid, array_oid = "8s", 1184, 1185
+    element = "8s"
 
     def _elements(self) -> Sequence[bytes | None]:
         return self.values
+
+
+class RawBigIntegers(Raw):
+    """bigint[]"""
+
+    element_oid, array_oid = 20, 1016
+
+
+class Timestamps(Raw):
+    """timestamptz[]"""
+
+    element_oid, array_oid = 1184, 1185
 
 
 class Instant(int):
@@ -94,7 +107,7 @@ class InstantDumper(Dumper):
 def register(context: AdaptContext) -> None:
     """Lets a connection, or what it adapts with, take packed arrays and instants as parameters."""
     context.adapters.register_dumper(Instant, InstantDumper)
-    for packed in (Integers, BigIntegers, Floats, Timestamps):
+    for packed in (Integers, BigIntegers, Floats, RawBigIntegers, Timestamps):
         context.adapters.register_dumper(packed, _dumper(packed.array_oid))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import logging
 import signal
 import time
@@ -62,6 +63,9 @@ from cluster.spawn import WorkerOptions
 _VERSION = version("jobcluster")
 LONGEST_CLAIM = DEADLINE + 1
 """Seconds from the stop of claiming until no claim can be under way."""
+GARBAGE_THRESHOLD = 20_000
+"""Objects that come before the garbage collector looks for cycles among them: a claim's worth of jobs have mostly gone by then, and
+need no look."""
 SHORTEST_TIMEOUT = 15_000
 """Milliseconds: a shorter timeout of the server's would end round trips that are only slow."""
 
@@ -86,6 +90,8 @@ def run_node(
         faulthandler.enable(
             all_threads=False
         )  # SIGABRT, from a watchdog, leaves the stack; others' may change meanwhile
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD, 10, 10)
     reserve_files(settings.processes)
     check_database(settings, job_classes)
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of ends as an event of ours

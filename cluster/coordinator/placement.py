@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import compress, count
 from typing import NamedTuple
 
-from cluster.coordinator.claims import Claim, Outcome
+from cluster.coordinator.claims import Claim, Outcome, by_type
 from cluster.coordinator.crash import cancelled, released
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.lease import Lease
@@ -24,7 +24,7 @@ STOP_GRACE = 3.0
 """Seconds from asking a job to stop to killing its process."""
 PREFETCH = 0.05
 """Seconds of work to have beyond the slots, at the rate measured: a few round trips."""
-LONGEST_PREFETCH = 1000
+LONGEST_PREFETCH = 2000
 RATE_INTERVAL = 0.05
 REPLACED = Kill("replaced", None)
 """After a plain job was stopped half-way: locks that it had taken, and what it had started, go with the process."""
@@ -223,7 +223,8 @@ class Placement:
     def _took(self, worker: WorkerProcess, outcomes: list[Outcome], tickets: list[int]) -> None:
         worker.ended_jobs += len(outcomes)
         worker.performed += len(outcomes)
-        self._ended.update([outcome.claim.job_type for outcome in outcomes])
+        for job_type, of_type in by_type(outcomes).items():
+            self._ended[job_type] += len(of_type)
         stopped = [ticket for ticket in tickets if worker.stops.pop(ticket, None) is not None]
         if stopped and outcomes and outcomes[0].claim.job_type.exclusive and not self._is_closed:
             worker.kill(REPLACED)

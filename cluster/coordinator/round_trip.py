@@ -110,15 +110,15 @@ class RoundTrip:
 
         psycopg.Error: the connection is lost, or a plan on it is stale.
         """
-        sent = [(backlog, backlog.next_look()) for backlog in looks or ()]
         transactions = [
             *([promotion(backlog)] for backlog in due),
             *([] if plan is None else [_claim(connection, lease, plan)]),
-            *([look.command] for _, look in sent),
         ]
         trip = Trip([])
         promoted: dict[Backlog, int] = {}
         async with pipeline.sent(connection, *transactions) as answers:
+            sent = [(backlog, backlog.next_look()) for backlog in looks or ()]  # the server is at work meanwhile
+            answers.send(*([look.command] for _, look in sent))
             for backlog in due:
                 answer = await answers.next()
                 if self._worked(trip, backlog, "promote", answer):

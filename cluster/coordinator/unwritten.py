@@ -12,7 +12,7 @@ from uuid import UUID
 from cluster.coordinator import arrays
 from cluster.coordinator.claims import Claim, Outcome
 from cluster.coordinator.trouble import Pause
-from cluster.frames import LOCKED_AT
+from cluster.frames import ID, LOCKED_AT
 
 MOST_TAKEN = 64
 """Successes that the claimer writes with a claim of a type without a limit: with more of them two connections are faster than one.
@@ -119,7 +119,7 @@ def success_parameters(batch: list[Outcome]) -> dict[str, Any]:
     """Of finish_succeeded_jobs, and of the finishing half of swap_limited_jobs. All are of one node id."""
     return {
         "node": batch[0].claim.lease.node,
-        "id": arrays.BigIntegers([outcome.claim.id for outcome in batch]),
+        "id": arrays.RawBigIntegers([outcome.claim.head[ID] for outcome in batch]),
         "locked_at": arrays.Timestamps([outcome.claim.head[LOCKED_AT] for outcome in batch]),
         "begun": arrays.Floats([max(0.0, outcome.begun - outcome.claim.claimed_at) for outcome in batch]),
     }

@@ -22,7 +22,7 @@ WITH node AS MATERIALIZED (
 ), placed AS (
     SELECT id, attempts_count, crashes_count, row_number() OVER best AS place,
            count(*) FILTER (WHERE crashes_count > 0) OVER best AS crashed{bytes_upto}
-    FROM picked WINDOW best AS (ORDER BY priority, run_at, id)
+    FROM picked WINDOW best AS (ORDER BY priority, run_at, id ROWS UNBOUNDED PRECEDING)
 ){too_large}
 UPDATE {table} SET
     status = 'running', attempts_count = attempts_count + 1, locked_at = now(), locked_by = %(node)s,
@@ -31,5 +31,5 @@ WHERE id = ANY (ARRAY(
     SELECT id FROM placed WHERE (place <= %(slots)s OR attempts_count + 1 < %(max_attempts)s)
        AND (crashes_count = 0 OR crashed <= %(whole)s){bytes_fit}
 ))
-RETURNING id, attempts_count, crashes_count, locked_at, extract(epoch FROM now() - run_at)::float8, queue, priority, run_at, created_at, scheduled_for,
+RETURNING id, attempts_count, crashes_count, locked_at, date_part('epoch', now() - run_at), queue, priority, run_at, created_at, scheduled_for,
     CASE WHEN schedule IS NOT NULL THEN (SELECT time_zone FROM cluster.schedules AS s WHERE s.name = schedule) END AS zone{columns}

@@ -40,7 +40,7 @@ WITH node AS MATERIALIZED (
 ), placed AS MATERIALIZED (
     SELECT id, attempts_count, crashes_count, row_number() OVER best AS place,
            count(*) FILTER (WHERE crashes_count > 0) OVER best AS crashed{bytes_upto}
-    FROM ranked WHERE fits AND priority <= %(priority)s WINDOW best AS (ORDER BY priority, run_at, id)
+    FROM ranked WHERE fits AND priority <= %(priority)s WINDOW best AS (ORDER BY priority, run_at, id ROWS UNBOUNDED PRECEDING)
 ), claimed AS MATERIALIZED (
     SELECT id FROM placed
     WHERE place <= %(demand)s AND (place <= %(slots)s OR attempts_count + 1 < %(max_attempts)s)
@@ -53,5 +53,5 @@ UPDATE {table} SET
     status = 'running', attempts_count = attempts_count + 1, locked_at = now(), locked_by = %(node)s,
     started_at = now(), finished_at = NULL, parked = false, updated_at = now()
 WHERE id = ANY (ARRAY(SELECT id FROM claimed))
-RETURNING id, attempts_count, crashes_count, locked_at, extract(epoch FROM now() - run_at)::float8, queue, priority, run_at, created_at, scheduled_for,
+RETURNING id, attempts_count, crashes_count, locked_at, date_part('epoch', now() - run_at), queue, priority, run_at, created_at, scheduled_for,
     CASE WHEN schedule IS NOT NULL THEN (SELECT time_zone FROM cluster.schedules AS s WHERE s.name = schedule) END AS zone{columns}
