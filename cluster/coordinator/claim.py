@@ -43,7 +43,7 @@ LOOK_INTERVAL = 1.5
 """Seconds between looks of a node that sleeps: the most that a lost watch can cost."""
 BUSY_INTERVAL = 0.002
 """Seconds between looks while jobs arrive often, so that a batch can gather; doubled with each look that finds nothing."""
-SWAP_FOR = 0.02
+SWAP_FOR = 0.01
 """Seconds after a look for which rows are swapped without another: a better priority may wait for so much longer."""
 LONGEST_SWAP = 0.5
 """Seconds that outcomes may wait for a claim in their place."""
