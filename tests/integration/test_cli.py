@@ -781,10 +781,10 @@ def test_dev_uses_the_database_that_is_set(database_url: str, tmp_path: Path) ->
 
 def test_dev_starts_a_node_as_soon_as_there_is_a_job(database_url: str, tmp_path: Path) -> None:
     with started("dev", cwd=tmp_path, url=database_url, CLUSTER_PROCESSES="1", CLUSTER_LOG_FORMAT="json") as dev:
-        address = wait_for_line(dev, "dashboard: http://127.0.0.1:").split()[1]
+        lines = "dashboard: http://127.0.0.1:", "the node ended with exit code 4: waiting for a change"
+        address = wait_for_lines(dev, *lines)[0].split()[1]
         with urllib.request.urlopen(address, timeout=20) as page:
             assert "There are no job tables yet" in page.read().decode()
-        wait_for_line(dev, "the node ended with exit code 4: waiting for a change")
         assert call("generate", "job", "First", cwd=tmp_path).returncode == 0
         wait_for_line(dev, "jobs/first.py changed")
         wait_for_line(dev, "table first_jobs: created")
@@ -837,14 +837,20 @@ def started(*arguments: str, cwd: Path, url: str | None = None, **variables: str
 
 def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
     """The next line of its output with this text; what comes before it is read and forgotten."""
+    return wait_for_lines(process, text)[0]
+
+
+def wait_for_lines(process: subprocess.Popen[str], *texts: str) -> list[str]:
+    """For each of the texts the next line that has it, whichever comes first; the others are read and forgotten."""
     assert process.stdout is not None
-    seen = []
+    seen, found = [], dict[str, str]()
     for line in process.stdout:
         seen.append(line)
-        print(line, end="")  # for the report, should the line never come
-        if text in line:
-            return line
-    raise AssertionError(f"it ended without {text!r}:\n{''.join(seen)}")
+        print(line, end="")  # for the report, should a line never come
+        found = {text: line for text in texts if text in line} | found
+        if len(found) == len(texts):
+            return [found[text] for text in texts]
+    raise AssertionError(f"it ended without {set(texts) - found.keys()}:\n{''.join(seen)}")
 
 
 def watch(conn: psycopg.Connection, table: str) -> None:
