@@ -105,7 +105,7 @@ def run(bench: Bench, results: Results) -> None:
                 times = min(TIMES, bench.options.probes)
                 for page in _pages(url, server, min(MOST_PAGES, 10 * times)):
                     _measure(results, server, page, times)
-                _read([], TOLD)
+                time.sleep(TOLD)
                 for viewers in VIEWERS:
                     _watch(bench, connection, results, server, viewers)
                 migrate_jobs(connection, IDLE_CLASSES)

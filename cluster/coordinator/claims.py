@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from cluster.coordinator.job_types import JobType
@@ -52,11 +51,3 @@ class Outcome(NamedTuple):
     def is_plain_success(self) -> bool:
         """There is nothing to say but that it has succeeded."""
         return self.status == "succeeded" and self.said is None
-
-
-def by_type(outcomes: list[Outcome]) -> Mapping[JobType, list[Outcome]]:
-    """Mostly there is one type only, and then these are its outcomes."""
-    types = {outcome.claim.job_type for outcome in outcomes}
-    if len(types) == 1:
-        return {types.pop(): outcomes}
-    return {job_type: [outcome for outcome in outcomes if outcome.claim.job_type is job_type] for job_type in types}

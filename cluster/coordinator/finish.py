@@ -23,7 +23,7 @@ from psycopg import AsyncConnection
 from cluster import events, metrics, statements
 from cluster.coordinator import arrays, pipeline
 from cluster.coordinator.causes import WHY_HELD, Cause, brief, cause_of
-from cluster.coordinator.claims import Claim, Outcome, by_type
+from cluster.coordinator.claims import Claim, Outcome
 from cluster.coordinator.job_types import JobType, exists, forget
 from cluster.coordinator.loop import Wakeup
 from cluster.coordinator.pipeline import Command
@@ -86,9 +86,10 @@ class Finisher:
         if not outcomes:
             return
         self._idle.clear()
-        for job_type, of_type in by_type(outcomes).items():
+        types = {outcome.claim.job_type for outcome in outcomes}
+        for job_type in types:
             unwritten = self._tables[job_type].unwritten
-            unwritten.pending += of_type
+            unwritten.pending += outcomes if len(types) == 1 else [o for o in outcomes if o.claim.job_type is job_type]
             wait = self._waits(job_type)
             if wait:
                 self._wait(unwritten, wait)

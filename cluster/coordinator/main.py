@@ -90,7 +90,7 @@ def run_node(
         faulthandler.enable(
             all_threads=False
         )  # SIGABRT, from a watchdog, leaves the stack; others' may change meanwhile
-    gc.freeze()
+    gc.freeze()  # what the imports have made stays
     gc.set_threshold(GARBAGE_THRESHOLD, 10, 10)
     reserve_files(settings.processes)
     check_database(settings, job_classes)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import compress, count
 from typing import NamedTuple
 
-from cluster.coordinator.claims import Claim, Outcome, by_type
+from cluster.coordinator.claims import Claim, Outcome
 from cluster.coordinator.crash import cancelled, released
 from cluster.coordinator.job_types import JobType
 from cluster.coordinator.lease import Lease
@@ -223,8 +223,7 @@ class Placement:
     def _took(self, worker: WorkerProcess, outcomes: list[Outcome], tickets: list[int]) -> None:
         worker.ended_jobs += len(outcomes)
         worker.performed += len(outcomes)
-        for job_type, of_type in by_type(outcomes).items():
-            self._ended[job_type] += len(of_type)
+        self._ended.update([outcome.claim.job_type for outcome in outcomes])
         stopped = [ticket for ticket in tickets if worker.stops.pop(ticket, None) is not None]
         if stopped and outcomes and outcomes[0].claim.job_type.exclusive and not self._is_closed:
             worker.kill(REPLACED)

@@ -268,8 +268,6 @@ class Attempt:
     # --- verdicts ---
 
     def _returned(self, result: Any) -> Verdict:
-        if result is None and self.job.scheduled_for is None:  # as nearly always
-            return SUCCEEDED
         match result:
             case Snooze(delay):
                 return Verdict("scheduled", "snoozed", min(LONGEST_DELAY, delay.total_seconds()), attempts=-1)
