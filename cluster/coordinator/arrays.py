@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from psycopg import pq
@@ -18,6 +19,7 @@ _EMPTY = struct.Struct(">iiI")
 _NULL = struct.pack(">i", -1)
 
 
+@dataclass
 class PackedArray:
     """A one-dimensional array. Subclasses name the element's struct format and type OIDs; None is NULL."""
 
@@ -25,8 +27,7 @@ class PackedArray:
     element_oid: ClassVar[int]
     array_oid: ClassVar[int]
 
-    def __init__(self, values: Sequence[Any]) -> None:
-        self.values = values
+    values: Sequence[Any]
 
     def pack(self) -> bytes:
         elements = self._elements()

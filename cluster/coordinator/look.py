@@ -68,7 +68,7 @@ def command(job_type: JobType, queues: list[str] | None, bounds: Bounds | None, 
     }  # fmt: skip
     if bounds is None:
         whole = {"key": job_type.job_class.concurrency_key, "queues": queues}
-        return Command(job_type.statement("look_for_jobs"), parameters | whole)
+        return Command(job_type.statement("look_for_jobs"), parameters | whole, recurs=True)
     return Command(job_type.statement("look_from_bounds"), parameters | bounds.parameters())
 
 

@@ -27,10 +27,12 @@ from cluster.coordinator.arrays import InstantLoader
 
 
 class Command(NamedTuple):
-    """A statement with placeholders such as %(name)s, and their values."""
+    """A statement with placeholders such as %(name)s, and their values. recurs: it will likely be sent again with the same values,
+    which are kept as they are sent; a name's values are all of one type then."""
 
     statement: bytes
     parameters: Mapping[str, Any] = {}
+    recurs: bool = False
 
 
 class _Bound(NamedTuple):
@@ -44,10 +46,26 @@ class _Bound(NamedTuple):
 
 _Key = tuple[bytes, tuple[int, ...]]
 """A statement and the types of its values."""
-_prepared: WeakKeyDictionary[AsyncConnection[Any], dict[_Key, bytes]] = WeakKeyDictionary()
-_adapters: WeakKeyDictionary[AsyncConnection[Any], abc.Transformer] = WeakKeyDictionary()
-_answered: WeakKeyDictionary[AsyncConnection[Any], float] = WeakKeyDictionary()
 _numbers = count()
+
+
+class _Known:
+    """What is known of a connection."""
+
+    def __init__(self, connection: AsyncConnection[Any]) -> None:
+        adapters = AdaptersMap(connection.adapters)
+        adapters.register_loader("timestamptz", InstantLoader)
+        arrays.register(adapters)
+        self.adapter: abc.Transformer = Transformer(adapters)
+        """Not the connection's own, which would keep it alive."""
+        self.prepared: dict[_Key, bytes] = {}
+        """Names of statements."""
+        self.recurring: dict[bytes, tuple[Mapping[str, Any], _Bound]] = {}
+        """By statement, with the values that it was last sent with."""
+        self.answered_at = 0.0
+
+
+_connections: WeakKeyDictionary[AsyncConnection[Any], _Known] = WeakKeyDictionary()
 
 
 class Answer(NamedTuple):
@@ -84,7 +102,7 @@ async def ask(connection: AsyncConnection[Any], commands: Sequence[Command]) -> 
 
 def answered_at(connection: AsyncConnection[Any]) -> float:
     """CLOCK_MONOTONIC seconds when a transaction of a pipeline was last answered, worked or not; 0: none was yet."""
-    return _answered.get(connection, 0.0)
+    return _known(connection).answered_at
 
 
 class Answers:
@@ -93,6 +111,7 @@ class Answers:
     def __init__(self, connection: AsyncConnection[Any]) -> None:
         self._connection = connection
         self._pgconn: PGconn = connection.pgconn
+        self._known = _known(connection)
         self._left = 0
         """Synchronisation points that the server has not reached yet."""
         self._preparing: collections.deque[list[_Key]] = collections.deque()
@@ -103,11 +122,11 @@ class Answers:
         """See `sent`."""
         if not transactions:
             return
-        connection, pgconn = self._connection, self._pgconn
-        bound = [[_bind(connection, command) for command in commands] for commands in transactions]
+        pgconn = self._pgconn
+        bound = [[_bind(self._known, command) for command in commands] for commands in transactions]
         if pgconn.pipeline_status == pq.PipelineStatus.OFF:
             pgconn.enter_pipeline_mode()
-        names = None if connection.prepare_threshold is None else _prepared.setdefault(connection, {})
+        names = None if self._connection.prepare_threshold is None else self._known.prepared
         for commands in bound:
             self._preparing.append([] if names is None else self._prepare(commands, names))
             for command in commands:
@@ -140,12 +159,12 @@ class Answers:
             error = _error_of(self._connection, await self._until_sync())
             if error is not None:
                 refused = refused or error
-                _prepared.get(self._connection, {}).pop(key, None)
+                self._known.prepared.pop(key, None)
         results = await self._until_sync()
-        _answered[self._connection] = time.monotonic()
+        self._known.answered_at = time.monotonic()
         error = refused or _error_of(self._connection, results)
         if isinstance(error, errors.InvalidSqlStatementName):
-            _prepared.pop(self._connection, None)
+            self._known.prepared.clear()
         return Answer(results, error)
 
     async def _until_sync(self) -> list[PGresult]:
@@ -172,13 +191,7 @@ class Answers:
 
 def adapter_of(connection: AsyncConnection[Any]) -> abc.Transformer:
     """Converts values as the connection does, whose texts must be in UTF-8. One for all statements: it remembers how, by type."""
-    adapter = _adapters.get(connection)
-    if adapter is None:
-        adapters = AdaptersMap(connection.adapters)
-        adapters.register_loader("timestamptz", InstantLoader)
-        arrays.register(adapters)
-        adapter = _adapters[connection] = Transformer(adapters)  # one of the connection would keep it alive
-    return adapter
+    return _known(connection).adapter
 
 
 def rows(adapter: abc.Transformer, result: PGresult) -> list[Any]:
@@ -197,11 +210,24 @@ def _error_of(connection: AsyncConnection[Any], results: Sequence[PGresult]) -> 
 # --- to the server ---
 
 
-def _bind(connection: AsyncConnection[Any], command: Command) -> _Bound:
+def _known(connection: AsyncConnection[Any]) -> _Known:
+    known = _connections.get(connection)
+    if known is None:
+        known = _connections[connection] = _Known(connection)
+    return known
+
+
+def _bind(known: _Known, command: Command) -> _Bound:
+    parameters, bound = known.recurring.get(command.statement, (None, None))
+    if bound is not None and parameters == command.parameters:
+        return bound
     statement, names = _positional(command.statement)
-    adapter = adapter_of(connection)
+    adapter = known.adapter
     values = adapter.dump_sequence([command.parameters[name] for name in names], [PyFormat.AUTO] * len(names))
-    return _Bound(statement, values, tuple(adapter.types or ()), adapter.formats or ())
+    bound = _Bound(statement, values, tuple(adapter.types or ()), adapter.formats or ())
+    if command.recurs:
+        known.recurring[command.statement] = command.parameters, bound
+    return bound
 
 
 @cache

@@ -1,5 +1,6 @@
-"""One round trip of the claimer: promotions, a claim, and the next looks behind it, in one pipeline. What was claimed begins during
-the looks. Each is a transaction of its own, whose error is its table's; who refuses is found afterwards, see `refusal`.
+"""One round trip of the claimer: promotions, a claim, and the next looks behind it, in one pipeline; looks wait for the answer to a
+claim of what no look has seen. What was claimed begins before the looks are answered. Each is a transaction of its own, whose error
+is its table's; who refuses is found afterwards, see `refusal`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from cluster.coordinator.backlog import Backlog
 from cluster.coordinator.causes import Cause, cause_of
 from cluster.coordinator.claims import Outcome
 from cluster.coordinator.lease import Lease
-from cluster.coordinator.look import Head
-from cluster.coordinator.pipeline import Answer, Command
+from cluster.coordinator.look import Head, Look
+from cluster.coordinator.pipeline import Answer, Answers, Command
 from cluster.coordinator.placement import Demand
 from cluster.coordinator.unwritten import success_parameters
 from cluster.frames import ID, RawRow, integer
@@ -50,6 +51,11 @@ class Plan(NamedTuple):
     @property
     def limited(self) -> bool:
         return self.backlog.limit is not None or self.backlog.job_type.key is not None
+
+    @property
+    def is_unseen(self) -> bool:
+        """No look has seen what it is for: the doorbell has rung, or a row is due."""
+        return self.head.id is None and not self.keys
 
     @property
     def swaps(self) -> bool:
@@ -105,8 +111,8 @@ class RoundTrip:
         due: Sequence[Backlog],
         looks: Sequence[Backlog] | None,
     ) -> Trip:
-        """take: not called for a claim that was refused; called while the looks are still under way. following: asked only without
-        looks. due: where to promote. looks: None: none, and none is needed.
+        """take: not called for a claim that was refused; called before the looks are answered. following: asked only without looks.
+        due: where to promote. looks: None: none, and none is needed.
 
         psycopg.Error: the connection is lost, or a plan on it is stale.
         """
@@ -116,9 +122,10 @@ class RoundTrip:
         ]
         trip = Trip([])
         promoted: dict[Backlog, int] = {}
+        # Unseen, it is most often one row: more to send would hold its claim up.
+        looks_after = plan is not None and plan.is_unseen
         async with pipeline.sent(connection, *transactions) as answers:
-            sent = [(backlog, backlog.next_look()) for backlog in looks or ()]  # the server is at work meanwhile
-            answers.send(*([look.command] for _, look in sent))
+            sent = [] if looks_after else _look(answers, looks)  # the server is at work meanwhile
             for backlog in due:
                 answer = await answers.next()
                 if self._worked(trip, backlog, "promote", answer):
@@ -133,6 +140,8 @@ class RoundTrip:
                     answers.send(_claim(connection, lease, next_plan))
                 take(plan, taken)
                 plan = next_plan
+            if looks_after:
+                sent = _look(answers, looks)
             found = [(backlog, sent_look, await answers.next()) for backlog, sent_look in sent]
         for backlog, sent_look, answer in found:
             if self._worked(trip, backlog, "look", answer):
@@ -192,6 +201,13 @@ def promotion(backlog: Backlog, only: list[int] | None = None) -> Command:
     return Command(backlog.job_type.statement("promote_jobs"), parameters)
 
 
+def _look(answers: Answers, backlogs: Sequence[Backlog] | None) -> list[tuple[Backlog, Look]]:
+    """Sends looks; which ones, and of what."""
+    sent = [(backlog, backlog.next_look()) for backlog in backlogs or ()]
+    answers.send(*([sent_look.command] for _, sent_look in sent))
+    return sent
+
+
 async def leave_transaction(connection: AsyncConnection[Any]) -> None:
     """Behind a pooler a claim opens its transaction itself, which stays open when it was refused."""
     if connection.info.transaction_status != pq.TransactionStatus.IDLE:
@@ -211,14 +227,14 @@ def _claim(connection: AsyncConnection[Any], lease: Lease, plan: Plan) -> list[C
         return [Command(job_type.statement("swap_limited_jobs", queue), swap)]
     if not plan.limited:
         finish = [Command(job_type.statement("finish_succeeded_jobs"), successes)] if successes else []
-        return [*finish, Command(job_type.statement("claim_jobs", queue), parameters)]
+        return [*finish, Command(job_type.statement("claim_jobs", queue), parameters, recurs=True)]
     name = "claim_limited_jobs"
     if job_type.key is not None:
         name = "claim_keyed_jobs"
         parameters |= {"key": job_type.key.column, "keys": plan.keys, "reach": plan.reach}
     commands = [
-        Command(statements.text("take_turn").encode(), {"table": job_type.oid}),
-        Command(job_type.statement(name, queue), parameters),
+        Command(statements.text("take_turn").encode(), {"table": job_type.oid}, recurs=True),
+        Command(job_type.statement(name, queue), parameters, recurs=True),
     ]
     if _is_pooled(connection):  # whose sessions may have any isolation; our own are set to READ COMMITTED
         return [Command(b"BEGIN ISOLATION LEVEL READ COMMITTED"), *commands, Command(b"COMMIT")]

@@ -94,7 +94,7 @@ class Pause:
     @property
     def is_over(self) -> bool:
         """It may be tried now."""
-        return time.monotonic() >= self.until
+        return not self.until or time.monotonic() >= self.until
 
     def failed(self, shortest: float = 0.0, longest: float = math.inf) -> None:
         """Once more. shortest, longest: this time."""
@@ -175,8 +175,10 @@ class RowsAside:
 
     def next_at(self) -> float:
         """When the next is to be tried again; infinite: none is set aside."""
+        if not self._rows:
+            return math.inf
         now = time.monotonic()
-        return min((until for until, _ in self._rows.values() if until > now), default=float("inf"))
+        return min((until for until, _ in self._rows.values() if until > now), default=math.inf)
 
     def accepted(self, ids: Iterable[int]) -> None:
         """These have been changed, or are gone."""
@@ -211,7 +213,7 @@ class Hold:
     @property
     def is_over(self) -> bool:
         """It may be tried now."""
-        return self._pause.is_over
+        return not self._reason or self._pause.is_over
 
     @property
     def until(self) -> float:
