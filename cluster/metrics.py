@@ -65,6 +65,10 @@ def queue_label(queue: bytes | None) -> str:
     return label
 
 
+MOST_EXEMPLARS = 10_000
+"""Of a histogram, those of its series aside: whatever workers tell of."""
+
+
 class BatchHistogram(Collector):
     """A histogram that takes many values of one label set at once: per job, Histogram.observe would cost more than the rest.
 
@@ -89,8 +93,8 @@ class BatchHistogram(Collector):
         total[0] += sum(values)
 
     def exemplify(self, labels: tuple[str, ...], value: float, trace_id: str) -> None:
-        """The last one of each bucket is kept."""
-        if labels in self._series:
+        """The last one of each bucket is kept. An attempt may be told of before its outcome is written, and with it its series."""
+        if labels in self._series or len(self._exemplars) < MOST_EXEMPLARS:
             exemplar = Exemplar({"trace_id": trace_id}, value, time.time())
             self._exemplars[labels, bisect_left(self._bounds, value)] = exemplar
 
