@@ -11,7 +11,7 @@ from cluster.coordinator.session import Session
 from cluster.coordinator.trouble import Troubles
 
 INTERVAL, LONGEST_INTERVAL = 1.5, 20.0
-"""Seconds between looks. Named is who holds a lock at two of them, so within 5 s."""
+"""Seconds between looks. Named is who holds a lock at two of them, so within 5 s where up to nine nodes live."""
 LOOKS_FOR = 4
 """Nodes that look so often; with more of them each looks less often until it sees something new: a look reads all locks of the
 server."""

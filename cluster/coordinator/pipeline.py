@@ -63,6 +63,7 @@ class _Known:
         self.recurring: dict[bytes, tuple[Mapping[str, Any], _Bound]] = {}
         """By statement, with the values that it was last sent with."""
         self.answered_at = 0.0
+        """See the function of this name."""
 
 
 _connections: WeakKeyDictionary[AsyncConnection[Any], _Known] = WeakKeyDictionary()
@@ -102,7 +103,8 @@ async def ask(connection: AsyncConnection[Any], commands: Sequence[Command]) -> 
 
 def answered_at(connection: AsyncConnection[Any]) -> float:
     """CLOCK_MONOTONIC seconds when a transaction of a pipeline was last answered, worked or not; 0: none was yet."""
-    return _known(connection).answered_at
+    known = _connections.get(connection)
+    return 0.0 if known is None else known.answered_at
 
 
 class Answers:

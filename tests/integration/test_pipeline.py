@@ -11,6 +11,7 @@ import pytest
 from psycopg import AsyncConnection, errors
 
 from cluster.coordinator import pipeline
+from cluster.coordinator.arrays import BigIntegers, PackedArray
 from cluster.coordinator.pipeline import Command
 
 CREATE = b"CREATE TABLE notes (id integer PRIMARY KEY, text text)"
@@ -43,6 +44,29 @@ async def test_all_answers_come_in_order(connection: AsyncConnection) -> None:
 async def test_placeholders_may_come_twice_and_percent_signs_are_kept(connection: AsyncConnection) -> None:
     statement = b"SELECT %(text)s::text LIKE 'a%%', %(number)s::integer + 1, %(text)s::text"
     assert await ask(connection, (statement, {"text": "abc", "number": 1, "other": 3})) == [[(True, 2, "abc")]]
+
+
+async def test_a_statement_that_recurs_is_sent_with_the_values_of_its_command(connection: AsyncConnection) -> None:
+    statement = b"SELECT %(number)s::bigint, %(ids)s::bigint[]"
+    for number, ids in ((1, [1]), (1, [1]), (1, [2]), (2**40, [2]), (2**40, []), (1, [1])):
+        command = Command(statement, {"number": number, "ids": BigIntegers(ids)}, recurs=True)
+        async with pipeline.sent(connection, [command]) as round_trip:
+            answer = await round_trip.next()
+        assert pipeline.rows(pipeline.adapter_of(connection), answer.results[0]) == [(number, ids)]
+
+
+async def test_what_recurs_is_bound_once(connection: AsyncConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = []
+
+    def pack(array: BigIntegers) -> bytes:
+        bound.append(array.values)
+        return PackedArray.pack(array)
+
+    monkeypatch.setattr(BigIntegers, "pack", pack)
+    for ids in ([1], [1], [2]):
+        command = Command(b"SELECT %(ids)s::bigint[]", {"ids": BigIntegers(ids)}, recurs=True)
+        await pipeline.ask(connection, [command])
+    assert bound == [[1], [2]]
 
 
 async def test_values_of_another_size_are_of_another_type(connection: AsyncConnection) -> None:
