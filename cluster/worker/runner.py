@@ -159,9 +159,14 @@ class Runner:
         if returned:
             self._channel.send(("returned", returned))
 
-    def _report(self, ticket: int, verdict: Verdict, begun: float) -> None:
-        """Reports go in one frame: those of one turn of the loop, or of a moment while more jobs wait than there are slots."""
+    def _report(self, ticket: int, verdict: Verdict, begun: float, attempt: Attempt | Verdict | None = None) -> None:
+        """Reports go in one frame: those of one turn of the loop, or of a moment while more jobs wait than there are slots.
+
+        attempt: that was made, if one was.
+        """
         ended = time.monotonic()
+        if isinstance(attempt, Attempt) and attempt.trace_id:
+            self._note_exemplar(attempt, verdict, ended - begun)
         if verdict is SUCCEEDED:
             self._successes += (ticket, begun, ended)
         else:
@@ -194,9 +199,9 @@ class Runner:
             exemplars, self._exemplars = self._exemplars, {}
             self._channel.send(("exemplars", [[*labels, *example] for labels, example in exemplars.items()]))
 
-    def _note_exemplar(self, attempt: Attempt, verdict: Verdict, begun: float) -> None:
+    def _note_exemplar(self, attempt: Attempt, verdict: Verdict, seconds: float) -> None:
+        """seconds: of the attempt, as they are reported: by another clock it might be in a bucket that does not count it."""
         queue = attempt.queue.decode(errors="replace")
-        seconds = time.monotonic() - begun
         self._exemplars[attempt.performer.definition.name, queue, verdict.outcome] = attempt.trace_id, seconds
 
     # --- attempts ---
@@ -228,8 +233,6 @@ class Runner:
                 if isinstance(told, str):
                     attempt.stop(told)
                 verdict = await self._carry_out(attempt, self._tasks[slot])
-                if attempt.trace_id:
-                    self._note_exemplar(attempt, verdict, begun)
             else:
                 verdict = attempt
             del self._attempts[ticket]
@@ -239,7 +242,7 @@ class Runner:
             os._exit(1)
         self._notes.end(slot)
         self._free.append(slot)
-        self._report(ticket, verdict, begun)
+        self._report(ticket, verdict, begun, attempt)
         if self._waiting:
             self._fill()
 
@@ -258,13 +261,11 @@ class Runner:
                 attempt.interrupt(asked)
             verdict = context.run(attempt.perform_plain)
             self._in_main = None
-            if attempt.trace_id:
-                self._note_exemplar(attempt, verdict, begun)
         else:
             verdict = attempt
         self._notes.end(0)
         self._notes.beat()
-        self._report(ticket, verdict, begun)
+        self._report(ticket, verdict, begun, attempt)
         self._flush()
 
     def _stop_in_main(self, *_: object) -> None:
